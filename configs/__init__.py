@@ -1,0 +1,1 @@
+"""The shipped configs; `msf-faiss pretrain NAME` finds NAME.yaml here."""

@@ -1,0 +1,320 @@
+"""The configuration of a run: frozen models, one per section, with every default in one place.
+
+YAML files hold only what differs from these defaults; `config_file` reads and writes them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+View = Literal["weak", "strong"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and a key that does not exist is an error rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class SourceConfig(Section):
+    """What every kind of data has in common."""
+
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode images. "auto": none for images held in memory, else one a core, at most 16."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What an image that cannot be decoded does: end the run, or be left out and counted."""
+    unreadable_limit: Annotated[int, Field(ge=0)] = 100
+    """With `unreadable: skip`, the most images that may be left out before the run ends all the same."""
+
+
+class DemoData(SourceConfig):
+    """The built-in images: ten kinds of drawn textures. Nothing to download."""
+
+    kind: Literal["demo"] = "demo"
+    images: Annotated[int, Field(ge=10)] = 4_000
+    """Training images."""
+    test_images: Annotated[int, Field(ge=10)] = 1_000
+    """Held-out images, drawn from another part of the same sequence."""
+    size: Annotated[int, Field(ge=8)] = 32
+    """Height and width, in pixels."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the drawing; independent of the run's seed, so that runs share their images."""
+
+
+class FolderData(SourceConfig):
+    """Image files below a folder: one subfolder a class, or any tree of unlabelled images."""
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+    """Folder with the training images."""
+    test_path: Path | None = None
+    """Folder with held-out images for the evaluations; without it they leave one out of the training images."""
+    labels: Literal["auto", "folders", "none"] = "auto"
+    """"folders": the first folder level names the class. "auto": so if every image lies exactly one level deep."""
+
+
+class ParquetData(SourceConfig):
+    """Parquet in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: Path
+    """A file, or a folder of shards (read in the order of their names)."""
+    test_path: Path | None = None
+    """The same for held-out images."""
+    image_column: str = "image"
+    """Name of the struct column with the encoded images."""
+    label_column: str | None = "label"
+    """Name of the integer column; a file without it is unlabelled. null: leave labels out."""
+    cache_dir: Path | None = None
+    """Where shards are unpacked for random access. null: `msf-faiss` in the user's cache folder."""
+
+
+class TorchvisionData(SourceConfig):
+    """A data set that torchvision knows how to download."""
+
+    kind: Literal["cifar10", "cifar100", "stl10"]
+    root: Path = Path("data")
+    """Folder that holds the data set, or will after the download."""
+    download: bool = True
+    """Fetch what is missing. false: a missing data set is an error."""
+
+
+DataConfig = Annotated[DemoData | FolderData | ParquetData | TorchvisionData, Field(discriminator="kind")]
+
+
+class WeakView(Section):
+    """Random resized crop and flip."""
+
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Smallest and largest share of the image's area that a crop covers."""
+    flip: Share = 0.5
+    """Probability of a left-right flip."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WeakView:
+        low, high = self.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(f"crop_scale must rise from above 0, found [{low}, {high}]")
+        return self
+
+
+class StrongView(WeakView):
+    """The weak view, then colour jitter, grayscale and blur (the paper's, section 4)."""
+
+    jitter: Share = 0.8
+    """Probability of the colour jitter."""
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    """Each factor is drawn from 1 - x to 1 + x."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """The shift is drawn from -x to x, in turns of the colour wheel."""
+    grayscale: Share = 0.2
+    """Probability of grey."""
+    blur: Share = 0.5
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view."""
+
+    @model_validator(mode="after")
+    def _blur_ordered(self) -> StrongView:
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma must rise, found {list(self.blur_sigma)}")
+        return self
+
+
+class ViewsConfig(Section):
+    """The two random views of an image, and the one that evaluations see."""
+
+    size: Annotated[int, Field(ge=8)] = 224
+    """Height and width of a view, in pixels."""
+    target: View = "weak"
+    """The view that the target encoder embeds and the bank holds. weak here and strong below is the paper's w/s."""
+    online: View = "strong"
+    """The view that the online encoder embeds."""
+    weak: WeakView = WeakView()
+    strong: StrongView = StrongView()
+    eval_resize: Positive | None = None
+    """Shorter side before the centre crop of the evaluations, in pixels. null: size from 96 px on 8/7 of it (256 for
+    224, as in the paper), below that size itself."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from each channel (0 to 1); ImageNet's by default."""
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        0.229,
+        0.224,
+        0.225,
+    )
+    """Each channel is divided by it."""
+
+    @property
+    def resize(self) -> int:
+        """Shorter side before the centre crop, in pixels."""
+        if self.eval_resize is not None:
+            return self.eval_resize
+        return round(self.size * 8 / 7) if self.size >= 96 else self.size
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ViewsConfig:
+        if self.resize < self.size:
+            raise ValueError(f"eval_resize ({self.eval_resize}) must not be below size ({self.size})")
+        return self
+
+
+class TorchvisionBackbone(Section):
+    """A ResNet of torchvision, randomly initialised."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ] = "resnet50"
+    """The network, as torchvision spells it."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """"cifar": a 3×3 convolution of stride 1 and no max-pooling, for images of about 32 px."""
+
+
+class NarrowBackbone(Section):
+    """A residual net of basic blocks whose width and depth fit a CPU."""
+
+    kind: Literal["narrow"] = "narrow"
+    width: Positive = 32
+    """Channels of the stem and the first stage; every further stage doubles them."""
+    depths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 1)
+    """Blocks in each stage."""
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(min_length=1)] = (2, 2, 2)
+    """Stride of each stage's first block."""
+
+    @model_validator(mode="after")
+    def _one_stride_a_stage(self) -> NarrowBackbone:
+        if len(self.depths) != len(self.strides):
+            raise ValueError(
+                f"depths and strides must be equally many, found {len(self.depths)} depths and {len(self.strides)} strides"
+            )
+        return self
+
+
+BackboneConfig = Annotated[TorchvisionBackbone | NarrowBackbone, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """Encoder and heads (design 1)."""
+
+    backbone: BackboneConfig = TorchvisionBackbone()
+    hidden: Positive | None = None
+    """Width of the heads' hidden layer. null: twice the backbone's features (4096 for ResNet-50)."""
+    dim: Positive | None = None
+    """Dimension of the embeddings in the bank. null: a quarter of the features (512 for ResNet-50)."""
+
+
+class BankConfig(Section):
+    """The FIFO bank of target embeddings."""
+
+    kind: Literal["flat", "reference"] = "flat"
+    """flat: exact search by FAISS over the ring in place. reference: exact, plain torch, slow; for checks."""
+    capacity: Positive = 131_072
+    """Entries; the oldest give way."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Storage of an entry."""
+    k: Positive = 5
+    """Neighbours that each query is pulled to; its own target embedding is the first of them. 1 is BYOL's loss."""
+
+
+class OptimizerConfig(Section):
+    """SGD with the paper's recipe."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    """Peak learning rate for the batch size in `train`; it is not scaled."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["epoch", "step", "constant"] = "epoch"
+    """Cosine to zero that moves once an epoch (the paper's) or every step; or none."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Linear rise from zero before the cosine, in epochs (fractions allowed)."""
+
+
+class TargetConfig(Section):
+    """How the target encoder follows the online encoder."""
+
+    momentum: Share = 0.99
+    """EMA momentum at the first step."""
+    final_momentum: Share | None = None
+    """EMA momentum at the last step, reached on a cosine. null: constant."""
+
+
+class TrainConfig(Section):
+    """Length, batch and arithmetic of the run."""
+
+    epochs: Positive = 200
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images a step; an incomplete last batch of an epoch is left out (another part of the data each epoch)."""
+    max_steps: Positive | None = None
+    """End after so many steps, with the schedules as they are. null: after the last epoch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forward and backward under autocast; weights, losses and the optimizer stay float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    threads: Positive | None = None
+    """CPU threads of torch and FAISS. null: one a core."""
+    log_every: Positive = 10
+    """Steps between two reports (progress, metrics.jsonl, TensorBoard)."""
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and what is kept."""
+
+    every_epochs: Positive = 10
+    """Epochs between two checkpoints; the end of the run always makes one."""
+    keep_last: Positive = 2
+    """Newest checkpoints that are kept."""
+    keep_every_epochs: Positive | None = None
+    """Also keep each checkpoint whose epoch is a multiple of this. null: none."""
+
+
+class KnnConfig(Section):
+    """The kNN evaluation during training; only where there are labels."""
+
+    every_epochs: Positive | None = 10
+    """Epochs between two evaluations; the last epoch is always evaluated. null: never."""
+    k: Positive = 20
+    """Neighbours that vote."""
+    images: Positive = 10_000
+    """Most images to use of the training and of the test set each; a fixed sample of larger ones."""
+
+
+class Config(Section):
+    """Everything that determines a run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the initial weights, the order of the data and the views."""
+    data: DataConfig = DemoData()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    bank: BankConfig = BankConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    target: TargetConfig = TargetConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    knn: KnnConfig = KnnConfig()
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Config:
+        if self.bank.k > self.bank.capacity:
+            raise ValueError(f"bank.k ({self.bank.k}) is larger than bank.capacity ({self.bank.capacity})")
+        if self.optimizer.warmup_epochs >= self.train.epochs and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs}) must be below train.epochs ({self.train.epochs})"
+            )
+        return self

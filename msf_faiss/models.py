@@ -1,0 +1,129 @@
+"""Encoders, heads, and the pair of networks that mean shift trains.
+
+Shapes: B images, S height and width of a view, F features of the backbone, H hidden width of the heads, D dimensions
+of an embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from msf_faiss.config import BackboneConfig, ModelConfig, NarrowBackbone
+
+
+class NarrowResNet(nn.Module):
+    """Residual net of basic blocks: [B, 3, S, S] -> [B, F] with F = width * 2^(stages - 1).
+
+    A 3×3 stem without pooling, then one stage for each of `depths`, then the mean over all positions.
+    """
+
+    def __init__(self, width: int, depths: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        stages: list[nn.Module] = []
+        channels = width
+        for stage, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
+            out = width * 2**stage
+            for block in range(depth):
+                step = stride if block == 0 else 1
+                shortcut = None
+                if step != 1 or channels != out:
+                    shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=step, bias=False), nn.BatchNorm2d(out))
+                stages.append(BasicBlock(channels, out, step, shortcut))
+                channels = out
+        self.stages = nn.Sequential(*stages)
+        self.feature_dim = channels
+        for module in self.modules():  # as torchvision initialises its own ResNets
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stages(self.stem(images))  # [B, F, s, s]
+        return features.mean(dim=(2, 3))
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: [B, 3, S, S] -> [B, D], not normalised."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp(feature_dim, hidden, dim)
+        self.feature_dim = feature_dim
+        self.dim = dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.projector(self.backbone(images))
+        return embeddings
+
+
+class MeanShift(nn.Module):
+    """The online encoder g with its predictor h, and the target encoder f that follows g (design 1; paper, section 3).
+
+    All three train in train mode: the target's batch statistics are its own, from its own forwards.
+    """
+
+    def __init__(self, online: Encoder, hidden: int) -> None:
+        super().__init__()
+        self.online = online
+        self.predictor = mlp(online.dim, hidden, online.dim)
+        self.target = copy.deepcopy(online).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Query embeddings v = normalize(h(g(x))): [B, 3, S, S] -> [B, D], float32 at least, with gradients."""
+        return _normalize(self.predictor(self.online(images)))
+
+    @torch.no_grad()
+    def embed_target(self, images: Tensor) -> Tensor:
+        """Target embeddings u = normalize(f(x)): [B, 3, S, S] -> [B, D], float32 at least, without gradients."""
+        return _normalize(self.target(images))
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move the target's parameters: f <- momentum f + (1 - momentum) g. Batch statistics stay its own."""
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - momentum)
+
+
+def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
+    """A freshly initialised model on the CPU: the same seed, the same weights. Torch's own generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, feature_dim = build_backbone(config.backbone)
+        hidden = config.hidden or 2 * feature_dim
+        dim = config.dim or max(1, feature_dim // 4)
+        return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden)
+
+
+def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
+    """A backbone [B, 3, S, S] -> [B, F], and F. Draws its weights from torch's global generator."""
+    if isinstance(config, NarrowBackbone):
+        narrow = NarrowResNet(config.width, config.depths, config.strides)
+        return narrow, narrow.feature_dim
+    resnet: ResNet = torchvision.models.get_model(config.name, weights=None)
+    feature_dim = resnet.fc.in_features
+    resnet.fc = nn.Identity()
+    if config.stem == "cifar":
+        resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+        resnet.maxpool = nn.Identity()
+    return resnet, feature_dim
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Linear - BN - ReLU - Linear, the shape of the projector and of the predictor."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    )
+
+
+def _normalize(embeddings: Tensor) -> Tensor:
+    wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    return F.normalize(wide, dim=1)

@@ -1,0 +1,1 @@
+"""Inspection of the neighbours that a bank retrieves."""
