@@ -40,6 +40,7 @@ class StepReport:
     data_share: float  # of the wall time: waiting for data, and making views
     bank_share: float  # push, search and mean
     model_share: float  # forward, backward, optimizer and everything else
+    seconds_left: float  # at the mean rate since this process began
     unreadable: int  # images left out so far
 
 

@@ -1,0 +1,122 @@
+"""How reports look in a terminal: a live display on stderr, or plain lines where stderr is no terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+
+
+def stdout() -> Console:
+    """For what a command was asked for: tables and paths. Plain, and never cut, when piped."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """For everything else: progress, notices, warnings."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width to fit into
+    return console
+
+
+class TrainingDisplay:
+    """Draws the reports of a run; call it with each, in order. On leaving its context the terminal is clean again."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"), console=console)
+        self._task = self._bar.add_task("", total=None)
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._epochs = 0.0
+
+    def __enter__(self) -> TrainingDisplay:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, report: Report) -> None:
+        match report:
+            case RunStarted():
+                self._start(report)
+            case StepReport() if self._live:
+                self._bar.update(self._task, completed=report.step)
+                self._live.update(Group(self._bar, _table(report, self._epochs)))
+            case StepReport():
+                self._say(_line(report, self._epochs))
+            case Evaluated():
+                among = ", leave-one-out" if report.leave_one_out else ""
+                self._say(f"epoch {report.epoch:.4g}: {report.k}-NN accuracy {report.accuracy:.1%}{among}")
+            case CheckpointSaved():
+                self._say(f"epoch {report.epoch:.4g}: checkpoint saved: {report.path}")
+            case RunEnded():
+                done = f"step {report.step:,} (epoch {report.epoch:.4g})"
+                self._say(f"{report.reason} after {done} in {_duration(report.seconds)}")
+
+    def _start(self, report: RunStarted) -> None:
+        self._epochs = report.total_steps / report.steps_per_epoch
+        self._bar.update(self._task, total=report.total_steps, completed=report.first_step)
+        labels = f"{report.classes} classes, watched but not trained on" if report.classes else "unlabelled"
+        model = f"{report.parameters / 1e6:.2f} M parameters, {report.feature_dim} features"
+        self._say(f"run      {report.run_dir}")
+        self._say(f"data     {report.images:,} images ({labels}), {report.steps_per_epoch:,} steps an epoch")
+        self._say(f"model    {model}, embeddings of {report.embedding_dim} dimensions")
+        self._say(f"bank     {report.bank}")
+        self._say(f"device   {report.device}")
+        if report.first_step:
+            self._say(f"resumed  after step {report.first_step:,} of {report.total_steps:,}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+
+def _values(report: StepReport, epochs: float) -> dict[str, str]:
+    """What a progress display shows, as name and text."""
+    values = {
+        "epoch": f"{report.epoch:.2f}/{epochs:.4g}",
+        "loss": f"{report.loss:.4f}",
+        "purity": "–" if report.purity is None else f"{report.purity:.3f}",
+        "bank": f"{report.bank_fill:.0%} full",
+        "images/s": f"{report.images_per_second:,.0f}",
+        "left": _duration(report.seconds_left),
+        "data": f"{report.data_share:.0%}",
+        "search": f"{report.bank_share:.0%}",
+        "model": f"{report.model_share:.0%}",
+    }
+    return values | ({"unreadable": f"{report.unreadable:,}"} if report.unreadable else {})
+
+
+def _table(report: StepReport, epochs: float) -> Table:
+    values = _values(report, epochs)
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*(Text(name, style="dim") for name in values))
+    table.add_row(*values.values())
+    return table
+
+
+def _line(report: StepReport, epochs: float) -> str:
+    return f"step {report.step:,}  " + "  ".join(f"{name} {text}" for name, text in _values(report, epochs).items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,69 @@
+"""The entry point: finds the command, and turns every end into an exit code.
+
+0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 130 interrupted by Ctrl-C
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+# A command's module is imported only when it runs, so that `--help` does not wait for torch.
+_COMMANDS = {
+    "pretrain": "Train an encoder on images without labels.",
+    "eval-knn": "Score a checkpoint's frozen features by their nearest neighbours.",
+    "eval-linear": "Score a checkpoint's frozen features by a linear probe, the paper's protocol.",
+    "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
+    "results": "Show all that the evaluations found for a run.",
+    "config-schema": "Print the JSON Schema of the config, for editors.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="A first run, with nothing to download:  msf-faiss pretrain demo --out runs/first",
+)
+@click.version_option(package_name="msf-faiss", message="msf-faiss %(version)s")
+def cli() -> None:
+    """Pretrain image encoders without labels by Mean Shift, with a FAISS bank, and see what they learned."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    from msf_faiss.errors import UserError
+
+    try:
+        code = cli.main(prog_name="msf-faiss", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

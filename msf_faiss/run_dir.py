@@ -1,0 +1,144 @@
+"""The directory of a run: who may use it, and the two records kept in it.
+
+RUN/config.yaml        the effective config
+RUN/metrics.jsonl      one object a report: step, epoch, loss and more
+RUN/tensorboard/       the same for TensorBoard
+RUN/checkpoints/       see `checkpoint`
+RUN/results/           what the evaluations found
+RUN/neighbors/         galleries
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from msf_faiss.checkpoint import FOLDER, holds_checkpoints, remove_unfinished
+from msf_faiss.config import Config
+from msf_faiss.config_file import dump_config
+from msf_faiss.errors import UserError
+from msf_faiss.reports import Evaluated, Report, RunStarted, StepReport
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+
+
+def claim(run_dir: Path, config: Config, *, resume: bool) -> bool:
+    """Make `run_dir` this run's, and write the config into it.
+
+    Returns:
+        True if it holds a run to continue, False if the run is new.
+
+    Raises:
+        UserError: if it holds a run and `resume` is false, holds other things, or cannot be written.
+    """
+    try:
+        if resume and holds_checkpoints(run_dir):
+            remove_unfinished(run_dir)
+            return True
+        _refuse_used(run_dir)
+        (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{run_dir}: cannot write the run directory: {error.strerror}; choose another with --out"
+        ) from error
+    return False
+
+
+def _refuse_used(run_dir: Path) -> None:
+    if holds_checkpoints(run_dir):
+        raise UserError(
+            f"{run_dir}: already holds a run; continue it with --resume auto, or choose another directory with --out"
+        )
+    if run_dir.is_file():
+        raise UserError(f"{run_dir}: is a file; choose a directory with --out")
+    # A run that ended before its first checkpoint has nothing to lose.
+    found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    strange = sorted(found - {CONFIG, METRICS, "tensorboard", FOLDER})
+    if strange:
+        raise UserError(
+            f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "
+            "choose an empty or a new directory with --out"
+        )
+
+
+class Recorder:
+    """Writes a run's reports to metrics.jsonl and TensorBoard; call it with each report, in order.
+
+    Every line of metrics.jsonl has step, epoch and loss; the lines of a kNN evaluation add knn_accuracy and its
+    settings. A resumed run first drops the lines from after its checkpoint, so that no step is there twice.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._board: SummaryWriter | None = None
+        self._last: StepReport | None = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()  # type: ignore[no-untyped-call]
+
+    def __call__(self, report: Report) -> None:
+        try:
+            self._record(report)
+        except OSError as error:
+            raise UserError(
+                f"{self._run_dir}: cannot write the metrics: {error.strerror}; checkpoints already saved are intact"
+            ) from error
+
+    def _record(self, report: Report) -> None:
+        match report:
+            case RunStarted():
+                _drop_lines_after(self._run_dir / METRICS, report.first_step)
+                self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+                    str(self._run_dir / "tensorboard"), purge_step=report.first_step + 1 if report.first_step else None
+                )
+            case StepReport():
+                self._last = report
+                values = asdict(report)
+                self._line(values)
+                self._scalars("train", values, report.step)
+            case Evaluated():
+                loss = self._last.loss if self._last else None
+                knn = {f"knn_{name}": value for name, value in asdict(report).items() if name not in {"step", "epoch"}}
+                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, **knn})
+                self._scalars("knn", {"accuracy": report.accuracy}, report.step)
+            case _:
+                pass
+
+    def _line(self, values: dict[str, Any]) -> None:
+        with (self._run_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _scalars(self, group: str, values: dict[str, Any], step: int) -> None:
+        assert self._board is not None, "the first report of a run is RunStarted"
+        for name, value in values.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:  # cut short by a kill
+            continue
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,51 @@
+"""The command line as its users meet it: another process, its exit code, its two streams."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+TINY = [
+    *("--set", "data.images=48", "--set", "data.test_images=20", "--set", "data.size=16", "--set", "views.size=16"),
+    *("--set", "model.backbone.width=4", "--set", "train.batch_size=16", "--set", "train.log_every=1"),
+    *(
+        "--set",
+        "bank.capacity=40",
+        "--set",
+        "train.epochs=2",
+        "--set",
+        "train.threads=1",
+        "--set",
+        "optimizer.warmup_epochs=0",
+    ),
+]
+"""Turns the shipped demo config into a run of six steps and a second."""
+
+
+@pytest.fixture(scope="session")
+def msf_faiss() -> Cli:
+    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "msf_faiss_cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "100"},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(msf_faiss: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny demo. Tests that change it work on a copy."""
+    run_dir = tmp_path_factory.mktemp("tiny") / "run"
+    done = msf_faiss("pretrain", "demo", *TINY, "--out", run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir

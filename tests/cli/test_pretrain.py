@@ -1,0 +1,170 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Cli
+
+
+def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
+    assert {path.name for path in tiny_run.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints"}
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
+
+
+def test_stdout_is_the_run_and_stderr_is_plain_when_piped(msf_faiss: Cli, tmp_path: Path) -> None:
+    done = msf_faiss("pretrain", *TINY, "--set", "train.max_steps=2", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'run'}\n"
+    assert "\x1b" not in done.stderr
+    assert "\r" not in done.stderr
+    steps = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1", "2"]
+    for word in ("epoch", "loss", "purity", "bank", "images/s", "left", "data", "search", "model"):
+        assert word in steps[-1]
+
+
+def test_without_out_the_run_gets_a_directory_of_its_own(msf_faiss: Cli, tmp_path: Path) -> None:
+    done = msf_faiss("pretrain", *TINY, "--set", "train.max_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / done.stdout.strip()
+    assert run_dir.parent == tmp_path / "runs"
+    assert run_dir.name.startswith("demo-")
+    assert (run_dir / "checkpoints").is_dir()
+
+
+def test_dry_run_prints_a_config_that_gives_itself(msf_faiss: Cli, tmp_path: Path) -> None:
+    first = msf_faiss("pretrain", *TINY, "--dry-run", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "printed.yaml").write_text(first.stdout)
+    again = msf_faiss("pretrain", "printed.yaml", "--dry-run", cwd=tmp_path)
+    assert again.stdout == first.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_five_mistakes_are_told_at_once(msf_faiss: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "sead: 1\noptimizer:\n  learning_rate: fast\nbank:\n  capacity: -5\n  kind: flatt\ntrain:\n  epochs: 2.5\n"
+    )
+    done = msf_faiss("pretrain", "bad.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for place in (
+        "bad.yaml:1: sead",
+        "bad.yaml:3: optimizer.learning_rate",
+        "bad.yaml:5: bank.capacity",
+        "bad.yaml:6: bank.kind",
+        "bad.yaml:8: train.epochs",
+    ):
+        assert place in done.stderr
+    assert "did you mean seed" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["no-such-config"], "no-such-config"),
+        (["nowhere/config.yaml"], "nowhere/config.yaml"),
+        (["folder", "--set", "data.path=nowhere"], "nowhere"),
+        (["demo", "--set", "data.kind=parquet", "--set", "data.path=nowhere.parquet"], "nowhere.parquet"),
+        (["demo", "--set", "train.device=cuda"], "no CUDA device"),
+        (["demo", "--set", "train.batch_size=5000"], "do not fill a batch of 5000"),
+    ],
+)
+def test_what_cannot_be_trained_exits_with_2(
+    msf_faiss: Cli, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    done = msf_faiss("pretrain", *arguments, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> None:
+    done = msf_faiss("pretrain", *TINY, "--out", tiny_run)
+    assert done.returncode == 2
+    assert f"error: {tiny_run}: already holds a run; continue it with --resume auto" in done.stderr
+    again = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    assert "resumed  after step 6 of 6" in again.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self/status").exists(), reason="needs a read-only directory")
+def test_a_directory_that_cannot_be_written(msf_faiss: Cli) -> None:
+    done = msf_faiss("pretrain", *TINY, "--out", "/proc/run")  # nobody, not even root, can write there
+    assert done.returncode == 2
+    assert "cannot write the run directory" in done.stderr
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "msf_faiss_cli", "pretrain", *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the process ended without {text!r}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_ends_with_a_checkpoint_that_resumes(msf_faiss: Cli, tmp_path: Path, workers: int) -> None:
+    endless = [
+        *TINY,
+        "--set",
+        "train.epochs=100000",
+        "--set",
+        f"data.workers={workers}",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = start(*endless)
+    wait_for(process, "step 3 ")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this step, with a checkpoint" in errors
+    assert "Traceback" not in errors
+    assert "interrupted after step" in errors
+    saved = int(next((tmp_path / "run" / "checkpoints").iterdir()).name.removeprefix("step-"))
+    again = start(*endless, "--resume", "auto")
+    wait_for(again, f"resumed  after step {saved}")
+    wait_for(again, f"step {saved + 1} ")
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 130
+
+
+def test_a_killed_run_leaves_only_whole_checkpoints(msf_faiss: Cli, tmp_path: Path) -> None:
+    endless = [
+        *TINY,
+        "--set",
+        "train.epochs=100000",
+        "--set",
+        "checkpoint.every_epochs=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = start(*endless)
+    wait_for(process, "step 30 ")
+    time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    again = start(*endless, "--resume", "auto")
+    wait_for(again, "resumed  after step")
+    wait_for(again, "step ")
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 130
+    assert not list((tmp_path / "run" / "checkpoints").glob(".saving-*"))

@@ -1,0 +1,225 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from msf_faiss import checkpoint
+from msf_faiss.checkpoint import (
+    find_checkpoint,
+    load_bank,
+    load_model,
+    prune_checkpoints,
+    remove_unfinished,
+    save_checkpoint,
+)
+from msf_faiss.config import BankConfig, Config, ModelConfig, NarrowBackbone
+from msf_faiss.errors import UserError
+from msf_faiss.train import TrainState
+
+CONFIG = Config(
+    seed=4,
+    model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,))),
+    bank=BankConfig(capacity=20, dtype="bfloat16"),
+)
+CPU = torch.device("cpu")
+
+
+def trained_state() -> TrainState:
+    state = TrainState.create(CONFIG, CPU)
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    state.model(images).square().sum().backward()
+    state.optimizer.step()
+    for _ in range(5):
+        state.bank.push(state.model.embed_target(images), torch.arange(6))
+    state.step = 7
+    return state
+
+
+def save(run_dir: Path, state: TrainState, step: int = 7) -> Path:
+    return save_checkpoint(run_dir, step=step, epoch=step / 4, config=CONFIG, dataset_size=90, tensors=state.tensors())
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return trained_state()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, state: TrainState) -> Path:
+    return save(tmp_path / "run", state)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(saved: Path, state: TrainState) -> None:
+    for place in (saved, saved.parents[1], saved / "manifest.json"):
+        found = find_checkpoint(place)
+        assert (found.path, found.step, found.epoch, found.dataset_size) == (saved, 7, 1.75, 90)
+        assert found.config == CONFIG
+        assert found.run_dir == saved.parents[1]
+    restored = TrainState.create(CONFIG, CPU)
+    restored.restore(found)
+    assert restored.step == 7
+    for name, tensors in state.tensors().items():
+        again = restored.tensors()[name]
+        assert tensors.keys() == again.keys()
+        assert len(tensors) > 0
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, again[key]), (name, key)
+    model, bank = load_model(found, CPU), load_bank(found, CPU)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.model.state_dict().items())
+    assert (len(bank), bank.pushed, bank.dtype) == (20, 30, torch.bfloat16)
+
+
+def test_a_checkpoint_may_be_copied_out_of_its_run(saved: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(saved, copied)
+    assert find_checkpoint(copied).run_dir is None
+
+
+def test_every_file_is_watched(saved: Path) -> None:
+    """One byte changed, cut off or added, in any file: an error that names the checkpoint, never a silent load."""
+    found = find_checkpoint(saved)
+    for path in sorted(saved.glob("*.safetensors")):
+        whole = path.read_bytes()
+        for place in (0, 9, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(UserError, match=rf"damaged: {path.name} is not what was saved"):
+                found.tensors(path.stem)
+        for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole + b"\0"):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=rf"damaged: {path.name} has [\d,]+ bytes instead of [\d,]+"):
+                find_checkpoint(saved)
+        path.unlink()
+        with pytest.raises(UserError, match=f"{path.name} is missing"):
+            find_checkpoint(saved)
+        path.write_bytes(whole)
+    assert find_checkpoint(saved) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "cannot be read"),
+        ('{"format": "msf-faiss checkpoint"', "cannot be read"),
+        ("[]", "holds no object"),
+        ("{}", "not that of an msf-faiss checkpoint"),
+        ('{"format": "msf-faiss checkpoint", "version": 99}', "format version 99, this msf-faiss reads 1"),
+        ('{"format": "msf-faiss checkpoint", "version": 1}', "lacks or garbles 'files'"),
+        ('{"format": "msf-faiss checkpoint", "version": 1, "files": []}', "lacks or garbles"),
+    ],
+)
+def test_a_manifest_that_is_not_ours(saved: Path, text: str, complaint: str) -> None:
+    (saved / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        find_checkpoint(saved)
+
+
+def test_a_config_of_another_release_is_named(saved: Path) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["config"]["bank"]["colour"] = "blue"
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"its config does not fit this msf-faiss: bank.colour"):
+        find_checkpoint(saved)
+
+
+def test_places_that_hold_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run directory or checkpoint"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="neither a run directory"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has not saved a checkpoint yet"):
+        find_checkpoint(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="not a checkpoint of msf-faiss, which is a directory"):
+        find_checkpoint(tmp_path / "model.pth")
+
+
+def test_a_damaged_newest_checkpoint_names_the_one_before(tmp_path: Path, state: TrainState) -> None:
+    older, newer = save(tmp_path, state, 7), save(tmp_path, state, 9)
+    (newer / "bank.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"damaged.*the checkpoint before it is {older}"):
+        find_checkpoint(tmp_path)
+    assert find_checkpoint(older).step == 7
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_are_loaded_strictly(tmp_path: Path, state: TrainState, change: str) -> None:
+    tensors = {name: dict(values) for name, values in state.tensors().items()}
+    key = "online.projector.0.weight"
+    if change == "missing":
+        del tensors["model"][key]
+    elif change == "unexpected":
+        tensors["model"]["module.encoder_q.fc.weight"] = torch.zeros(1)
+    else:
+        tensors["model"][key] = torch.zeros(2, 2)
+    path = save_checkpoint(tmp_path, step=1, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
+    with pytest.raises(UserError, match="weights do not fit the config"):
+        load_model(find_checkpoint(path), CPU)
+    with pytest.raises(UserError, match="does not fit its config"):
+        TrainState.create(CONFIG, CPU).restore(find_checkpoint(path))
+
+
+def test_a_bank_that_is_none(tmp_path: Path, state: TrainState) -> None:
+    for bank in ({"queue": torch.zeros(3, 4)}, {"embeddings": torch.zeros(3), "ids": torch.zeros(3)}):
+        tensors = {**state.tensors(), "bank": bank}
+        path = save_checkpoint(tmp_path, step=1, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
+        with pytest.raises(UserError, match="holds no bank"):
+            load_bank(find_checkpoint(path), CPU)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    saved: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = safetensors.torch.save_file
+
+    def fill_up(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name.startswith("bank"):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        written(tensors, path)
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", fill_up)
+    with pytest.raises(UserError, match=f"cannot save step 8: the disk is full; make room .*{saved}"):
+        save(saved.parents[1], state, 8)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    assert find_checkpoint(saved.parents[1]).step == 7
+
+
+def test_an_interrupted_save_leaves_nothing(saved: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(saved.parents[1], state, 8)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_saving_a_step_again_replaces_it(saved: Path, state: TrainState) -> None:
+    (saved / "bank.safetensors").write_bytes(b"broken")
+    assert save(saved.parents[1], state) == saved
+    assert find_checkpoint(saved).step == 7
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_what_a_killed_process_left_is_ignored_and_removed(saved: Path) -> None:
+    left = saved.with_name(".saving-step-00000009-123")
+    shutil.copytree(saved, left)
+    assert find_checkpoint(saved.parents[1]).path == saved
+    remove_unfinished(saved.parents[1])
+    assert not left.exists()
+    assert saved.exists()
+
+
+def test_retention_keeps_the_newest_and_the_chosen(tmp_path: Path, state: TrainState) -> None:
+    for step in (2, 4, 6, 8, 10):
+        save(tmp_path, state, step)
+    prune_checkpoints(tmp_path, keep_last=2, keep=lambda step: step % 4 == 0)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000008",
+        "step-00000010",
+    ]

@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torchvision
+
+from msf_faiss.config import ModelConfig, NarrowBackbone, TorchvisionBackbone
+from msf_faiss.models import build_backbone, build_model
+
+
+def test_the_config_knows_torchvisions_resnets() -> None:
+    allowed = TorchvisionBackbone.model_fields["name"].annotation.__args__
+    assert sorted(allowed) == sorted(n for n in torchvision.models.list_models(torchvision.models) if "resne" in n)
+
+
+def test_the_papers_heads() -> None:
+    """ResNet-50: 2048 -> 4096 -> 512, and 512 -> 4096 -> 512 (paper, section 4)."""
+    model = build_model(ModelConfig(), seed=0)
+    shapes = [
+        tuple(layer.weight.shape) for layer in (*model.online.projector, *model.predictor) if hasattr(layer, "weight")
+    ]
+    assert shapes == [(4096, 2048), (4096,), (512, 4096), (4096, 512), (4096,), (512, 4096)]
+    assert sum(p.numel() for p in model.online.backbone.parameters()) == 23_508_032  # ResNet-50 without its classifier
+
+
+@pytest.mark.parametrize(
+    ("backbone", "features"),
+    [
+        (NarrowBackbone(), 128),
+        (NarrowBackbone(width=16, depths=(2, 2, 2, 2), strides=(1, 2, 2, 2)), 128),
+        (NarrowBackbone(width=5, depths=(1,), strides=(1,)), 5),
+        (TorchvisionBackbone(name="resnet18", stem="cifar"), 512),
+        (TorchvisionBackbone(name="resnet18"), 512),
+    ],
+)
+def test_backbones_have_the_features_they_announce(
+    backbone: NarrowBackbone | TorchvisionBackbone, features: int
+) -> None:
+    net, announced = build_backbone(backbone)
+    assert announced == features
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, features)
+
+
+def test_the_cifar_stem_keeps_the_resolution() -> None:
+    net, _ = build_backbone(TorchvisionBackbone(name="resnet18", stem="cifar"))
+    images = torch.zeros(1, 3, 32, 32)
+    assert net.maxpool(net.conv1(images)).shape == (1, 64, 32, 32)
+    net, _ = build_backbone(TorchvisionBackbone(name="resnet18"))
+    assert net.maxpool(net.conv1(images)).shape == (1, 64, 8, 8)
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    config = ModelConfig(backbone=NarrowBackbone())
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build_model(config, seed=5).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    again, other = build_model(config, seed=5).state_dict(), build_model(config, seed=6).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.equal(first["online.backbone.stem.0.weight"], other["online.backbone.stem.0.weight"])
+
+
+def test_online_and_target_begin_equal() -> None:
+    model = build_model(ModelConfig(backbone=NarrowBackbone()), seed=0)
+    online, target = model.online.state_dict(), model.target.state_dict()
+    assert online.keys() == target.keys()
+    assert all(torch.equal(online[name], target[name]) for name in online)
+    model.embed_target(torch.randn(4, 3, 32, 32))
+    assert torch.linalg.vector_norm(model(torch.randn(4, 3, 32, 32)), dim=1).sub(1).abs().max() < 1e-6

@@ -1,0 +1,256 @@
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from msf_faiss.config_file import load_config
+
+from msf_faiss.checkpoint import find_checkpoint
+from msf_faiss.config import (
+    BankConfig,
+    CheckpointConfig,
+    Config,
+    DemoData,
+    KnnConfig,
+    ModelConfig,
+    NarrowBackbone,
+    OptimizerConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+from msf_faiss.errors import UserError
+from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.run_dir import Recorder
+from msf_faiss.train import pretrain, select_device
+
+CONFIG = Config(
+    seed=1,
+    data=DemoData(images=70, test_images=20, size=16),
+    views=ViewsConfig(size=16),
+    model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1, 1), strides=(2, 2)), dim=8),
+    bank=BankConfig(capacity=100, k=3),
+    train=TrainConfig(epochs=3, batch_size=16, log_every=1, device="cpu"),
+    checkpoint=CheckpointConfig(every_epochs=1, keep_last=10),
+    knn=KnnConfig(every_epochs=2, k=5),
+)
+STEPS = 4  # an epoch: 70 images make 4 whole batches of 16
+
+
+def changed(**sections: dict[str, object]) -> Config:
+    updates = {name: getattr(CONFIG, name).model_copy(update=values) for name, values in sections.items()}
+    return CONFIG.model_copy(update=updates)
+
+
+def run(config: Config, run_dir: Path, *, resume: bool = False, stop_after: int | None = None) -> list[Report]:
+    """A whole run with its records, or one that is asked to stop after a step."""
+    asked = itertools.count(1)
+    reports = []
+    with Recorder(run_dir) as record:
+        for report in pretrain(config, run_dir, resume=resume, should_stop=lambda: next(asked) == stop_after):
+            record(report)
+            reports.append(report)
+    return reports
+
+
+def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return {
+        f"{path.stem}.{name}": tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = {"images_per_second", "data_share", "bank_share", "model_share", "seconds_left", "knn_seconds"}
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Report]]:
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    return run_dir, run(CONFIG, run_dir)
+
+
+def test_a_run_tells_what_happens_in_order(finished: tuple[Path, list[Report]]) -> None:
+    run_dir, reports = finished
+    started, ended = reports[0], reports[-1]
+    assert isinstance(started, RunStarted)
+    assert (started.images, started.classes, started.steps_per_epoch, started.total_steps) == (70, 10, STEPS, 12)
+    assert started.first_step == 0
+    assert isinstance(ended, RunEnded)
+    assert (ended.step, ended.epoch, ended.reason) == (12, 3.0, "finished")
+    steps = [report for report in reports if isinstance(report, StepReport)]
+    assert [report.step for report in steps] == list(range(1, 13))
+    assert [report.step for report in reports if isinstance(report, Evaluated)] == [8, 12]
+    assert [report.step for report in reports if isinstance(report, CheckpointSaved)] == [4, 8, 12]
+    for report in steps:
+        assert 0 <= report.loss <= 4
+        assert report.purity is None or 0 <= report.purity <= 1
+        assert report.data_share + report.bank_share + report.model_share == pytest.approx(1)
+        assert report.images_per_second > 0
+    assert [round(report.bank_fill, 2) for report in steps[:8]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0, 1.0]
+    assert steps[-1].seconds_left == 0
+    assert ended.checkpoint == run_dir / "checkpoints" / "step-00000012"
+
+
+def test_the_run_directory_holds_the_config_and_the_records(finished: tuple[Path, list[Report]]) -> None:
+    run_dir, reports = finished
+    assert load_config(run_dir / "config.yaml") == CONFIG
+    assert find_checkpoint(run_dir).config == CONFIG
+    lines = metrics(run_dir)
+    assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
+    assert [line["loss"] for line in lines if "purity" in line] == [
+        r.loss for r in reports if isinstance(r, StepReport)
+    ]
+    assert [(line["step"], line["knn_accuracy"]) for line in lines if "knn_accuracy" in line] == [
+        (report.step, report.accuracy) for report in reports if isinstance(report, Evaluated)
+    ]
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 7])
+def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
+    finished: tuple[Path, list[Report]], tmp_path: Path, stop_after: int
+) -> None:
+    """Stopped inside an epoch, at its end, and with a bank that has wrapped around."""
+    first = run(CONFIG, tmp_path / "run", stop_after=stop_after)
+    assert isinstance(first[-1], RunEnded)
+    assert (first[-1].reason, first[-1].step) == ("interrupted", stop_after)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:  # what a kill between two checkpoints leaves
+        file.write(json.dumps({"step": 11, "epoch": 2.75, "loss": 9.0}) + '\n{"step": 1')
+    again = run(CONFIG, tmp_path / "run", resume=True)
+    assert isinstance(again[0], RunStarted)
+    assert again[0].first_step == stop_after
+    expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert metrics(tmp_path / "run") == metrics(finished[0])
+
+
+def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Report]]) -> None:
+    before = metrics(finished[0])
+    reports = run(CONFIG, finished[0], resume=True)
+    assert [type(report) for report in reports] == [RunStarted, RunEnded]
+    assert metrics(finished[0]) == before
+
+
+def test_a_run_is_never_overwritten(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+    run_dir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+        run(CONFIG, run_dir)
+    with pytest.raises(UserError, match=r"another config \(seed: 1 there, 2 now; bank.k: 3 there, 4 now\)"):
+        run(changed(bank={"k": 4}).model_copy(update={"seed": 2}), run_dir, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds other things \(thesis.tex\)"):
+        run(CONFIG, tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        run(CONFIG, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_other_data_than_before_is_refused(
+    finished: tuple[Path, list[Report]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msf_faiss import train
+
+    monkeypatch.setattr(train, "find_checkpoint", lambda path: replace(find_checkpoint(path), dataset_size=71))
+    with pytest.raises(UserError, match="had 71 training images, now there are 70"):
+        run(CONFIG, finished[0], resume=True)
+
+
+def test_a_mistake_in_the_data_leaves_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="do not fill a batch"):
+        run(changed(train={"batch_size": 71}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    config = changed(
+        optimizer={"learning_rate": 1e30, "warmup_epochs": 0.0}, train={"log_every": 3}, knn={"every_epochs": None}
+    )
+    with pytest.raises(UserError, match=r"training has diverged; lower optimizer.learning_rate"):
+        run(config, tmp_path / "run")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    # The same when it happens after a good checkpoint: that one stays, and nothing newer appears.
+    run(CONFIG, tmp_path / "good", stop_after=5)
+    from msf_faiss import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "mean_shift_loss", lambda q, m: (q * float("nan")).sum())
+        with pytest.raises(UserError, match="the loss of step 6 is nan"):
+            run(CONFIG, tmp_path / "good", resume=True)
+    assert find_checkpoint(tmp_path / "good").step == 5
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """The loss of the last step before a checkpoint can be finite while its gradient is not."""
+    config = CONFIG.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e38, schedule="constant")})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
+    with pytest.raises(UserError, match=r"after step 1 the weights of .* are not finite"):
+        run(config, tmp_path / "run")
+
+
+def test_max_steps_ends_early_with_the_schedule_of_the_whole(
+    finished: tuple[Path, list[Report]], tmp_path: Path
+) -> None:
+    reports = run(changed(train={"max_steps": 6}), tmp_path / "run")
+    assert isinstance(reports[-1], RunEnded)
+    assert (reports[-1].step, reports[-1].reason) == (6, "finished")
+    rates = [report.learning_rate for report in reports if isinstance(report, StepReport)]
+    assert rates == [r.learning_rate for r in finished[1] if isinstance(r, StepReport)][:6]
+
+
+def test_a_run_may_be_left_in_the_middle(tmp_path: Path) -> None:
+    reports = list(itertools.islice(pretrain(CONFIG, tmp_path / "run"), 3))
+    assert [type(report) for report in reports] == [RunStarted, StepReport, StepReport]
+    run(CONFIG, tmp_path / "run")  # nothing was saved, so nothing is lost by starting anew
+
+
+def test_training_never_sees_labels(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+    """The same weights, bit for bit, when every label is another."""
+    from msf_faiss import train
+
+    opened = train.open_source
+
+    class Relabelled:
+        def __init__(self, source: object) -> None:
+            self._source = source
+            self.labels, self.classes = None, None
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._source, name)
+
+        def __len__(self) -> int:
+            return len(self._source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "open_source", lambda data, split: Relabelled(opened(data, split)))
+        reports = run(CONFIG, tmp_path / "run")
+    assert isinstance(reports[0], RunStarted)
+    assert reports[0].classes is None
+    assert all(report.purity is None for report in reports if isinstance(report, StepReport))
+    assert not any(isinstance(report, Evaluated) for report in reports)
+    expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_bfloat16_and_the_reference_bank_train_too(tmp_path: Path) -> None:
+    config = changed(train={"precision": "bfloat16", "max_steps": 3}, bank={"kind": "reference", "dtype": "bfloat16"})
+    assert isinstance(run(config, tmp_path / "run")[-1], RunEnded)
+
+
+def test_cuda_where_there_is_none_is_a_mistake() -> None:
+    if torch.cuda.is_available():
+        assert select_device("auto").type == "cuda"
+        return
+    assert select_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="finds no CUDA device here; use cpu or auto"):
+        select_device("cuda")
