@@ -1,0 +1,169 @@
+"""The built-in images: ten kinds of grey textures, drawn from a seed, any number of them.
+
+What varies within a kind is what the training views vary too (place, scale, contrast, light, mirror image) and a little
+rotation, which they do not; so an untrained net and raw pixels do poorly, and a trained one has something to find.
+
+Shapes: n images, S pixels of a side. Lengths are in pixels unless they are said to be in periods of the pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msf_faiss.counter_rng import hashes, uniform
+
+Array = NDArray[np.float64]
+
+_CHUNK = 1_000  # images drawn at a time
+_TURN = 2 * np.pi
+_TILT = 0.15 * np.pi  # most rotation either way
+_PERIODS = (5 / 32, 9 / 32)  # of the image's side
+_CONTRAST = (0.25, 0.9)
+_LIGHT = 0.5  # most difference of light across the image
+_NOISE = 0.05  # half width
+_DRAWS = 32  # random numbers an image
+_SHAPE, _NOISE_STREAM = 1, 2  # streams of random numbers
+
+
+class _Canvas:
+    """Coordinates of every pixel of n images, and the random numbers that their patterns may use."""
+
+    def __init__(self, numbers: Array, size: int) -> None:
+        self.numbers = numbers[:, :, None, None]  # [draws, n, 1, 1]
+        axis = np.arange(size) - (size - 1) / 2
+        self.x, self.y = axis[None, None, :], axis[None, :, None]
+        self.size = size
+        tilt = (2 * self.numbers[0] - 1) * _TILT
+        low, high = _PERIODS
+        self.period = size * low * (high / low) ** self.numbers[1]  # [n, 1, 1]
+        along, across = np.cos(tilt), np.sin(tilt)
+        self.u = (along * self.x + across * self.y) / self.period + self.numbers[2]  # [n, S, S] periods
+        self.v = (along * self.y - across * self.x) / self.period + self.numbers[3]
+        self.pixel = 2 / self.period  # a pixel's width on the scale of `_wave`, which rises by 2 in half a period
+
+    def polar(self) -> tuple[Array, Array]:
+        """Distance and angle [n, S, S] from a random point near the middle."""
+        x = self.x - (self.numbers[4] - 0.5) * self.size / 2
+        y = self.y - (self.numbers[5] - 0.5) * self.size / 2
+        return np.hypot(x, y), np.arctan2(y, x)
+
+    def edge(self, level: Array, width: float) -> Array:
+        """Ink where `level` is above 0, with an edge `width` pixels wide."""
+        return _ramp(level / (width * self.pixel))
+
+
+def _ramp(level: Array) -> Array:
+    return np.clip(level / 2 + 0.5, 0, 1)
+
+
+def _wave(phase: Array) -> Array:
+    """A triangle wave from -1 to 1, with one period in each unit of `phase`."""
+    return 4 * np.abs(phase % 1 - 0.5) - 1
+
+
+def _stripes(c: _Canvas) -> Array:
+    return c.edge(_wave(c.u), 2)
+
+
+def _checks(c: _Canvas) -> Array:
+    return c.edge(_wave(c.u) * _wave(c.v), 1.2)
+
+
+def _dots(c: _Canvas) -> Array:
+    return c.edge(0.32 - np.hypot(c.u % 1 - 0.5, c.v % 1 - 0.5), 0.5)
+
+
+def _rings(c: _Canvas) -> Array:
+    distance, _ = c.polar()
+    return c.edge(_wave(distance / c.period + c.numbers[2]), 2)
+
+
+def _rays(c: _Canvas) -> Array:
+    distance, angle = c.polar()
+    spokes = 4 + np.floor(4 * c.numbers[6])
+    return _ramp(np.sin(angle * spokes + _TURN * c.numbers[2]) * np.minimum(distance * 4 / c.size, 1) / 0.35)
+
+
+def _waves(c: _Canvas) -> Array:
+    return c.edge(_wave(c.u + 0.35 * np.sin(np.pi * c.v)), 2)
+
+
+def _blobs(c: _Canvas) -> Array:
+    turns, speeds, phases = c.numbers[8:26].reshape(6, 3, *c.numbers.shape[1:]).swapaxes(0, 1)  # [6, n, 1, 1] each
+    steps = (np.cos(_TURN * turns) * c.u + np.sin(_TURN * turns) * c.v) * (0.44 + 0.4 * speeds)
+    return _ramp(np.sin(_TURN * (steps + phases)).sum(0) / 0.8)
+
+
+def _grid(c: _Canvas) -> Array:
+    return c.edge(np.maximum(_wave(0.8 * c.u), _wave(0.8 * c.v)) - 0.55, 1.2)
+
+
+def _bricks(c: _Canvas) -> Array:
+    row = np.floor(c.v)
+    end, side = (1 - np.abs(2 * (phase % 1) - 1) for phase in (c.u / 2 + row / 2, c.v))
+    return c.edge(np.minimum(end, side / 2) - 0.14, 0.35)
+
+
+def _zigzags(c: _Canvas) -> Array:
+    return c.edge(_wave(c.u + 0.5 * np.abs(_wave(0.5 * c.v))), 2)
+
+
+_KINDS: dict[str, Callable[[_Canvas], Array]] = {
+    "stripes": _stripes,
+    "checks": _checks,
+    "dots": _dots,
+    "rings": _rings,
+    "rays": _rays,
+    "waves": _waves,
+    "blobs": _blobs,
+    "grid": _grid,
+    "bricks": _bricks,
+    "zigzags": _zigzags,
+}
+
+CLASSES = tuple(_KINDS)
+"""Names of the kinds, by label."""
+
+
+def render(ids: NDArray[np.int64], *, seed: int, size: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw the images `ids` [n] of the set that `seed` names; image i shows kind i mod 10.
+
+    Each image depends on (seed, id, size) alone.
+
+    Returns:
+        Images, uint8 [n, S, S, 3] (grey, in three equal channels), and labels, int64 [n].
+
+    Raises:
+        ValueError: if an id or the seed is negative or `size` is below 8.
+    """
+    ids = np.asarray(ids, np.int64)
+    if size < 8 or seed < 0 or (ids < 0).any():
+        raise ValueError(f"ids and seed must not be negative and size at least 8, found seed {seed} and size {size}")
+    labels = ids % len(CLASSES)
+    images = np.empty((len(ids), size, size, 3), np.uint8)
+    for start in range(0, len(ids), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images[part] = _draw(ids[part], labels[part], seed, size)[..., None]
+    return images, labels
+
+
+def _draw(ids: NDArray[np.int64], labels: NDArray[np.int64], seed: int, size: int) -> NDArray[np.uint8]:
+    numbers = uniform(seed, _SHAPE, ids, count=_DRAWS)  # [draws, n]
+    ink = np.empty((len(ids), size, size))
+    for label, kind in enumerate(_KINDS.values()):
+        rows = np.flatnonzero(labels == label)
+        if len(rows):
+            ink[rows] = kind(_Canvas(np.ascontiguousarray(numbers[:, rows]), size))
+    shade, brightness, slope, direction = numbers[26:30, :, None, None]  # [n, 1, 1] each
+    contrast = _CONTRAST[0] + (_CONTRAST[1] - _CONTRAST[0]) * shade
+    axis = (np.arange(size) - (size - 1) / 2) / size
+    light = np.cos(_TURN * direction) * axis + np.sin(_TURN * direction) * axis[:, None]  # [n, S, S]
+    bits = hashes(seed, _NOISE_STREAM, ids[:, None], np.arange(size * size)).reshape(ink.shape)
+    noise = (bits >> np.uint64(40)) * 2.0**-23 - 1
+    middle = 0.5 + (brightness - 0.5) * (1 - contrast)
+    level = middle + contrast * (ink - 0.5) + _LIGHT * (slope - 0.5) * light + _NOISE * noise
+    drawn: NDArray[np.uint8] = np.rint(np.clip(level, 0, 1) * 255).astype(np.uint8)
+    return drawn
