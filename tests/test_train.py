@@ -17,7 +17,6 @@ from msf_faiss.config import (
     KnnConfig,
     ModelConfig,
     NarrowBackbone,
-    OptimizerConfig,
     TrainConfig,
     ViewsConfig,
 )
@@ -173,9 +172,7 @@ def test_a_mistake_in_the_data_leaves_no_run_directory(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
-    config = changed(
-        optimizer={"learning_rate": 1e30, "warmup_epochs": 0.0}, train={"log_every": 3}, knn={"every_epochs": None}
-    )
+    config = changed(optimizer={"learning_rate": 1e30}, train={"log_every": 3}, knn={"every_epochs": None})
     with pytest.raises(UserError, match=r"training has diverged; lower optimizer.learning_rate"):
         run(config, tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -192,8 +189,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_pat
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """The loss of the last step before a checkpoint can be finite while its gradient is not."""
-    config = CONFIG.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e38, schedule="constant")})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
+    config = changed(
+        optimizer={"learning_rate": 1e38, "schedule": "constant"}, train={"max_steps": 1}, knn={"every_epochs": None}
+    )
     with pytest.raises(UserError, match=r"after step 1 the weights of .* are not finite"):
         run(config, tmp_path / "run")
 

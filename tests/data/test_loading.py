@@ -1,0 +1,76 @@
+"""Work in processes: in order, mistakes in one piece, and nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.data import dataloader
+
+from msf_faiss.data.loading import load
+from msf_faiss.errors import UserError
+
+
+def square(number: int) -> int:
+    if number == 7:
+        raise UserError("seven is out of order")
+    return number * number
+
+
+def whereabouts(_: int) -> tuple[int, int]:
+    return os.getpid(), torch.get_num_threads()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_order_and_a_mistake_where_it_is_due(workers: int) -> None:
+    results: Iterator[int] = load(square, range(7), workers=workers)
+    assert list(results) == [0, 1, 4, 9, 16, 25, 36]
+    results = load(square, range(20), workers=workers)
+    assert list(itertools.islice(results, 7)) == [0, 1, 4, 9, 16, 25, 36]
+    with pytest.raises(UserError, match=r"^seven is out of order$"):
+        next(results)
+
+
+def test_workers_ignore_ctrl_c_and_their_death_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The loader looks for dead workers only every 5 s.
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    results = load(whereabouts, itertools.count(), workers=1)
+    pid, threads = next(results)
+    assert pid != os.getpid()
+    assert threads == 1
+    os.kill(pid, signal.SIGINT)
+    assert [next(results)[0] for _ in range(10)] == [pid] * 10
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"process that prepares images died.*data\.workers"):
+        for _ in results:
+            pass
+
+
+def test_closing_ends_the_workers() -> None:
+    results = load(whereabouts, itertools.count(), workers=2)
+    workers = {next(results)[0] for _ in range(4)}
+    assert len(workers) == 2
+    results.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(is_running, workers))
+
+
+def test_global_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    assert list(load(square, range(3), workers=0)) == [0, 1, 4]
+    assert torch.equal(torch.get_rng_state(), before)

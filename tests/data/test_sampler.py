@@ -1,0 +1,65 @@
+"""The order of the data: a permutation an epoch, and a stream that starts anywhere."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from msf_faiss.data.sampler import BatchStream, epoch_order, steps_per_epoch
+from msf_faiss.errors import UserError
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_an_epoch_is_a_permutation(count: int) -> None:
+    order = epoch_order(count, 0, 0)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(count))
+    assert (order == epoch_order(count, 0, 0)).all()
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    orders = [epoch_order(1000, seed, epoch) for seed in range(3) for epoch in range(3)]
+    orders.append(np.arange(1000))
+    for index, order in enumerate(orders):
+        for other in orders[:index]:
+            assert (order == other).sum() < 10  # 1 is expected by chance
+
+
+def test_every_place_is_equally_likely() -> None:
+    places = np.array([epoch_order(10, 0, epoch) for epoch in range(2000)])  # [epochs, 10]
+    counts = np.array([[(places[:, place] == image).sum() for image in range(10)] for place in range(10)])
+    assert abs(counts - 200).max() < 70  # 200 ± 13.4, five deviations
+
+
+def test_the_stream_walks_through_the_epochs() -> None:
+    stream = list(islice(BatchStream(10, 3, seed=4), 7))
+    assert [(position.epoch, position.batch) for position in stream] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+    ]
+    for epoch in (0, 1):
+        ids = np.concatenate([position.ids for position in stream if position.epoch == epoch])
+        assert ids.tolist() == epoch_order(10, 4, epoch)[:9].tolist()  # the tenth image sits out
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 8])
+def test_the_stream_starts_anywhere(start: int) -> None:
+    whole = list(islice(BatchStream(10, 3, seed=4), 12))
+    resumed = list(islice(BatchStream(10, 3, seed=4, start_step=start), 12 - start))
+    for expected, found in zip(whole[start:], resumed, strict=True):
+        assert found[:2] == expected[:2]
+        assert found.ids.tolist() == expected.ids.tolist()
+
+
+def test_images_must_fill_a_batch() -> None:
+    assert steps_per_epoch(8, 8) == 1
+    assert steps_per_epoch(17, 8) == 2
+    with pytest.raises(UserError, match=r"7 training images do not fill a batch of 8; set train\.batch_size to 7"):
+        steps_per_epoch(7, 8)
