@@ -18,7 +18,9 @@ View = Literal["weak", "strong"]
 class Section(BaseModel):
     """Base of all sections: immutable, and a key that does not exist is an error rather than ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class SourceConfig(Section):
@@ -109,9 +111,11 @@ class StrongView(WeakView):
     jitter: Share = 0.8
     """Probability of the colour jitter."""
     brightness: Share = 0.4
+    """The factor is drawn from 1 - x to 1 + x; so are those of contrast and saturation."""
     contrast: Share = 0.4
+    """Distance of each pixel from the view's mean grey."""
     saturation: Share = 0.4
-    """Each factor is drawn from 1 - x to 1 + x."""
+    """Distance of each pixel from its own grey."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """The shift is drawn from -x to x, in turns of the colour wheel."""
     grayscale: Share = 0.2
@@ -201,7 +205,7 @@ class NarrowBackbone(Section):
     def _one_stride_a_stage(self) -> NarrowBackbone:
         if len(self.depths) != len(self.strides):
             raise ValueError(
-                f"depths and strides must be equally many, found {len(self.depths)} depths and {len(self.strides)} strides"
+                f"depths and strides must be equally many, found {len(self.depths)} and {len(self.strides)}"
             )
         return self
 
@@ -238,7 +242,9 @@ class OptimizerConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Peak learning rate for the batch size in `train`; it is not scaled."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the gradients; not the target's."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """On all parameters, those of batch norms included (the authors' code)."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """Cosine to zero that moves once an epoch (the paper's) or every step; or none."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
@@ -314,7 +320,6 @@ class Config(Section):
         if self.bank.k > self.bank.capacity:
             raise ValueError(f"bank.k ({self.bank.k}) is larger than bank.capacity ({self.bank.capacity})")
         if self.optimizer.warmup_epochs >= self.train.epochs and self.optimizer.schedule != "constant":
-            raise ValueError(
-                f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs}) must be below train.epochs ({self.train.epochs})"
-            )
+            warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
+            raise ValueError(f"optimizer.warmup_epochs ({warmup}) must be below train.epochs ({epochs})")
         return self
