@@ -33,7 +33,8 @@ def load_config(reference: str | Path | None = None, overrides: Sequence[str] = 
     Args:
         reference: a path, or the name of a shipped config; None: "demo". What has a separator or an ending is a path.
         overrides: "dotted.key=value", later ones win; the value is read as in YAML. Setting `data.kind` or
-            `model.backbone.kind` to another kind starts that section afresh, but for what all kinds have in common.
+            `model.backbone.kind` to another kind starts that section afresh, but for what all kinds have in common; a
+            mapping, as in views={size: 64}, replaces a whole section.
 
     Raises:
         UserError: with a line for every problem: place, key, what is wrong, what instead.
@@ -229,8 +230,8 @@ class _Draft:
 
     def _report(self, key: Key, text: str) -> None:
         place = next((self.places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self.places), "config")
-        if not key:  # a rule between sections names its keys; the first that was written is the place to look
-            named = [tuple(name.split(".")) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text)]
+        if key not in self.texts:  # a rule of a section names its keys; the first that was written is the place to look
+            named = [(*key, *name.split(".")) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
             place = next((self.places[name] for name in named if name in self.places), place)
         self.problems.append(f"{place}: {dotted(key)}: {text}" if key else f"{place}: {text}")
 

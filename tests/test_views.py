@@ -150,6 +150,14 @@ def test_boxes_stay_inside_and_odd_shapes_get_a_central_crop() -> None:
     assert boxes[3].tolist() == [0, 145, 7, 9]
 
 
+def test_every_place_of_a_box_is_equally_likely() -> None:
+    top, _, height, _ = drawn(WeakView(crop_scale=(0.8, 1)), range(4000)).boxes.T
+    places = top[height == 30].bincount(minlength=3) / (height == 30).sum()
+    assert len(places) == 3
+    assert (places - 1 / 3).abs().max() < 0.12  # five deviations of a share of 400
+    assert (height == 30).sum() > 400
+
+
 def test_shares_and_factors_follow_the_config() -> None:
     count = 4000
     view = StrongView(
@@ -257,6 +265,8 @@ def test_blur_equals_torchvisions(size: int, sigma: tuple[float, float]) -> None
     config = PLAIN.model_copy(update={"size": size})
     found, expected = finish(crops, parameters, config), finish_one_by_one(crops, parameters, config)
     assert (found - expected).abs().max() < 1 / 255  # pixels and weights have 11 bits in the blur
+    steps = found * 2**22
+    assert torch.equal(steps, steps.round())  # exact sums of products of 11 bits, in whatever order they were added
 
 
 def test_a_weak_view_is_flipped_and_normalised_only() -> None:

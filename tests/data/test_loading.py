@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +35,13 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def wait_until_gone(pids: Iterable[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -64,10 +74,24 @@ def test_closing_ends_the_workers() -> None:
     workers = {next(results)[0] for _ in range(4)}
     assert len(workers) == 2
     results.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(map(is_running, workers))
+    wait_until_gone(workers)
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import itertools, os\nfrom msf_faiss.data.loading import load\n"
+        "def whereabouts(item): return os.getpid()\n"
+        "if __name__ == '__main__':\n    results = load(whereabouts, itertools.count(), workers=2)\n"
+        "    print(next(results), next(results), flush=True)\n    input()\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as main:
+        assert main.stdout is not None
+        workers = [int(pid) for pid in main.stdout.readline().split()]
+        assert len(set(workers)) == 2
+        main.kill()
+    wait_until_gone(workers)
 
 
 def test_global_random_state_is_left_alone() -> None:

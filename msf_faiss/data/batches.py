@@ -1,0 +1,188 @@
+"""Training batches: two views of each image, cropped where it was decoded and finished on the training device.
+
+Shapes: B images, S pixels of a view's side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_faiss.config import Config, SourceConfig, ViewsConfig, WeakView
+from msf_faiss.data import sampler
+from msf_faiss.data.base import Source, UnreadableImageError
+from msf_faiss.data.loading import load
+from msf_faiss.data.sampler import BatchStream, Position
+from msf_faiss.errors import UserError
+from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish
+
+_MOST_WORKERS = 16
+_NAMED = 5  # unreadable images that an error lists
+
+
+class Crops(NamedTuple):
+    """One view of a batch, to be finished."""
+
+    pixels: Tensor  # [B, 3, S, S] uint8
+    parameters: ViewParameters
+
+    def to(self, device: torch.device) -> Crops:
+        return Crops(self.pixels.to(device, non_blocking=True), self.parameters.to(device))
+
+    def finish(self, config: ViewsConfig) -> Tensor:
+        """The view, float32 [B, 3, S, S], normalised, on the crops' device."""
+        return finish(self.pixels, self.parameters, config)
+
+
+class Batch(NamedTuple):
+    """One training batch. Unreadable images are missing from it, so that B may be less than the batch size."""
+
+    epoch: int
+    ids: Tensor  # [B] int64
+    labels: Tensor | None  # [B] int64, -1 where there is none
+    online: Crops
+    target: Crops
+    unreadable: dict[int, str]  # by id, what is wrong with the images of this batch that were left out
+
+    def to(self, device: torch.device) -> Batch:
+        """The tensors on `device`; a copy to CUDA does not wait, the batch being in pinned memory."""
+        return self._replace(
+            ids=self.ids.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            online=self.online.to(device),
+            target=self.target.to(device),
+        )
+
+    def views(self, config: ViewsConfig) -> tuple[Tensor, Tensor]:
+        """The online and the target view, float32 [B, 3, S, S] each, normalised, on the batch's device."""
+        return self.online.finish(config), self.target.finish(config)
+
+
+class Decoded(NamedTuple):
+    """Images that could be read, and what is wrong with the others."""
+
+    ids: NDArray[np.int64]  # [B]
+    images: list[Tensor]  # B of uint8 [3, H, W]
+    unreadable: dict[int, str]
+
+
+def steps_per_epoch(source: Source, config: Config) -> int:
+    """Batches in an epoch.
+
+    Raises:
+        UserError: if the images do not fill one batch.
+    """
+    return sampler.steps_per_epoch(len(source), config.train.batch_size)
+
+
+def training_batches(source: Source, config: Config, *, start_step: int = 0) -> Iterator[Batch]:
+    """The batches of all epochs from `start_step` on, without end, on the CPU (pinned if there is CUDA).
+
+    Which images a batch holds and how they are cropped follows from the config and the step alone. Closing the iterator
+    ends the worker processes.
+
+    Raises:
+        UserError: if the images do not fill a batch; if one is unreadable, or with `unreadable: skip` more than the
+            limit, or all but one of a batch; if a worker process dies.
+    """
+    stream = BatchStream(len(source), config.train.batch_size, seed=config.seed, start_step=start_step)
+    maker = _BatchMaker(source, config)
+    unreadable: dict[int, str] = {}
+    for batch in load(maker, stream, workers=worker_count(source, config.data), pin_memory=uses_cuda(config)):
+        note_unreadable(unreadable, batch.unreadable, config.data)
+        if len(batch.ids) < 2:
+            raise UserError(
+                f"only {len(batch.ids)} of a batch of {config.train.batch_size} images can be read, too few to train;"
+                f" repair the others, or raise train.batch_size:{_list_some(batch.unreadable)}"
+            )
+        yield batch
+
+
+def decode_readable(source: Source, ids: NDArray[np.int64], config: SourceConfig) -> Decoded:
+    """Decode `ids`; with `unreadable: skip`, those that can be read.
+
+    Raises:
+        UnreadableImageError: with `unreadable: error`, at the first image that cannot.
+    """
+    try:
+        return Decoded(ids, source.decode(ids.tolist()), {})
+    except UnreadableImageError as error:
+        if config.unreadable == "error":
+            raise UnreadableImageError(f"{error}; repair or remove it, or set data.unreadable=skip") from error
+    images, unreadable = {}, {}
+    for index in ids.tolist():
+        try:
+            images[index] = source.decode([index])[0]
+        except UnreadableImageError as error:
+            unreadable[index] = str(error)
+    readable = [index for index in ids.tolist() if index in images]
+    return Decoded(np.array(readable, np.int64), [images[index] for index in readable], unreadable)
+
+
+def note_unreadable(known: dict[int, str], new: dict[int, str], config: SourceConfig) -> None:
+    """Add `new` unreadable images to those `known`.
+
+    Raises:
+        UserError: if they are more than the config's limit.
+    """
+    known |= new
+    if len(known) > config.unreadable_limit:
+        raise UserError(
+            f"{len(known)} images cannot be read, more than data.unreadable_limit ({config.unreadable_limit}); repair"
+            f" or remove them, or raise the limit:{_list_some(known)}"
+        )
+
+
+def worker_count(source: Source, config: SourceConfig) -> int:
+    """Processes that decode `source`."""
+    if config.workers != "auto":
+        return config.workers
+    return 0 if source.in_memory else min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+def uses_cuda(config: Config) -> bool:
+    """Whether batches go to a GPU."""
+    return config.train.device != "cpu" and torch.cuda.is_available()
+
+
+def random_crops(
+    images: list[Tensor], ids: NDArray[np.int64], view: WeakView, *, config: Config, epoch: int, stream: int
+) -> Crops:
+    """A random view of decoded `images`, B of uint8 [3, H, W], that follows from seed, epoch, `ids` [B] and stream."""
+    sizes = np.array([image.shape[1:] for image in images], np.int64)
+    parameters = draw(view, seed=config.seed, epoch=epoch, ids=ids, stream=stream, sizes=sizes)
+    return Crops(crop(images, parameters.boxes, config.views.size), parameters)
+
+
+class _BatchMaker:
+    """Makes the batch at a position of the stream; pickled into the workers."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source, self._config = source, config
+
+    def __call__(self, position: Position) -> Batch:
+        views, labels = self._config.views, self._source.labels
+        ids, images, unreadable = decode_readable(self._source, position.ids, self._config.data)
+        crops = partial(random_crops, images, ids, config=self._config, epoch=position.epoch)
+        return Batch(
+            position.epoch,
+            torch.from_numpy(ids),
+            None if labels is None else torch.from_numpy(labels[ids]),
+            crops(views.strong if views.online == "strong" else views.weak, stream=ONLINE),
+            crops(views.strong if views.target == "strong" else views.weak, stream=TARGET),
+            unreadable,
+        )
+
+
+def _list_some(unreadable: dict[int, str]) -> str:
+    """The first of the problems, each on a line of its own."""
+    lines = list(unreadable.values())
+    more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return "".join(f"\n  {line}" for line in lines[:_NAMED] + more)

@@ -1,0 +1,64 @@
+"""From the config of a data set to its source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from msf_faiss.config import DataConfig, DemoData, FolderData, ParquetData
+from msf_faiss.data.base import Source
+from msf_faiss.data.folder import FolderSource
+from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.parquet import ParquetSource
+from msf_faiss.data.torchvision_sets import torchvision_source
+
+_HELD_OUT = 10**9
+"""First id of the demo's test images: beyond any training set that fits in memory."""
+
+
+def open_source(config: DataConfig, split: Literal["train", "test"]) -> Source | None:
+    """The training images, or the held-out ones: None if the config names none.
+
+    The classes of both splits have the same numbers.
+
+    Raises:
+        UserError: if the data are missing, damaged or not of the kind that the config says.
+    """
+    match config:
+        case DemoData():
+            return _open_demo(config, split)
+        case FolderData():
+            return _open_folder(config, split)
+        case ParquetData():
+            return _open_parquet(config, split)
+        case _:
+            return torchvision_source(config, split)
+
+
+def _open_demo(config: DemoData, split: Literal["train", "test"]) -> MemorySource:
+    from msf_faiss.data.demo import CLASSES, render
+
+    first, count = (0, config.images) if split == "train" else (_HELD_OUT, config.test_images)
+    images, labels = render(np.arange(first, first + count), seed=config.seed, size=config.size)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return MemorySource(tensor, labels, CLASSES, title="demo" if split == "train" else "demo test")
+
+
+def _open_folder(config: FolderData, split: Literal["train", "test"]) -> FolderSource | None:
+    if split == "test" and config.test_path is None:
+        return None
+    train = FolderSource(config.path, labels=config.labels)
+    if split == "train" or config.test_path is None:
+        return train
+    return FolderSource(config.test_path, labels=config.labels, classes=train.classes, setting="data.test_path")
+
+
+def _open_parquet(config: ParquetData, split: Literal["train", "test"]) -> ParquetSource | None:
+    if split == "train":
+        return ParquetSource(config, config.path)
+    if config.test_path is None:
+        return None
+    classes = ParquetSource(config, config.path).classes
+    return ParquetSource(config, config.test_path, classes=classes, setting="data.test_path")
