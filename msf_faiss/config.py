@@ -264,6 +264,7 @@ class TrainConfig(Section):
     """Length, batch and arithmetic of the run."""
 
     epochs: Positive = 200
+    """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images a step; an incomplete last batch of an epoch is left out (another part of the data each epoch)."""
     max_steps: Positive | None = None

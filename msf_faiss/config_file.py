@@ -191,6 +191,7 @@ class _Draft:
                 node = yaml.compose(written, Loader=_Loader)
             except yaml.YAMLError:  # a text that happens to look like broken YAML
                 node = yaml.ScalarNode("tag:yaml.org,2002:str", written)
+            self.texts[key] = written
             parsed.append((key, node, f"--set {text}"))
         return sorted(parsed, key=lambda entry: entry[0][-1] != "kind")
 

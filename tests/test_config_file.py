@@ -1,0 +1,259 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from msf_faiss.config import Config, DemoData, FolderData, ParquetData, TorchvisionBackbone, TorchvisionData
+from msf_faiss.config_file import config_schema, dump_config, load_config, override_config, shipped_configs
+from msf_faiss.errors import UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "my.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    """Each problem, without the folder."""
+    with pytest.raises(UserError) as caught:
+        load_config(write(folder, text), overrides)
+    heading, *lines = str(caught.value).replace(f"{folder}/", "").split("\n  ")
+    assert heading == ("the config has a problem:" if len(lines) == 1 else f"the config has {len(lines)} problems:")
+    return lines
+
+
+def refusal(reference: str | Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(reference)
+    return str(caught.value)
+
+
+def test_every_problem_is_told_at_once_with_its_place_and_remedy(tmp_path: Path) -> None:
+    text = """\
+sead: 1
+optimizer:
+  learning_rate: fast
+  lerning_rate: 1
+  schedule: epock
+bank:
+  capacity: -5
+  kind: flat
+  kind: flatt
+data:
+  kind: folder
+  pth: images
+  workers: many
+views:
+  weak: {crop_scale: [0.2]}
+  strong:
+    blur_sigma: [3, 1]
+train:
+  epochs: 2.5
+  batch_size: yes
+checkpoint: 5
+"""
+    assert sorted(problems(tmp_path, text, "train.epoch=3", "nonsense")) == sorted(
+        [
+            "my.yaml:1: sead: no such key; did you mean seed?",
+            "my.yaml:3: optimizer.learning_rate: must be a number, found 'fast'",
+            "my.yaml:4: optimizer.lerning_rate: no such key; did you mean learning_rate?",
+            "my.yaml:5: optimizer.schedule: must be epoch, step or constant, found 'epock'; did you mean epoch?",
+            "my.yaml:7: bank.capacity: must be at least 1, found -5",
+            "my.yaml:9: bank.kind: stands twice (first in line 8); keep one of them",
+            "my.yaml:10: data.path: is required; write it into the file, or add --set data.path=…",
+            "my.yaml:12: data.pth: no such key; did you mean path?",
+            "my.yaml:13: data.workers: must be a whole number or auto, found 'many'",
+            "my.yaml:15: views.weak.crop_scale: needs more entries, at least 2",
+            "my.yaml:17: views.strong: blur_sigma must rise, found [3.0, 1.0]",
+            "my.yaml:19: train.epochs: must be a whole number, found 2.5",
+            "my.yaml:20: train.batch_size: must be a whole number, found 'yes'",
+            "my.yaml:21: checkpoint: must be a section with keys of its own, found 5",
+            "--set train.epoch=3: train.epoch: no such key; did you mean epochs?",
+            "--set nonsense: must be KEY=VALUE, as in --set train.epochs=50",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "data: {kind: parket}",
+            "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found",
+        ),
+        ("train:\n  epochs: true", "my.yaml:2: train.epochs: must be a whole number, found 'true'"),
+        ("train: {epochs: [1]}", "my.yaml:1: train.epochs: must be a whole number, found [1]"),
+        ("optimizer: {learning_rate: .nan}", "my.yaml:1: optimizer.learning_rate: must be a finite number, found nan"),
+        ("target:\n  momentum: 1.5", "my.yaml:2: target.momentum: must be at most 1.0, found 1.5"),
+        ("data: {kind: cifar10, download: maybe}", "my.yaml:1: data.download: must be true or false, found 'maybe'"),
+        ("bank:\n  capacity: 3\n  k: 4", "my.yaml:3: bank.k (4) is larger than bank.capacity (3)"),
+        ("views:\n  size: 64\n  eval_resize: 32", "my.yaml:3: views: eval_resize (32) must not be below size (64)"),
+        (
+            "model:\n  backbone:\n    kind: narrow\n    depths: [1]",
+            "my.yaml:4: model.backbone: depths and strides must be equally many, found 1 and 3",
+        ),
+        (
+            "views: {mean: [0.5, 0.5, 0.5, 0.5]}",
+            "my.yaml:1: views.mean: must be a list of 3, found [0.5, 0.5, 0.5, 0.5]",
+        ),
+        ("views: {mean: [0.5, x, 0.5]}", "my.yaml:1: views.mean[1]: must be a number, found 'x'"),
+        ("knn:\n  colour: 1", "my.yaml:2: knn.colour: no such key; the keys here are every_epochs, k, images"),
+        ("a: &a {b: *a}", "my.yaml:1: a.b: refers to itself; write the values out"),
+    ],
+)
+def test_one_problem(tmp_path: Path, text: str, problem: str) -> None:
+    assert any(line.startswith(problem) for line in problems(tmp_path, text)), problems(tmp_path, text)
+
+
+def test_texts_that_are_no_config(tmp_path: Path) -> None:
+    assert "my.yaml:1: must hold keys and values" in refusal(write(tmp_path, "just words"))
+    assert "my.yaml:2: not valid YAML" in refusal(write(tmp_path, "train:\n\tepochs: 3"))
+    assert "not valid YAML" in refusal(write(tmp_path, "train: [1"))
+    assert "not valid YAML" in refusal(write(tmp_path, "a: 1\n---\nb: 2"))
+    assert "cannot be read" in refusal(tmp_path)
+    assert "no such config; give the path" in refusal(tmp_path / "missing.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9")
+    assert "not UTF-8 text (at byte 5)" in refusal(tmp_path / "latin.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\x00\x01")
+    assert "not valid YAML" in refusal(tmp_path / "binary.yaml")
+
+
+def test_nothing_from_a_file_is_executed(tmp_path: Path) -> None:
+    text = "seed: !!python/object/apply:os.system ['touch executed']"
+    assert problems(tmp_path, text) == ["my.yaml:1: seed: must be a whole number, found ['touch executed']"]
+
+
+def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(shipped_configs()) == {"cifar10", "demo", "folder", "imagenet", "stl10"}
+    assert load_config() == load_config("demo")
+    assert "did you mean demo?" in refusal("dmo")
+    assert "cifar10, demo, folder, imagenet, stl10" in refusal("zzz")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "seed: 3")
+    assert load_config("my.yaml").seed == load_config("./my.yaml").seed == 3
+    (tmp_path / "demo.yaml").write_text("seed: 4")
+    assert load_config("demo.yaml").seed == 4
+    assert load_config("demo").seed == 0
+
+
+def test_numbers_and_words_are_what_people_mean(tmp_path: Path) -> None:
+    text = """
+seed: 1_000
+optimizer: {learning_rate: 1e-3, weight_decay: 5E-4, momentum: .5}
+bank: {capacity: 1e3}
+data: {kind: folder, path: 2024-01-01, test_path: "7"}
+train: {threads: ~, max_steps: null}
+"""
+    config = load_config(write(tmp_path, text))
+    assert (config.seed, config.optimizer.learning_rate, config.optimizer.weight_decay) == (1000, 1e-3, 5e-4)
+    assert (config.optimizer.momentum, config.bank.capacity) == (0.5, 1000)
+    assert config.data == FolderData(path=Path("2024-01-01"), test_path=Path("7"))
+    assert config.train.threads is None
+    assert load_config(write(tmp_path, "data: {kind: folder, path: 010}")).data == FolderData(path=Path("010"))
+    assert load_config(write(tmp_path, "data: {kind: folder, path: 12}")).data == FolderData(path=Path("12"))
+    assert load_config(write(tmp_path, "data: {kind: folder, path: no}")).data == FolderData(path=Path("no"))
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "null", "data:\ntrain:\n", "{}"])
+def test_what_is_left_empty_has_its_defaults(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, text)) == Config()
+
+
+def test_anchors_and_merges(tmp_path: Path) -> None:
+    text = "base: &b\n  crop_scale: [0.5, 1]\n"
+    assert problems(tmp_path, text)[0].startswith("my.yaml:1: base: no such key")
+    merged = "views:\n  weak: &w {crop_scale: [0.5, 1], flip: 0.1}\n  strong: {<<: *w, flip: 0.2}\n"
+    config = load_config(write(tmp_path, merged))
+    assert (config.views.strong.crop_scale, config.views.strong.flip, config.views.weak.flip) == ((0.5, 1.0), 0.2, 0.1)
+
+
+def test_a_section_without_its_kind_has_the_default_one(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "data: {images: 50}")).data == DemoData(images=50)
+    config = load_config(write(tmp_path, "model: {backbone: {name: resnet18}}"))
+    assert config.model.backbone == TorchvisionBackbone(name="resnet18")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "train:\n  epochs: 7\n")
+    config = load_config(
+        path,
+        [
+            "train.epochs=8",
+            "train.epochs=9",
+            "views.strong.crop_scale=[0.5, 1.0]",
+            "target.final_momentum=1",
+            "checkpoint.keep_every_epochs=null",
+            "knn={k: 3}",
+            "optimizer.learning_rate = 1e-2",
+        ],
+    )
+    assert (config.train.epochs, config.knn.k, config.knn.images) == (9, 3, 10_000)
+    assert config.views.strong.crop_scale == (0.5, 1.0)
+    assert (config.target.final_momentum, config.checkpoint.keep_every_epochs) == (1.0, None)
+
+
+def test_overrides_that_cannot_be(tmp_path: Path) -> None:
+    usage = "must be KEY=VALUE, as in --set train.epochs=50"
+    assert problems(tmp_path, "train:\n  epochs: 7\n", "train.epochs.x=1", "=3", "a..b=3", "bank.capacity=") == [
+        f"--set =3: {usage}",
+        f"--set a..b=3: {usage}",
+        "--set train.epochs.x=1: train.epochs holds a value; there are no keys below it",
+        "--set bank.capacity=: bank.capacity: must be a whole number, found nothing",
+    ]
+
+
+def test_another_kind_starts_its_section_afresh(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {kind: cifar10, root: elsewhere, download: false, workers: 3}")
+    config = load_config(path, ["data.path=x.parquet", "data.kind=parquet"])
+    assert config.data == ParquetData(path=Path("x.parquet"), workers=3)
+    assert load_config(path, ["data.kind=cifar10"]).data == TorchvisionData(
+        kind="cifar10", root=Path("elsewhere"), download=False, workers=3
+    )
+    again = override_config(config, ["data.kind=demo"])
+    assert again.data == DemoData(workers=3)
+    assert override_config(again, ["seed=5"]) == again.model_copy(update={"seed": 5})
+    with pytest.raises(UserError, match=r"--set data.kind=folder: data.path: is required"):
+        override_config(config, ["data.kind=folder"])
+
+
+@pytest.mark.parametrize("text", ["a: b", "[unclosed", "*", "{", "C:\\images", "x=y", "1e3", "null.png", "true"])
+def test_a_path_may_look_like_other_things(tmp_path: Path, text: str) -> None:
+    config = load_config(write(tmp_path, ""), ["data.kind=folder", f"data.path={text}"])
+    assert config.data == FolderData(path=Path(text))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "demo", "folder", "imagenet", "stl10"])
+def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
+    config = load_config(name)
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    assert shipped_configs()[name]
+
+
+@pytest.mark.parametrize("number", [1e-4, 1e-5, 1.5e-7, 3e20, 0.1, 1 / 3, 5.0])
+@pytest.mark.parametrize("path", ["1e5", "null", "true", "~x", "12", "a: b", "it's", "# x", "ä ö/日本", "x\ny", " x "])
+def test_odd_values_survive_being_written(tmp_path: Path, number: float, path: str) -> None:
+    config = Config(data=FolderData(path=Path(path)))
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": number})})
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_the_schema_is_one_for_editors() -> None:
+    schema = json.loads(json.dumps(config_schema()))
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(Config.model_fields)
+    for definition in schema["$defs"].values():
+        assert definition["additionalProperties"] is False
+        assert "description" in definition
+        for name, field in definition["properties"].items():
+            assert name == "kind" or "description" in field or "$ref" in field or "discriminator" in field, name
+
+
+def test_every_shipped_config_says_how_to_run_it() -> None:
+    folder = Path(__file__).parents[1] / "configs"
+    for path in folder.glob("*.yaml"):
+        header = path.read_text(encoding="utf-8").split("\n\n")[0]
+        assert f"msf-faiss pretrain {path.stem}" in header or path.stem == "demo"
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))
