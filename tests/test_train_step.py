@@ -162,7 +162,7 @@ def test_a_step_in_float32(k: int, kind: type[ReferenceBank] | type[FlatBank]) -
 def test_a_step_in_bfloat16(k: int, bank_dtype: torch.dtype) -> None:
     """bfloat16 keeps 8 bits: an error of up to 2^-9 at each of some ten layers, so 1 to 2 % in the activations.
 
-    The backward multiplies that: 10 to 15 % in the gradient as a whole, for the same loss with plain modules too. It also
+    The backward multiplies that: 11 to 17 % in the gradient as a whole, as for plain modules and the same loss. It also
     exchanges a neighbour here and there for one that is as near within 2 %. Weights and moving averages stay float32.
     """
     expected = dense_step(k)
