@@ -3,15 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+DEMO ?=
 
 .PHONY: demo test test-slow check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m msf_faiss_cli demo --out $(RUN)
+	$(BIN)/msf-faiss pretrain demo --out $(RUN) --resume auto $(DEMO)
+	$(BIN)/msf-faiss eval-knn $(RUN) --encoder online --encoder untrained --encoder pixels
+	$(BIN)/msf-faiss eval-linear $(RUN) --encoder online --encoder untrained
+	$(BIN)/msf-faiss inspect-neighbors $(RUN)
+	@echo
+	@$(BIN)/msf-faiss results $(RUN)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -1,7 +1,5 @@
 """`msf-faiss config-schema`."""
 
-from __future__ import annotations
-
 import click
 
 
@@ -9,8 +7,11 @@ import click
 def command() -> None:
     """Print the JSON Schema of the config, for editors.
 
-    Save it (msf-faiss config-schema > schema.json) and begin a config with the line
-    "# yaml-language-server: $schema=schema.json": the editor then completes keys, explains them and marks mistakes.
+    \b
+    Save it and begin a config with a line that names it:
+      msf-faiss config-schema > schema.json
+      # yaml-language-server: $schema=schema.json
+    The editor then completes keys, explains them and marks mistakes.
     """
     import json
 

@@ -8,15 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no user of that name: a file that begins with ~
+        return path
+
+
+UserPath = Annotated[Path, AfterValidator(_expand_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 View = Literal["weak", "strong"]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and a key that does not exist is an error rather than ignored."""
+    """Base of all sections: immutable, and a key that does not exist is an error rather than ignored.
+
+    The rules between keys word their errors as `key: what is wrong`, and name every other key that has a part in it:
+    `config_draft` finds the place in the file from that.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -52,9 +65,9 @@ class FolderData(SourceConfig):
     """Image files below a folder: one subfolder a class, or any tree of unlabelled images."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: UserPath
     """Folder with the training images."""
-    test_path: Path | None = None
+    test_path: UserPath | None = None
     """Folder with held-out images for the evaluations; without it they leave one out of the training images."""
     labels: Literal["auto", "folders", "none"] = "auto"
     """"folders": the first folder level names the class. "auto": so if every image lies exactly one level deep."""
@@ -64,15 +77,15 @@ class ParquetData(SourceConfig):
     """Parquet in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
 
     kind: Literal["parquet"] = "parquet"
-    path: Path
+    path: UserPath
     """A file, or a folder of shards (read in the order of their names)."""
-    test_path: Path | None = None
+    test_path: UserPath | None = None
     """The same for held-out images."""
     image_column: str = "image"
     """Name of the struct column with the encoded images."""
     label_column: str | None = "label"
     """Name of the integer column; a file without it is unlabelled. null: leave labels out."""
-    cache_dir: Path | None = None
+    cache_dir: UserPath | None = None
     """Where shards are unpacked for random access. null: `msf-faiss` in the user's cache folder."""
 
 
@@ -80,7 +93,7 @@ class TorchvisionData(SourceConfig):
     """A data set that torchvision knows how to download."""
 
     kind: Literal["cifar10", "cifar100", "stl10"]
-    root: Path = Path("data")
+    root: Annotated[UserPath, Field(validate_default=False)] = Path("data")  # a Path is no JSON: see config_draft
     """Folder that holds the data set, or will after the download."""
     download: bool = True
     """Fetch what is missing. false: a missing data set is an error."""
@@ -101,7 +114,9 @@ class WeakView(Section):
     def _ordered(self) -> WeakView:
         low, high = self.crop_scale
         if not 0 < low <= high:
-            raise ValueError(f"crop_scale must rise from above 0, found [{low}, {high}]")
+            raise ValueError(
+                f"crop_scale: must be two shares, the first above 0 and not above the second; found [{low}, {high}]"
+            )
         return self
 
 
@@ -128,7 +143,7 @@ class StrongView(WeakView):
     @model_validator(mode="after")
     def _blur_ordered(self) -> StrongView:
         if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma must rise, found {list(self.blur_sigma)}")
+            raise ValueError(f"blur_sigma: the first must not be above the second, found {list(self.blur_sigma)}")
         return self
 
 
@@ -165,7 +180,10 @@ class ViewsConfig(Section):
     @model_validator(mode="after")
     def _crop_fits(self) -> ViewsConfig:
         if self.resize < self.size:
-            raise ValueError(f"eval_resize ({self.eval_resize}) must not be below size ({self.size})")
+            raise ValueError(
+                f"eval_resize: must be at least size ({self.size}), since the centre crop is cut out of it; "
+                f"found {self.eval_resize}"
+            )
         return self
 
 
@@ -205,7 +223,7 @@ class NarrowBackbone(Section):
     def _one_stride_a_stage(self) -> NarrowBackbone:
         if len(self.depths) != len(self.strides):
             raise ValueError(
-                f"depths and strides must be equally many, found {len(self.depths)} and {len(self.strides)}"
+                f"strides: must be as many as depths, one a stage; found {len(self.strides)} for {len(self.depths)}"
             )
         return self
 
@@ -234,6 +252,12 @@ class BankConfig(Section):
     """Storage of an entry."""
     k: Positive = 5
     """Neighbours that each query is pulled to; its own target embedding is the first of them. 1 is BYOL's loss."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> BankConfig:
+        if self.k > self.capacity:
+            raise ValueError(f"k: must be at most capacity ({self.capacity}), found {self.k}")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -317,10 +341,11 @@ class Config(Section):
     knn: KnnConfig = KnnConfig()
 
     @model_validator(mode="after")
-    def _k_fits(self) -> Config:
-        if self.bank.k > self.bank.capacity:
-            raise ValueError(f"bank.k ({self.bank.k}) is larger than bank.capacity ({self.bank.capacity})")
+    def _warmup_ends(self) -> Config:
         if self.optimizer.warmup_epochs >= self.train.epochs and self.optimizer.schedule != "constant":
             warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
-            raise ValueError(f"optimizer.warmup_epochs ({warmup}) must be below train.epochs ({epochs})")
+            raise ValueError(
+                f"optimizer.warmup_epochs: must be below train.epochs ({epochs}) "
+                f"unless optimizer.schedule is constant, found {warmup}"
+            )
         return self

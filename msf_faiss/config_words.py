@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from msf_faiss.config import Config
+from msf_faiss.config_tree import SECTIONS, Key, dotted
 
 _BOUNDS = {
     "greater_than": ("above", "gt"),
@@ -17,7 +17,7 @@ _BOUNDS = {
     "less_than": ("below", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-_KINDS = {
+_TYPES = {
     "int": "a whole number",
     "float": "a number",
     "finite": "a finite number",
@@ -30,26 +30,27 @@ _KINDS = {
 }
 
 
-def explain(key: Sequence[str | int], errors: Sequence[ErrorDetails]) -> str:
+def explain(key: Key, errors: Sequence[ErrorDetails]) -> str:
     """What is wrong with the value at `key`, and what instead; several errors are those of alternatives."""
     first = errors[0]
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        return _unknown(str(key[-1]), _siblings(key, first))
-    if kind == "missing" and isinstance(first["loc"][-1], int):
-        return f"needs more entries, at least {first['loc'][-1] + 1}"
-    if kind == "missing":
-        name = ".".join(map(str, key))
-        return f"is required; write it into the file, or add --set {name}=…"
-    if kind == "value_error":
-        return str(first["msg"]).removeprefix("Value error, ")
     found = first["input"]
-    if kind == "union_tag_invalid":
-        context = first["ctx"]
-        return _choice([name.strip(" '") for name in context["expected_tags"].split(",")], context["tag"])
-    alternatives = " or ".join(dict.fromkeys(_expected(error) for error in errors))
-    close = [match for error in errors if error["type"] == "literal_error" for match in _close(found, _literals(error))]
-    return f"must be {alternatives}, found {_show(found)}" + (f"; did you mean {close[0]}?" if close else "")
+    match first["type"]:
+        case "extra_forbidden":
+            return unknown_key(key, first["loc"])
+        case "missing":
+            if isinstance(key[-1], int):
+                return "is missing; the list needs more entries"
+            return f"is required; write it into the file, or add --set {dotted(key)}=…"
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds, found = list(SECTIONS[key].models), found["kind"]
+            return f"must be {_or(kinds)}, found {_show(found)}{_did_you_mean(found, kinds)}"
+    expected = _or(list(dict.fromkeys(_expected(error) for error in errors)))
+    words = [word for error in errors if error["type"] == "literal_error" for word in _literals(error)]
+    if first["type"] in {"int_type", "float_type"} and isinstance(found, str) and re.fullmatch(r"[-+.\d]+", found):
+        return f"must be {expected}, found {_show(found)}; write it without quotes or leading zeros"
+    return f"must be {expected}, found {_show(found)}{_did_you_mean(found, words)}"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -59,43 +60,28 @@ def _expected(error: ErrorDetails) -> str:
         return f"{word} {context[name]}"
     if kind == "literal_error":
         return _or(_literals(error))
-    if kind in {"too_short", "too_long"}:
-        most_or_least = f"at least {context['min_length']}" if kind == "too_short" else f"{context['max_length']}"
-        return f"a list of {most_or_least}"
-    return _KINDS.get(kind.split("_")[0], str(error["msg"]).removeprefix("Input should be "))
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "too_long":
+        return f"a list of {context['max_length']}"
+    return _TYPES.get(kind.partition("_")[0], str(error["msg"]).removeprefix("Input should be "))
 
 
-def _choice(allowed: Sequence[str], found: Any) -> str:
-    close = _close(found, allowed)
-    return f"must be {_or(allowed)}, found {_show(found)}" + (f"; did you mean {close[0]}?" if close else "")
-
-
-def _unknown(name: str, allowed: Sequence[str]) -> str:
-    close = _close(name, allowed)
-    return "no such key; " + (f"did you mean {close[0]}?" if close else f"the keys here are {', '.join(allowed)}")
-
-
-def _siblings(key: Sequence[str | int], error: ErrorDetails) -> list[str]:
-    """The keys that stand beside `key` in the model; `error` names the member of each union on the way."""
-    model: Any = Config
-    for part in error["loc"][:-1]:
-        members = _members(model)
-        if part in members:
-            model = members[str(part)]
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            field = model.model_fields[str(part)]
-            model = field.annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _members(union: Any) -> dict[str, type[BaseModel]]:
-    """The models of a union of sections, by their kind."""
-    return {
-        kind: model
-        for model in getattr(union, "__args__", ())
-        if isinstance(model, type) and issubclass(model, BaseModel)
-        for kind in getattr(model.model_fields["kind"].annotation, "__args__", ())
-    }
+def unknown_key(key: Key, location: Sequence[str | int] = ()) -> str:
+    """What to do about a key that does not exist; `location` (pydantic's) says of which kind its section is."""
+    name, section = str(key[-1]), SECTIONS[key[:-1]]
+    kind = str(location[len(key) - 1]) if section.is_union and location else None
+    if name in section.names():
+        others = [other for other in section.models if name in section.names(other)]
+        kind_key = dotted((*key[:-1], "kind"))
+        return f"no such key for kind {kind}, but for {_or(others)}; change {kind_key} or remove the key"
+    head, _, rest = name.partition(".")
+    if rest and (*key[:-1], head) in SECTIONS:
+        return f"no such key; write {rest} inside the section {head}"
+    if (name,) in SECTIONS:
+        return f"no such key; {name} is a section of its own, at the top level"
+    names = section.names(kind)
+    return "no such key" + (_did_you_mean(name, names) or f"; the keys here are {', '.join(names)}")
 
 
 def _literals(error: ErrorDetails) -> list[str]:
@@ -103,8 +89,9 @@ def _literals(error: ErrorDetails) -> list[str]:
     return [name.strip("' ") for name in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
 
 
-def _close(found: Any, allowed: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(str(found), list(allowed), 1)
+def _did_you_mean(found: Any, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(found), list(allowed), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _or(words: Sequence[str]) -> str:
@@ -113,12 +100,16 @@ def _or(words: Sequence[str]) -> str:
 
 def _show(value: Any) -> str:
     """A value as the user would write it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a section"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_show(item) for item in value)}]"
-    return repr(value) if isinstance(value, str) else str(value)
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a section"
+        case list():
+            return f"[{', '.join(_show(item) for item in value)}]"
+        case str():
+            return repr(value)
+        case _:
+            return str(value)

@@ -104,10 +104,10 @@ class Clock:
             with self.on_host(part):
                 yield
             return
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()  # type: ignore[no-untyped-call]
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
         yield
-        after.record()  # type: ignore[no-untyped-call]
+        after.record()
         self._events.append((part, before, after))
 
     def read(self) -> tuple[float, dict[str, float]]:

@@ -88,7 +88,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
     def __call__(self, report: Report) -> None:
         try:
@@ -102,7 +102,7 @@ class Recorder:
         match report:
             case RunStarted():
                 _drop_lines_after(self._run_dir / METRICS, report.first_step)
-                self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(
                     str(self._run_dir / "tensorboard"), purge_step=report.first_step + 1 if report.first_step else None
                 )
             case StepReport():
@@ -126,7 +126,7 @@ class Recorder:
         assert self._board is not None, "the first report of a run is RunStarted"
         for name, value in values.items():
             if name != "step" and value is not None:
-                self._board.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -50,11 +50,10 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensors]:
         """What a checkpoint holds: for each of its files, tensors by name."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
         momenta = {
-            names[parameter]: values["momentum_buffer"]
-            for parameter, values in self.optimizer.state.items()
-            if values.get("momentum_buffer") is not None
+            name: self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.model.named_parameters()
+            if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
         rng = {"cpu": torch.get_rng_state()}
         if self.bank.device.type == "cuda":
@@ -182,7 +181,6 @@ class _Run:
         self.config, self.run_dir, self.should_stop = config, run_dir, should_stop
         self.device = select_device(config.train.device)
         if config.train.threads is not None:
-            torch.set_num_threads(config.train.threads)
             set_threads(config.train.threads)
         self.source = _training_source(config)
         self.test_source = open_source(config.data, "test")
@@ -337,12 +335,8 @@ class _Run:
             tensors=self.state.tensors(),
         )
         rule = self.config.checkpoint
-        every = rule.keep_every_epochs and rule.keep_every_epochs * self.steps_per_epoch
-        prune_checkpoints(
-            self.run_dir,
-            keep_last=rule.keep_last,
-            keep=lambda step: bool(every) and step % every == 0,
-        )
+        every = (rule.keep_every_epochs or 0) * self.steps_per_epoch
+        prune_checkpoints(self.run_dir, keep_last=rule.keep_last, keep=lambda step: every > 0 and step % every == 0)
         self.clock.restart()
         return CheckpointSaved(
             step=self.state.step, epoch=self.epoch, path=self.checkpoint, seconds=time.perf_counter() - began

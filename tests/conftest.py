@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from msf_faiss.bank.faiss_setup import set_threads
+
+# Tests run side by side; a thread pool for each of them on the same few cores makes all of them many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+set_threads(1)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from msf_faiss.config_file import load_config
 
 from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.config import (
@@ -20,6 +19,7 @@ from msf_faiss.config import (
     TrainConfig,
     ViewsConfig,
 )
+from msf_faiss.config_file import load_config
 from msf_faiss.errors import UserError
 from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
 from msf_faiss.run_dir import Recorder

@@ -70,5 +70,6 @@ def gpu_resources(device: torch.device) -> Any:
 
 
 def set_threads(threads: int) -> None:
-    """Give FAISS's OpenMP pool `threads` threads."""
+    """Give `threads` threads to torch and to FAISS, each of which has a pool; more than there are cores is slow."""
+    torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)

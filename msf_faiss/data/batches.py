@@ -6,7 +6,7 @@ Shapes: B images, S pixels of a view's side.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ def steps_per_epoch(source: Source, config: Config) -> int:
     return sampler.steps_per_epoch(len(source), config.train.batch_size)
 
 
-def training_batches(source: Source, config: Config, *, start_step: int = 0) -> Iterator[Batch]:
+def training_batches(source: Source, config: Config, *, start_step: int = 0) -> Generator[Batch, None, None]:
     """The batches of all epochs from `start_step` on, without end, on the CPU (pinned if there is CUDA).
 
     Which images a batch holds and how they are cropped follows from the config and the step alone. Closing the iterator

@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 _CHUNK = 1_000  # images drawn at a time
 _TURN = 2 * np.pi
-_TILT = 0.15 * np.pi  # most rotation either way
+_TILT = 0.1 * np.pi  # most rotation either way
 _PERIODS = (5 / 32, 9 / 32)  # of the image's side
 _CONTRAST = (0.25, 0.9)
 _LIGHT = 0.5  # most difference of light across the image
@@ -107,8 +107,8 @@ def _bricks(c: _Canvas) -> Array:
     return c.edge(np.minimum(end, side / 2) - 0.14, 0.35)
 
 
-def _zigzags(c: _Canvas) -> Array:
-    return c.edge(_wave(c.u + 0.5 * np.abs(_wave(0.5 * c.v))), 2)
+def _triangles(c: _Canvas) -> Array:
+    return c.edge(2 * (c.v % 1) - 1 - _wave(c.u), 1.5)
 
 
 _KINDS: dict[str, Callable[[_Canvas], Array]] = {
@@ -121,7 +121,7 @@ _KINDS: dict[str, Callable[[_Canvas], Array]] = {
     "blobs": _blobs,
     "grid": _grid,
     "bricks": _bricks,
-    "zigzags": _zigzags,
+    "triangles": _triangles,
 }
 
 CLASSES = tuple(_KINDS)

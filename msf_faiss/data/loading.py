@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ _AHEAD = 2  # items that each worker prepares before they are asked for
 
 def load(
     work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, pin_memory: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work(item)` for each of `items`, in their order; with `workers` > 0 in so many processes (`work` is pickled).
 
     Closing the iterator ends the processes. Global random states are neither read nor advanced.

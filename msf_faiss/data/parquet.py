@@ -117,7 +117,8 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
     is_struct = image is not None and pa.types.is_struct(image)
     fields = {field.name: field.type for field in image.fields} if is_struct else {}
     binary = fields.get("bytes") in (pa.binary(), pa.large_binary())
-    if not binary or fields.get("path") not in (pa.string(), pa.large_string()):
+    # A path of type null is what a writer infers where every path is missing.
+    if not binary or fields.get("path") not in (pa.string(), pa.large_string(), pa.null()):
         found = f"is {image}" if image is not None else f"is missing (columns: {', '.join(schema.names)})"
         raise UserError(
             f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, but {found};"

@@ -1,0 +1,73 @@
+"""The sections of a config and what each may hold, read off the models once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from pydantic import BaseModel
+
+from msf_faiss.config import Config
+
+Key = tuple[str | int, ...]  # ("views", "weak", "crop_scale", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionKinds:
+    """A section: the model of each kind; of the only kind, "", where it has no `kind`."""
+
+    models: dict[str, type[BaseModel]]
+    default: str
+
+    @property
+    def is_union(self) -> bool:
+        """Whether its `kind` decides which keys it has."""
+        return "" not in self.models
+
+    @property
+    def shared(self) -> set[str]:
+        """Keys of every kind."""
+        return set.intersection(*(set(model.model_fields) for model in self.models.values()))
+
+    def names(self, kind: str | None = None) -> list[str]:
+        """The keys of one kind; None: of all."""
+        models = self.models.values() if kind is None else [self.models[kind]]
+        return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it: views.weak.crop_scale[0]."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else ("." if text else "") + (part or "''")
+    return text
+
+
+def key_of(location: Sequence[str | int]) -> Key:
+    """The key that a user wrote, from pydantic's location, which also names the members of unions."""
+    key: Key = ()
+    parts = iter(location)
+    for part in parts:
+        if isinstance(part, str) and key not in SECTIONS:
+            break  # one of several types that the value at `key` may have
+        key = (*key, part)
+        if key in SECTIONS and SECTIONS[key].is_union:
+            next(parts, None)  # the kind
+    return key
+
+
+def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, SectionKinds]:
+    found = {key: SectionKinds({"": model}, "")}
+    for name, field in model.model_fields.items():
+        below = (*key, name)
+        if field.discriminator is not None:
+            members: tuple[type[BaseModel], ...] = get_args(field.annotation)
+            kinds = {kind: each for each in members for kind in get_args(each.model_fields["kind"].annotation)}
+            found[below] = SectionKinds(kinds, field.default.kind)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _sections(field.annotation, below)
+    return found
+
+
+SECTIONS = _sections(Config)

@@ -1,0 +1,177 @@
+"""Accuracy of one linear layer on frozen features, by the paper's protocol (section 4).
+
+Features are L2-normalised, then standardised by the training set's mean and variance, which are computed once from the
+centre views and stay fixed; then one linear layer and SGD. In the full protocol every epoch sees other random crops and
+flips of the training images; the fast one trains on the features of their centre views.
+
+Shapes: N training images, B of a batch, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msf_faiss.config import Config, WeakView
+from msf_faiss.data.base import Source
+from msf_faiss.data.eval_batches import eval_batches
+from msf_faiss.data.sampler import epoch_order
+from msf_faiss.features import Features
+
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+BATCH_SIZE = 256
+EPOCHS = 40
+DROPS = (15 / 40, 30 / 40)  # shares of the epochs after which the learning rate falls to a tenth
+AUGMENTATION = WeakView(crop_scale=(0.08, 1.0), flip=0.5)
+EPSILON = 1e-5  # added to each variance, as in the authors' code
+
+FeatureBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""From an epoch (0, 1, ...) to its batches: raw features [B, F] and labels [B] int64, on one device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeEpoch:
+    """What one epoch of the linear layer came to."""
+
+    epoch: int  # finished epochs
+    epochs: int
+    loss: float  # mean over the epoch's training images
+    accuracy: float  # 0..1, of the held-out images after the epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScore:
+    """The held-out images after the last epoch (not the best one)."""
+
+    top1: int  # images whose class has the largest logit
+    top5: int | None  # images whose class is among the five largest; None: five classes or fewer
+    images: int
+
+
+class Standardize(nn.Module):
+    """L2-normalise, subtract a fixed mean, divide by a fixed deviation: [B, F] -> [B, F]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        """`features` [N, F]: the training set's, not normalised."""
+        super().__init__()
+        variance, mean = torch.var_mean(F.normalize(features, dim=1), dim=0, correction=0)  # [F] each
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", (variance + EPSILON).rsqrt())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (F.normalize(features, dim=1) - self.mean) * self.scale
+
+
+def milestones(epochs: int) -> list[int]:
+    """Epochs after which the learning rate falls to a tenth: 15 and 30 of 40."""
+    return [round(share * epochs) for share in DROPS]
+
+
+def train_probe(
+    batches: FeatureBatches,
+    train: Features,
+    test: Features,
+    *,
+    classes: int,
+    device: torch.device,
+    seed: int,
+    epochs: int = EPOCHS,
+    on_epoch: Callable[[ProbeEpoch], None] = lambda done: None,
+) -> LinearScore:
+    """Train the linear layer and score it on the held-out images.
+
+    Args:
+        batches: what each epoch trains on; `cached_batches` or `augmented_batches`.
+        train: centre-view features of the training images, for their mean and variance.
+        test: centre-view features of the held-out images, labelled; a class >= `classes` is never guessed.
+        classes: C, larger than every training label.
+        device: where the batches are, and where to train.
+        seed: of the layer's first weights.
+        epochs: 40 in the paper; the learning rate falls after 15/40 and 30/40 of them.
+        on_epoch: told after each epoch.
+    """
+    assert test.labels is not None
+    standardize = Standardize(train.embeddings).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linear = nn.Linear(train.embeddings.shape[1], classes)
+    linear = linear.to(device)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(epochs), gamma=0.1)
+    held_out = standardize(test.embeddings.to(device))  # [M, F]
+    labels = test.labels.to(device)
+    score = _score(linear, held_out, labels)
+    for epoch in range(epochs):
+        total, images = torch.zeros((), device=device), 0
+        for features, targets in batches(epoch):
+            loss = F.cross_entropy(linear(standardize(features)), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * len(targets)
+            images += len(targets)
+        schedule.step()
+        score = _score(linear, held_out, labels)
+        done = ProbeEpoch(
+            epoch=epoch + 1, epochs=epochs, loss=float(total) / images, accuracy=score.top1 / score.images
+        )
+        on_epoch(done)
+    return score
+
+
+def cached_batches(train: Features, *, seed: int, device: torch.device) -> FeatureBatches:
+    """The fast protocol: the same centre-view features in every epoch, in another order."""
+    assert train.labels is not None
+    features, labels = train.embeddings.to(device), train.labels.to(device)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.from_numpy(epoch_order(len(features), seed, epoch)).to(device)
+        for rows in torch.split(order, BATCH_SIZE):
+            yield features[rows], labels[rows]
+
+    return batches
+
+
+def augmented_batches(
+    encoder: nn.Module, source: Source, ids: Tensor, *, config: Config, device: torch.device
+) -> FeatureBatches:
+    """The full protocol: features of a fresh random crop and flip of each image in every epoch.
+
+    Args:
+        encoder: [B, 3, S, S] -> [B, F] on `device`, in eval mode: nothing of it changes.
+        source: labelled images.
+        ids: [N] int64, which of them, all labelled.
+        config: its seed determines order and crops, its views the size of a crop.
+        device: where to compute.
+    """
+    assert not encoder.training, "a backbone in train mode would change its batch statistics"
+    labels = source.labels
+    assert labels is not None
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        shuffled = ids.numpy()[epoch_order(len(ids), config.seed, epoch)]
+        views = eval_batches(source, shuffled, config=config, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch)
+        for batch in views:
+            with torch.no_grad():
+                features = encoder(batch.views(device, config.views)).float()  # [B, F]
+            yield features, torch.from_numpy(labels[batch.ids]).to(device)
+
+    return batches
+
+
+@torch.no_grad()
+def _score(linear: nn.Linear, features: Tensor, labels: Tensor) -> LinearScore:
+    top = min(5, linear.out_features)
+    guesses = torch.cat([linear(part).topk(top, dim=1).indices for part in torch.split(features, 4096)])  # [M, top]
+    right = guesses == labels.unsqueeze(1)
+    top5 = int(right.any(dim=1).sum()) if linear.out_features > 5 else None
+    return LinearScore(top1=int(right[:, 0].sum()), top5=top5, images=len(labels))

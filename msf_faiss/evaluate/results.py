@@ -1,0 +1,132 @@
+"""What an evaluation found, with the complete protocol that produced it, on disk as one JSON file each. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from msf_faiss.errors import UserError
+
+FOLDER = "results"
+FORMAT = "msf-faiss result"
+VERSION = 1
+
+EncoderName = Literal["online", "target", "untrained", "pixels"]
+"""Two backbones of a checkpoint; the backbone as it was before the first step; no network, only the centre view."""
+
+EvaluationName = Literal["knn", "linear", "linear-fast"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One accuracy."""
+
+    metric: str  # for people: "20-NN", "20-NN, T 0.07", "linear", "linear, top 5"
+    accuracy: float  # 0..1
+    correct: int
+    images: int
+    settings: Mapping[str, float | int | None]  # for programs: k and temperature, or top
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One evaluation of one encoder. Equal (evaluation, encoder, weights, protocol) mean the same question."""
+
+    evaluation: EvaluationName
+    encoder: EncoderName
+    checkpoint: str | None  # within the run, or the path of one outside; None: the weights come from no checkpoint
+    weights: str | None  # SHA-256 of the checkpoint's model file
+    step: int | None  # finished steps of the weights: 0 untrained, None for pixels
+    epoch: float | None
+    scores: tuple[Score, ...]
+    protocol: Mapping[str, Any]  # "data": config and sizes; "view"; and all settings of the evaluation
+    created: str  # ISO 8601, UTC
+    device: str
+    seconds: float
+    versions: Mapping[str, str]
+
+    @property
+    def file_name(self) -> str:
+        """The same for the same question, and different for different ones."""
+        step = f"-step-{self.step:08d}" if self.checkpoint else ""
+        question = json.dumps([self.evaluation, self.encoder, self.weights, self.protocol], sort_keys=True)
+        return f"{self.evaluation}-{self.encoder}{step}-{hashlib.sha256(question.encode()).hexdigest()[:8]}.json"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written to disk and by `--json`."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+
+_ADAPTER = TypeAdapter(Result)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for results, before hours are spent on what goes into it.
+
+    Raises:
+        UserError: if it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot make this folder for the results: {error.strerror}; name another with --out"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot write the results there: no permission; name another folder with --out")
+
+
+def save_result(result: Result, folder: Path) -> Path:
+    """Write a result into `folder`, whole or not at all; an earlier answer to the same question gives way.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = folder / result.file_name
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(result.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write the result: {error.strerror}; name another folder with --out") from error
+    return path
+
+
+def load_results(folder: Path) -> list[Result]:
+    """The results in `folder`, the oldest first; none if there is no such folder.
+
+    Raises:
+        UserError: if a JSON file there is not a result.
+    """
+    return sorted((_load(path) for path in folder.glob("*.json")), key=lambda result: result.created)
+
+
+def _load(path: Path) -> Result:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("format") != FORMAT or found.pop("version") != VERSION:
+            raise ValueError("it has another format")
+        return _ADAPTER.validate_python(found)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a result that this msf-faiss wrote ({_first_line(error)}); move it elsewhere"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,120 @@
+"""`msf-faiss inspect-neighbors` on a run of two steps."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from msf_faiss_cli import main as entry
+from msf_faiss_cli.inspect_neighbors import command
+from PIL import Image
+
+from msf_faiss.config import BankConfig, Config, DemoData, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
+from msf_faiss.train import pretrain
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    config = Config(
+        data=DemoData(images=40, test_images=10, size=16),
+        views=ViewsConfig(size=16),
+        model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
+        bank=BankConfig(capacity=64),
+        train=TrainConfig(epochs=1, batch_size=16, max_steps=2, device="cpu"),
+    )
+    for _ in pretrain(config, path):
+        pass
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_the_gallery_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path) -> None:
+    result = invoke(run_dir)
+    gallery = run_dir / "neighbors" / "step-00000002.html"
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == str(gallery)
+    assert gallery.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "purity" in result.stdout
+    assert "bank 50% full (32 entries)" in result.stdout
+    assert invoke(run_dir).exit_code == 0  # again, over the older file
+
+
+def test_the_table_shows_what_the_records_hold(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "records.JSON"
+    result = invoke(run_dir, "--queries", 3, "--k", 4, "--seed", 1, "--out", out)
+    records = json.loads(out.read_text())
+    assert result.stdout.splitlines()[-1] == str(out)
+    assert not (run_dir / "neighbors" / "records.JSON").exists()
+    assert len(records["queries"]) == 3
+    for query in records["queries"]:
+        assert f"#{query['id']}" in result.stdout
+        for neighbor in query["neighbors"]:
+            mark = "✓" if neighbor["matches"] else "✗"
+            assert f"{mark} {neighbor['similarity']:.3f} {neighbor['class_name']}" in result.stdout
+            assert f"#{neighbor['id']}, age {neighbor['age']}" in result.stdout
+
+
+def test_a_picture_sheet(run_dir: Path, tmp_path: Path) -> None:
+    result = invoke(run_dir, "--query-id", 3, "--query-id", 5, "--source", "dataset", "--out", tmp_path / "sheet.png")
+    assert "searched 40 training images" in result.stdout
+    assert ", age " not in result.stdout
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_a_checkpoint_outside_a_run_is_only_shown(run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(run_dir / "checkpoints" / "step-00000002", tmp_path / "copy")
+    result = invoke(checkpoint, "--queries", 1)
+    assert result.exit_code == 0
+    assert "no file written: the checkpoint lies outside a run; --out names a file" in result.stderr
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_more_neighbours_than_there_are(run_dir: Path, tmp_path: Path) -> None:
+    result = invoke(run_dir, "--k", 100, "--queries", 1, "--out", tmp_path / "records.json")
+    assert "100 neighbours were asked for, but there are not so many other images to retrieve" in result.stderr
+    assert len(json.loads((tmp_path / "records.json").read_text())["queries"][0]["neighbors"]) in (31, 32)
+
+
+def test_a_file_whose_name_would_steer_the_terminal(run_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[31m[red]evil.png"
+    Image.new("RGB", (30, 20), "red").save(path)
+    result = invoke(run_dir, "--query", path, "--out", tmp_path / "gallery.html")
+    assert "\x1b" not in result.stdout
+    assert "[31m[red]evil.png" in result.stdout
+    assert "✓" not in result.stdout
+    assert "purity" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--out", "page.htm"], ".html is a gallery, .png a picture sheet, .json records"),
+        (["--query", "nowhere.png"], "nowhere.png does not exist; a query is an image file"),
+        (["--query-id", "40"], "there is no training image 40; the data hold 40, counted from 0"),
+        (["--set", "data.images=50"], "refers to a training set of 40 images by their number"),
+        (["--set", "bank.capacity=9"], "encoder and bank are taken as they are saved"),
+        (["--queries", "2", "--query-id", "1"], "--queries chooses at random"),
+    ],
+)
+def test_mistakes_end_with_2_and_words(
+    run_dir: Path,
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["msf-faiss", "inspect-neighbors", str(run_dir), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert complaint in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""

@@ -1,0 +1,204 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from msf_faiss.config import Config, NarrowBackbone, ViewsConfig
+from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.sampler import epoch_order
+from msf_faiss.evaluate import linear
+from msf_faiss.evaluate.linear import (
+    BATCH_SIZE,
+    ProbeEpoch,
+    Standardize,
+    augmented_batches,
+    cached_batches,
+    milestones,
+    train_probe,
+)
+from msf_faiss.features import Features, extract
+from msf_faiss.models import build_backbone
+
+CPU = torch.device("cpu")
+CONFIG = Config(views=ViewsConfig(size=8))
+
+
+def clusters(count: int, classes: int, seed: int, dim: int = 6, spread: float = 1.5) -> Features:
+    random = np.random.default_rng(seed)
+    labels = random.integers(classes, size=count)
+    centres = np.random.default_rng(99).normal(size=(classes, dim)) + 3  # far from the origin: the mean matters
+    points = centres[labels] + spread * random.normal(size=(count, dim))
+    return Features(torch.from_numpy(points).float(), torch.from_numpy(labels), torch.arange(count))
+
+
+def standardize(features: NDArray[np.float64], train: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The paper's normalisation, in float64."""
+
+    def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    mean, variance = unit(train).mean(0), unit(train).var(0)
+    result: NDArray[np.float64] = (unit(features) - mean) / np.sqrt(variance + 1e-5)
+    return result
+
+
+def slow_probe(
+    train: Features, test: Features, *, classes: int, seed: int, epochs: int
+) -> tuple[list[float], list[int]]:
+    """Losses by epoch and the final guesses, in float64 numpy with the gradient of the cross-entropy written out."""
+    assert train.labels is not None
+    torch.manual_seed(seed)
+    layer = nn.Linear(train.embeddings.shape[1], classes)
+    weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    points, labels = train.embeddings.double().numpy(), train.labels.numpy()
+    x = standardize(points, points)
+    momentum = [np.zeros_like(weight), np.zeros_like(bias)]
+    losses = []
+    for epoch in range(epochs):
+        rate = 0.01 * 0.1 ** sum(epoch >= milestone for milestone in milestones(epochs))
+        order = epoch_order(len(x), seed, epoch)
+        total = 0.0
+        for start in range(0, len(x), 256):
+            rows = order[start : start + 256]
+            logits = x[rows] @ weight.T + bias
+            shares = np.exp(logits - logits.max(1, keepdims=True))
+            shares /= shares.sum(1, keepdims=True)
+            total -= np.log(shares[np.arange(len(rows)), labels[rows]]).sum()
+            shares[np.arange(len(rows)), labels[rows]] -= 1
+            gradients = [shares.T @ x[rows] / len(rows) + 1e-4 * weight, shares.mean(0) + 1e-4 * bias]
+            momentum = [0.9 * m + g for m, g in zip(momentum, gradients, strict=True)]
+            weight, bias = weight - rate * momentum[0], bias - rate * momentum[1]
+        losses.append(total / len(x))
+    guesses = standardize(test.embeddings.double().numpy(), points) @ weight.T + bias
+    return losses, guesses.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 256, 700])  # one image; a batch; two and a rest
+def test_the_probe_equals_one_written_out_in_numpy(count: int) -> None:
+    train, test = clusters(count, 4, seed=1), clusters(150, 4, seed=2)
+    assert train.labels is not None
+    train.labels[0] = 3
+    seen: list[ProbeEpoch] = []
+    score = train_probe(
+        cached_batches(train, seed=5, device=CPU),
+        train,
+        test,
+        classes=4,
+        device=CPU,
+        seed=5,
+        epochs=8,
+        on_epoch=seen.append,
+    )
+    losses, guesses = slow_probe(train, test, classes=4, seed=5, epochs=8)
+    # float32 against float64 over at most 24 steps of a convex problem: single roundings, nothing that grows
+    assert [done.loss for done in seen] == pytest.approx(losses, rel=1e-4)
+    assert test.labels is not None
+    assert score.top1 == int((torch.tensor(guesses) == test.labels).sum())
+    assert (score.top5, score.images) == (None, 150)
+    assert [(done.epoch, done.epochs) for done in seen] == [(epoch, 8) for epoch in range(1, 9)]
+    assert seen[-1].accuracy == score.top1 / 150
+
+
+def test_the_protocol_is_the_papers() -> None:
+    assert (linear.LEARNING_RATE, linear.MOMENTUM, linear.WEIGHT_DECAY) == (0.01, 0.9, 1e-4)
+    assert (linear.EPOCHS, milestones(linear.EPOCHS), BATCH_SIZE) == (40, [15, 30], 256)
+    assert linear.AUGMENTATION.crop_scale == (0.08, 1.0)
+    assert linear.AUGMENTATION.flip == 0.5
+
+
+def test_standardised_training_features_have_mean_0_and_variance_1() -> None:
+    train = clusters(500, 4, seed=0).embeddings
+    standardized = Standardize(train)(train)
+    assert standardized.mean(0).abs().max() < 1e-5
+    assert standardized.var(0).numpy() == pytest.approx(1, rel=0.01)  # EPSILON beside variances of about 0.01
+    assert Standardize(train)(train * 8).equal(standardized)  # lengths do not matter; 8 rounds nothing
+
+
+def test_a_constant_feature_is_no_division_by_zero() -> None:
+    standardized = Standardize(torch.ones(9, 3))(torch.ones(2, 3))
+    assert standardized.abs().max() < 1e-3
+
+
+def test_top_5_of_more_than_five_classes() -> None:
+    train, test = clusters(400, 8, seed=0), clusters(200, 8, seed=1)
+    score = train_probe(cached_batches(train, seed=0, device=CPU), train, test, classes=8, device=CPU, seed=0, epochs=4)
+    assert score.top5 is not None
+    assert score.top1 < score.top5 <= 200
+    unknown = Features(test.embeddings, torch.full((200,), 8), test.ids)  # a class that training never saw
+    none = train_probe(
+        cached_batches(train, seed=0, device=CPU), train, unknown, classes=8, device=CPU, seed=0, epochs=4
+    )
+    assert (none.top1, none.top5) == (0, 0)
+
+
+def test_the_seed_decides_and_torchs_own_generator_is_left_alone() -> None:
+    train, test = clusters(300, 4, seed=0), clusters(60, 4, seed=1)
+
+    def losses(seed: int) -> list[float]:
+        seen: list[ProbeEpoch] = []
+        batches = cached_batches(train, seed=seed, device=CPU)
+        train_probe(batches, train, test, classes=4, device=CPU, seed=seed, epochs=3, on_epoch=seen.append)
+        return [done.loss for done in seen]
+
+    before = torch.get_rng_state()
+    assert losses(1) == losses(1) != losses(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def source() -> MemorySource:
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(256, size=(40, 3, 12, 12), dtype=np.uint8))
+    return MemorySource(pixels, [*range(4)] * 9 + [-1] * 4, ("a", "b", "c", "d"), title="noise")
+
+
+@pytest.fixture
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    network, _ = build_backbone(NarrowBackbone(width=4, depths=(1,), strides=(2,)))
+    return network.requires_grad_(False).eval()
+
+
+def whole(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    features, labels = zip(*batches, strict=True)
+    return torch.cat(features), torch.cat(labels)
+
+
+def test_augmented_batches_are_new_crops_of_the_chosen_images(
+    source: MemorySource, backbone: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "BATCH_SIZE", 16)
+    ids = torch.arange(36)
+    batches = augmented_batches(backbone, source, ids, config=CONFIG, device=CPU)
+    assert [len(labels) for _, labels in batches(0)] == [16, 16, 4]
+    first, again, second = whole(batches(0)), whole(batches(0)), whole(batches(1))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0].sort(dim=0).values, second[0].sort(dim=0).values)
+    assert not torch.equal(first[1], second[1])  # another order
+    for _, labels in (first, second):
+        assert labels.bincount().tolist() == [9, 9, 9, 9]
+
+
+def test_the_backbone_stays_as_it_was_bit_for_bit(source: MemorySource) -> None:
+    """Even one whose parameters want gradients and whose batch statistics would move in train mode."""
+    torch.manual_seed(0)
+    backbone, _ = build_backbone(NarrowBackbone(width=4, depths=(1, 1), strides=(2, 1)))
+    backbone.eval()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    assert any("running_var" in name for name in before)
+    ids = torch.arange(36)
+    train = extract(backbone, source, config=CONFIG, device=CPU, ids=ids)
+    batches = augmented_batches(backbone, source, ids, config=CONFIG, device=CPU)
+    train_probe(batches, train, train, classes=4, device=CPU, seed=0, epochs=3)
+    after = backbone.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_a_backbone_in_train_mode_is_a_bug(source: MemorySource, backbone: nn.Module) -> None:
+    with pytest.raises(AssertionError, match="train mode"):
+        augmented_batches(backbone.train(), source, torch.arange(4), config=CONFIG, device=CPU)

@@ -1,0 +1,276 @@
+"""Inspections of real checkpoints over image files, against a twin that does everything one by one."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msf_faiss.bank import FlatBank
+from msf_faiss.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from msf_faiss.config import BankConfig, Config, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
+from msf_faiss.errors import UserError
+from msf_faiss.models import MeanShift, build_model
+from msf_faiss.neighbors.gallery import render_gallery
+from msf_faiss.neighbors.inspection import inspect
+from msf_faiss.neighbors.records import write_records
+
+CLASSES = ("<b>bold", "cat", "dog")
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images of noise, 8 a class, in the size of a view."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / name).mkdir()
+        for index in range(8):
+            pixels = rng.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def config_of(folder: Path, **data: object) -> Config:
+    return Config(
+        data=FolderData(path=folder, workers=0, **data),
+        views=ViewsConfig(size=SIZE),
+        model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
+        bank=BankConfig(capacity=32),
+    )
+
+
+def target_of(config: Config) -> MeanShift:
+    """A model whose target has other weights and batch statistics than a fresh one."""
+    model = build_model(config.model, seed=0)
+    torch.manual_seed(1)
+    for _ in range(3):
+        model.target(torch.randn(16, 3, SIZE, SIZE))
+    return model
+
+
+def embed(model: MeanShift, path: Path) -> torch.Tensor:
+    """The embedding [D] of one image, by itself, in float64."""
+    pixels = np.asarray(Image.open(path), np.float64) / 255
+    pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    target = model.target.double().eval()
+    with torch.no_grad():
+        embedding = target(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    return embedding / embedding.norm()
+
+
+def files_of(folder: Path) -> list[Path]:
+    """In the order of their ids."""
+    return sorted(folder.glob("*/*.png"))
+
+
+def save(run: Path, config: Config, ids: list[int], *, dataset_size: int = 24) -> Checkpoint:
+    """A checkpoint whose bank has the noisy embeddings of the images `ids`, pushed in this order."""
+    model = target_of(config)
+    bank = FlatBank(config.bank.capacity, 8)
+    if ids:
+        noise = 0.05 * torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(2))
+        files = files_of(config.data.path)
+        vectors = torch.stack([embed(target_of(config), files[index % len(files)]) for index in ids]) + noise
+        bank.push(torch.nn.functional.normalize(vectors, dim=1).float(), torch.tensor(ids))
+    tensors = {"model": model.state_dict(), "bank": bank.state_dict()}
+    save_checkpoint(run, step=7, epoch=1.75, config=config, dataset_size=dataset_size, tensors=tensors)
+    return find_checkpoint(run)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """40 pushes into 32 slots: of the images 0 to 19, those up to 11 twice; 20 to 23 are not in the bank."""
+    return save(tmp_path_factory.mktemp("run"), config_of(images), [*range(20), *range(20)])
+
+
+def test_records_equal_a_search_done_by_hand(checkpoint: Checkpoint, images: Path) -> None:
+    inspection = inspect(checkpoint, queries=24, k=5)
+    state = checkpoint.tensors("bank")
+    model, files = target_of(checkpoint.config), files_of(images)
+    assert [query.id for query in inspection.queries] == list(range(24))
+    matches, chances = [], []
+    for query in inspection.queries:
+        similarities = state["embeddings"].double() @ embed(model, files[query.id])
+        order = similarities.argsort(descending=True).tolist()
+        ids = [int(state["ids"][slot]) for slot in order]
+        first = {index: order[place] for place, index in reversed(list(enumerate(ids)))}  # best slot of each image
+        best = [index for index in dict.fromkeys(ids) if index != query.id][:5]
+        assert [neighbor.id for neighbor in query.neighbors] == best
+        assert query.label == query.id // 8
+        assert query.name == str(files[query.id])
+        for rank, neighbor in enumerate(query.neighbors, start=1):
+            assert neighbor.rank == rank
+            # the twin embeds in float64, the encoder in float32 (about 1e-7 a layer)
+            assert neighbor.similarity == pytest.approx(float(similarities[first[neighbor.id]]), abs=1e-5)
+            assert neighbor.age == (39 - first[neighbor.id]) % 32
+            assert neighbor.name == str(files[neighbor.id])
+            assert (neighbor.label, neighbor.class_name) == (neighbor.id // 8, files[neighbor.id].parent.name)
+            assert neighbor.matches == (neighbor.id // 8 == query.id // 8)
+        if query.id < 20:
+            assert query.own.entries == ids.count(query.id)
+            assert query.own.similarity == pytest.approx(float(similarities[first[query.id]]), abs=1e-5)
+        else:
+            assert query.own is None
+        matches.append([neighbor.matches for neighbor in query.neighbors])
+        others = [index for index in ids if index != query.id]
+        chances.append(np.mean([index // 8 == query.id // 8 for index in others]))
+    summary = inspection.summary
+    assert summary.purity == pytest.approx(np.mean(matches))
+    assert summary.purity_by_rank == pytest.approx(np.mean(matches, axis=0))
+    assert summary.chance == pytest.approx(np.mean(chances))
+    assert summary.age == pytest.approx(np.mean([n.age for query in inspection.queries for n in query.neighbors]))
+
+
+def test_the_whole_data_set_can_be_searched(checkpoint: Checkpoint, images: Path) -> None:
+    inspection = inspect(checkpoint, ids=[3, 23], k=4, searched="dataset")
+    model, files = target_of(checkpoint.config), files_of(images)
+    every = torch.stack([embed(model, path) for path in files])
+    for query in inspection.queries:
+        similarities = every @ every[query.id]
+        best = [index for index in similarities.argsort(descending=True).tolist() if index != query.id][:4]
+        assert [neighbor.id for neighbor in query.neighbors] == best
+        assert [neighbor.similarity for neighbor in query.neighbors] == pytest.approx(
+            similarities[best].tolist(), abs=1e-5
+        )
+        assert {neighbor.age for neighbor in query.neighbors} == {None}
+        assert (query.own.similarity, query.own.age, query.own.entries) == (pytest.approx(1), None, 1)
+    assert inspection.summary.age is None
+    assert (inspection.protocol.entries, inspection.protocol.capacity) == (24, None)
+
+
+def test_the_model_is_used_in_eval_mode_and_one_query_is_as_many(checkpoint: Checkpoint) -> None:
+    together = inspect(checkpoint, ids=[0, 9, 21], thumbnails=False).queries
+    alone = [inspect(checkpoint, ids=[index], thumbnails=False).queries[0] for index in (0, 9, 21)]
+    for one, other in zip(together, alone, strict=True):
+        assert [neighbor.id for neighbor in one.neighbors] == [neighbor.id for neighbor in other.neighbors]
+
+
+def test_thumbnails_are_what_the_encoder_saw(checkpoint: Checkpoint, images: Path) -> None:
+    inspection = inspect(checkpoint, ids=[5], k=3)
+    files = files_of(images)
+    assert inspection.thumbnails.side == SIZE
+    assert set(inspection.thumbnails.images) == {neighbor.id for neighbor in inspection.queries[0].neighbors}
+    for index, thumbnail in {5: inspection.thumbnails.queries[0], **inspection.thumbnails.images}.items():
+        assert thumbnail.tobytes() == Image.open(files[index]).tobytes()
+
+
+def test_a_file_is_a_query_without_a_label(checkpoint: Checkpoint, images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "any\n<i>.bmp"
+    Image.open(files_of(images)[4]).save(path)
+    inspection = inspect(checkpoint, files=[path], ids=[4], k=20)
+    of_file, of_id = inspection.queries
+    assert (of_file.id, of_file.name, of_file.label, of_file.own) == (None, str(path), None, None)
+    assert {neighbor.matches for neighbor in of_file.neighbors} == {None}
+    # the same picture; as a file it does not know which entries are its own
+    as_file = [neighbor.id for neighbor in of_file.neighbors]
+    assert 4 in as_file
+    assert [index for index in as_file if index != 4] == [neighbor.id for neighbor in of_id.neighbors]
+    assert inspection.summary.purity == of_id.matching / 19
+    assert (inspection.protocol.selection, inspection.protocol.seed) == ("chosen", None)
+    assert "<i>" not in render_gallery(inspection)
+
+
+def test_k_beyond_the_bank_gives_what_there_is(checkpoint: Checkpoint) -> None:
+    inspection = inspect(checkpoint, ids=[0, 23], k=1000)
+    assert [len(query.neighbors) for query in inspection.queries] == [19, 20]
+    assert inspection.short_of == 981
+
+
+def test_a_bank_of_the_own_image_alone_has_no_neighbours(images: Path, tmp_path: Path) -> None:
+    inspection = inspect(save(tmp_path, config_of(images), [6, 6]), ids=[6], k=3)
+    assert inspection.queries[0].neighbors == ()
+    assert inspection.queries[0].own.entries == 2
+    assert dataclasses.astuple(inspection.summary) == (1, None, None, (), None, (), None)
+    assert "There is no other image" in render_gallery(inspection)
+
+
+def test_an_empty_bank_is_an_error_and_the_data_set_can_still_be_searched(images: Path, tmp_path: Path) -> None:
+    empty = save(tmp_path, config_of(images), [])
+    with pytest.raises(UserError, match="the bank of step 7 is empty; inspect a later checkpoint, or search the"):
+        inspect(empty)
+    assert inspect(empty, searched="dataset").summary.queries == 12
+
+
+def test_a_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "only.png")
+    overrides = [f"data.path={tmp_path}"]
+    with pytest.raises(UserError, match="a training set of 24 images by their number, but the data now hold 1,"):
+        inspect(checkpoint, overrides=overrides)
+    inspection = inspect(checkpoint, overrides=overrides, searched="dataset")
+    assert inspection.summary.purity is None
+    assert inspection.queries[0].neighbors == ()
+
+
+def test_unlabelled_images_have_no_purity(checkpoint: Checkpoint) -> None:
+    inspection = inspect(checkpoint, overrides=["data.labels=none"], k=2, queries=5)
+    assert (inspection.summary.purity, inspection.summary.chance) == (None, None)
+    assert inspection.summary.purity_by_rank == (None, None)
+    assert {query.class_name for query in inspection.queries} == {None}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"ids": [24]}, "there is no training image 24; the data hold 24, counted from 0"),
+        ({"ids": [-1]}, "there is no training image -1"),
+        ({"files": [Path("nowhere.png")]}, r"nowhere\.png does not exist; a query is an image file"),
+        ({"files": [Path(__file__).parent]}, "neighbors is a folder; a query is an image file"),
+        ({"files": [Path(__file__)]}, r"test_inspect\.py cannot be read as an image"),
+        ({"overrides": ["model.dim=3"]}, "model.dim=3: encoder and bank are taken as they are saved"),
+        ({"overrides": ["data.path=/nowhere"]}, "/nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_words(checkpoint: Checkpoint, options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        inspect(checkpoint, **options)
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"queries": 0}])
+def test_nothing_asked_for_is_a_mistake_of_the_caller(checkpoint: Checkpoint, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        inspect(checkpoint, **options)
+
+
+def test_unreadable_queries_are_errors_or_left_out_as_the_config_says(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for index, path in enumerate(files_of(images)[:4]):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        (folder / "a" / f"{index}.png").write_bytes(path.read_bytes() if index != 2 else b"broken")
+    run = save(tmp_path / "run", config_of(images), [0, 1, 3], dataset_size=4)
+    here = f"data.path={folder}"
+    with pytest.raises(UserError, match=r"2\.png: cannot read this image"):
+        inspect(run, overrides=[here])
+    skipping = [here, "data.unreadable=skip"]
+    assert [query.id for query in inspect(run, overrides=skipping).queries] == [0, 1, 3]
+    with pytest.raises(UserError, match=r"none of the queries can be read: .*2\.png"):
+        inspect(run, overrides=skipping, ids=[2])
+
+
+def test_records_are_complete_and_plain(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    inspection = inspect(checkpoint, k=3, seed=5, thumbnails=False)
+    assert inspection.thumbnails is None
+    write_records(inspection, tmp_path / "records.json")
+    records = json.loads((tmp_path / "records.json").read_text())
+    assert list(records) == ["protocol", "summary", "queries"]
+    protocol = records["protocol"]
+    assert (protocol["step"], protocol["epoch"], protocol["searched"]) == (7, 1.75, "bank")
+    assert (protocol["entries"], protocol["capacity"], protocol["k"], protocol["seed"]) == (32, 32, 3, 5)
+    assert (protocol["selection"], protocol["encoder"], protocol["dtype"]) == ("random", "target", "float32")
+    assert protocol["data"]["kind"] == "folder"
+    assert protocol["view"] == "shorter side 16 px, centre 16 px"
+    assert records["queries"][0] == json.loads(json.dumps(dataclasses.asdict(inspection.queries[0])))
+    assert set(records["queries"][0]["neighbors"][0]) == {
+        "rank",
+        "id",
+        "name",
+        "similarity",
+        "age",
+        "label",
+        "class_name",
+        "matches",
+    }

@@ -1,0 +1,106 @@
+"""Every command of the README is executed: as it stands, made small by settings at its end."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = {
+    "demo": "data.images=64 data.test_images=30 train.batch_size=32 train.max_steps=2 optimizer.warmup_epochs=0",
+    "folder": "train.batch_size=4 train.max_steps=1 data.workers=0 model.backbone.kind=narrow model.backbone.width=4",
+}
+
+
+def shell_blocks() -> list[str]:
+    return [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+        for line in block.splitlines()
+        if line and not line.startswith("#")
+    ]
+
+
+def made_small(command: str) -> list[str]:
+    words = shlex.split(command)
+    assert words[0] == "msf-faiss", command
+    if words[1] == "pretrain":
+        words += [part for setting in SMALL[words[2]].split() for part in ("--set", setting)]
+    return [sys.executable, "-m", "msf_faiss_cli", *words[1:]]
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    commands = re.findall(r"^(?:    )(\S.*)$", README, flags=re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+
+
+def test_every_shell_command_runs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        folder = tmp_path / "photos" / ("cats", "dogs")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.jpg")
+    commands = shell_blocks()
+    assert len(commands) >= 8
+    for command in commands:
+        done = subprocess.run(made_small(command), cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_table_names_every_command() -> None:
+    from msf_faiss_cli.main import _COMMANDS
+
+    assert re.findall(r"^\| `msf-faiss ([a-z-]+)", README, flags=re.MULTILINE) == list(_COMMANDS)
+
+
+def test_files_that_are_linked_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The Makefile with the environment that runs the tests, which is complete already."""
+    environment = Path(sys.executable).parents[1]
+    stamps = [part for stamp in (".installed", ".installed-dev") for part in ("-o", f"{environment}/{stamp}")]
+    return subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory", f"VENV={environment}", *stamps, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}},
+    )
+
+
+def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
+    """The whole of it on few images; `make test-slow` runs it as it is."""
+    small = " ".join(f"--set {setting}" for setting in SMALL["demo"].split())
+    done = make("demo", f"RUN={tmp_path / 'run'}", f"DEMO={small}")
+    assert done.returncode == 0, done.stderr
+    last = done.stdout[done.stdout.rindex("\n\n") :]
+    for word in ("untrained", "20-NN", "linear", str(tmp_path / "run" / "neighbors")):
+        assert word in last
+
+
+@pytest.mark.slow
+def test_make_demo_shows_learning(tmp_path: Path) -> None:
+    import json
+
+    done = make("demo", f"RUN={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    purities = [line["purity"] for line in lines if line.get("purity") is not None]
+    assert np.mean(purities[-5:]) > 2 * np.mean(purities[5:10])
+
+
+def test_make_test_is_what_the_readme_says() -> None:
+    done = make("-n", "test")
+    assert done.returncode == 0, done.stderr
+    assert "-m pytest" in done.stdout
+    assert "make check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
