@@ -11,7 +11,7 @@ DEMO ?=
 demo: $(VENV)/.installed
 	$(BIN)/msf-faiss pretrain demo --out $(RUN) --resume auto $(DEMO)
 	$(BIN)/msf-faiss eval-knn $(RUN) --encoder online --encoder untrained --encoder pixels
-	$(BIN)/msf-faiss eval-linear $(RUN) --encoder online --encoder untrained
+	$(BIN)/msf-faiss eval-linear $(RUN) --encoder online --encoder untrained --fast
 	$(BIN)/msf-faiss inspect-neighbors $(RUN)
 	@echo
 	@$(BIN)/msf-faiss results $(RUN)

@@ -102,6 +102,22 @@ def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
         return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden)
 
 
+def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """The faster layout of a model's weights and images: channels last, but where that is not safe.
+
+    On the CPU the backward of a strided 1×1 convolution of fewer than 16 channels writes out of bounds in that layout
+    (seen with torch 2.15 at 128 px: the process crashes).
+    """
+    unsafe = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < 16
+        for module in model.modules()
+    )
+    return torch.contiguous_format if unsafe else torch.channels_last
+
+
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
     """A backbone [B, 3, S, S] -> [B, F], and F. Draws its weights from torch's global generator."""
     if isinstance(config, NarrowBackbone):

@@ -11,7 +11,6 @@ RUN/neighbors/         galleries
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,7 @@ from msf_faiss.checkpoint import FOLDER, holds_checkpoints, remove_unfinished
 from msf_faiss.config import Config
 from msf_faiss.config_file import dump_config
 from msf_faiss.errors import UserError
+from msf_faiss.files import write_whole
 from msf_faiss.reports import Evaluated, Report, RunStarted, StepReport
 
 CONFIG = "config.yaml"
@@ -139,6 +139,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:  # cut short by a kill
             continue
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept))

@@ -27,7 +27,7 @@ from msf_faiss.data.sources import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.loss import mean_shift_loss
-from msf_faiss.models import MeanShift, build_model
+from msf_faiss.models import MeanShift, build_model, memory_format
 from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
 from msf_faiss.schedule import learning_rate, target_momentum
 
@@ -44,7 +44,8 @@ class TrainState:
     @classmethod
     def create(cls, config: Config, device: torch.device) -> TrainState:
         """The state before the first step."""
-        model = build_model(config.model, seed=config.seed).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = build_model(config.model, seed=config.seed)
+        model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
         bank = create_bank(config.bank, dim=model.online.dim, device=device)
         return cls(model, create_optimizer(model, config.optimizer), bank)
 
@@ -189,6 +190,7 @@ class _Run:
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
         self.state = TrainState.create(config, self.device)
+        self.memory_format = memory_format(self.state.model, self.device)
         self.checkpoint: Path | None = None
         if run_directory.claim(run_dir, config, resume=resume):
             self._resume()
@@ -236,8 +238,8 @@ class _Run:
         step, config = self.state.step, self.config
         loss, found = train_step(
             self.state,
-            online_view.contiguous(memory_format=torch.channels_last),
-            target_view.contiguous(memory_format=torch.channels_last),
+            online_view.contiguous(memory_format=self.memory_format),
+            target_view.contiguous(memory_format=self.memory_format),
             batch.ids,
             k=config.bank.k,
             learning_rate=learning_rate(

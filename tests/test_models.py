@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -66,3 +69,20 @@ def test_online_and_target_begin_equal() -> None:
     assert all(torch.equal(online[name], target[name]) for name in online)
     model.embed_target(torch.randn(4, 3, 32, 32))
     assert torch.linalg.vector_norm(model(torch.randn(4, 3, 32, 32)), dim=1).sub(1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_a_narrow_net_trains_on_large_views(width: int) -> None:
+    """In a process of its own: in the wrong layout it would take the others' memory with it."""
+    code = f"""
+import torch
+from msf_faiss.config import Config, ModelConfig, NarrowBackbone
+from msf_faiss.models import memory_format
+from msf_faiss.train import TrainState, train_step
+state = TrainState.create(Config(model=ModelConfig(backbone=NarrowBackbone(width={width}))), torch.device("cpu"))
+views = torch.randn(4, 3, 128, 128).contiguous(memory_format=memory_format(state.model, torch.device("cpu")))
+for _ in range(3):
+    train_step(state, views, views, torch.arange(4), k=2, learning_rate=0.1, momentum=0.9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
     small = " ".join(f"--set {setting}" for setting in SMALL["demo"].split())
     done = make("demo", f"RUN={tmp_path / 'run'}", f"DEMO={small}")
     assert done.returncode == 0, done.stderr
-    last = done.stdout[done.stdout.rindex("\n\n") :]
+    last = done.stdout[done.stdout.rindex("accuracy in %") :]
     for word in ("untrained", "20-NN", "linear", str(tmp_path / "run" / "neighbors")):
         assert word in last
 

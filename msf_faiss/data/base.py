@@ -32,10 +32,6 @@ class Source(Protocol):
         """Names of the classes, by index; None for an unlabelled data set."""
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        """(H, W) if all images have one size, known without decoding; None otherwise."""
-
-    @property
     def in_memory(self) -> bool:
         """True if the decoded images are held in memory, so that worker processes do not pay."""
 

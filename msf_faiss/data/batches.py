@@ -46,7 +46,6 @@ class Batch(NamedTuple):
 
     epoch: int
     ids: Tensor  # [B] int64
-    labels: Tensor | None  # [B] int64, -1 where there is none
     online: Crops
     target: Crops
     unreadable: dict[int, str]  # by id, what is wrong with the images of this batch that were left out
@@ -55,7 +54,6 @@ class Batch(NamedTuple):
         """The tensors on `device`; a copy to CUDA does not wait, the batch being in pinned memory."""
         return self._replace(
             ids=self.ids.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
             online=self.online.to(device),
             target=self.target.to(device),
         )
@@ -168,13 +166,12 @@ class _BatchMaker:
         self._source, self._config = source, config
 
     def __call__(self, position: Position) -> Batch:
-        views, labels = self._config.views, self._source.labels
+        views = self._config.views
         ids, images, unreadable = decode_readable(self._source, position.ids, self._config.data)
         crops = partial(random_crops, images, ids, config=self._config, epoch=position.epoch)
         return Batch(
             position.epoch,
             torch.from_numpy(ids),
-            None if labels is None else torch.from_numpy(labels[ids]),
             crops(views.strong if views.online == "strong" else views.weak, stream=ONLINE),
             crops(views.strong if views.target == "strong" else views.weak, stream=TARGET),
             unreadable,

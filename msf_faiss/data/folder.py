@@ -29,7 +29,6 @@ class FolderSource:
     """
 
     in_memory = False
-    image_size = None
 
     def __init__(
         self,

@@ -34,11 +34,6 @@ class MemorySource:
         if self.labels is not None and self.labels.shape != (len(images),):
             raise ValueError(f"{len(images)} images need as many labels, found {list(self.labels.shape)}")
 
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        height, width = self._images.shape[2:]
-        return height, width
-
     def __len__(self) -> int:
         return len(self._images)
 

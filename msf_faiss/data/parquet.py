@@ -30,7 +30,6 @@ class ParquetSource:
     """
 
     in_memory = False
-    image_size = None
 
     def __init__(
         self, config: ParquetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from msf_faiss.errors import UserError
+from msf_faiss.files import write_whole
 
 FOLDER = "results"
 FORMAT = "msf-faiss result"
@@ -90,16 +91,9 @@ def save_result(result: Result, folder: Path) -> Path:
         UserError: if it cannot be written.
     """
     path = folder / result.file_name
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(result.to_json(), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, json.dumps(result.to_json(), indent=2) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write the result: {error.strerror}; name another folder with --out") from error
     return path
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from msf_faiss.neighbors.records import Inspection, Summary, write_whole
+from msf_faiss.neighbors.records import Inspection, Summary, write_output
 
 _TILE, _QUERY = 96, 152  # sides of a neighbour and of a query on the page, about, in CSS pixels
 _JPEG_QUALITY = 90
@@ -27,7 +27,7 @@ def write_gallery(inspection: Inspection, path: Path) -> None:
         ValueError: if the inspection has no thumbnails.
         UserError: if the file cannot be written.
     """
-    write_whole(path, render_gallery(inspection).encode())
+    write_output(path, render_gallery(inspection))
 
 
 def render_gallery(inspection: Inspection) -> str:

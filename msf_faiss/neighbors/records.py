@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from msf_faiss.errors import UserError
+from msf_faiss.files import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,25 +155,19 @@ def write_records(inspection: Inspection, path: Path) -> None:
         "summary": asdict(inspection.summary),
         "queries": [asdict(query) for query in inspection.queries],
     }
-    write_whole(path, (json.dumps(records, indent=2, allow_nan=False) + "\n").encode())
+    write_output(path, json.dumps(records, indent=2, allow_nan=False) + "\n")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all; missing folders are made, an older file is replaced.
+def write_output(path: Path, content: bytes | str) -> None:
+    """Write what the user asked for.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _purity(neighbors: Sequence[NeighborRecord]) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, write_whole
+from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, write_output
 
 _TILE = 112  # side of a picture, about
 _COLUMNS = 10  # neighbours in a line; further ones go into the next
@@ -43,7 +43,7 @@ def write_sheet(inspection: Inspection, path: Path) -> None:
     """
     buffer = io.BytesIO()
     draw_sheet(inspection).save(buffer, "PNG", optimize=True)
-    write_whole(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
 
 
 def draw_sheet(inspection: Inspection) -> Image.Image:

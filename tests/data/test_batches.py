@@ -26,7 +26,6 @@ class FakeSource:
     """Images of many sizes made on demand, of which some cannot be read."""
 
     in_memory = False
-    image_size = None
     classes = ("even", "odd")
 
     def __init__(self, count: int, bad: Sequence[int] = (), *, labelled: bool = True) -> None:
@@ -63,7 +62,7 @@ def config(batch_size: int = 8, **data: Any) -> Config:
 
 def tensors(batch: Batch) -> list[Tensor]:
     crops = [tensor for view in (batch.online, batch.target) for tensor in (view.pixels, *view.parameters[:5])]
-    return [batch.ids, *crops] + ([] if batch.labels is None else [batch.labels])
+    return [batch.ids, *crops]
 
 
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
@@ -79,8 +78,6 @@ def test_a_batch() -> None:
     batch = next(training_batches(source, config()))
     assert batch.epoch == 0
     assert batch.ids.tolist() == epoch_order(30, 5, 0)[:8].tolist()
-    assert batch.labels is not None
-    assert batch.labels.tolist() == (batch.ids % 2).tolist()
     assert batch.unreadable == {}
     online, target = batch.to(torch.device("cpu")).views(config().views)
     for view in (online, target):
@@ -97,10 +94,6 @@ def test_both_views_may_be_of_one_kind_and_are_independent() -> None:
     batch = next(training_batches(FakeSource(30), both_weak))
     assert not batch.online.parameters.counts
     assert not torch.equal(batch.online.parameters.boxes, batch.target.parameters.boxes)
-
-
-def test_labels_are_optional() -> None:
-    assert next(training_batches(FakeSource(30, labelled=False), config())).labels is None
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -21,7 +21,6 @@ def test_memory() -> None:
     source = MemorySource(images, [0, 1, -1, 1], ["a", "b"], title="blank")
     assert isinstance(source, Source)
     assert len(source) == 4
-    assert source.image_size == (8, 9)
     assert source.in_memory
     assert source.name(2) == "blank[2]"
     for copy in (source, pickle.loads(pickle.dumps(source))):
@@ -50,7 +49,6 @@ def test_the_demo_holds_images_out() -> None:
     assert train is not None
     assert test is not None
     assert (len(train), len(test)) == (40, 20)
-    assert train.image_size == test.image_size == (16, 16)
     assert train.classes == test.classes
     assert train.labels is not None
     assert set(np.unique(train.labels)) <= set(range(len(train.classes or ())))

@@ -76,7 +76,6 @@ def test_cifar10(cifar10: Path) -> None:
     train, test = opened(config, "train"), opened(config, "test")
     assert (len(train), len(test)) == (20, 2)
     assert train.in_memory
-    assert train.image_size == (32, 32)
     assert train.classes == tuple(f"class {label}" for label in range(10))
     assert train.labels is not None
     assert train.labels.tolist() == [0, 1, 2, 9] * 5

@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_a_users_mistake(tmp_path: Pa
     with pytest.raises(UserError, match=r"file/results: cannot make this folder.*another with --out"):
         prepare_folder(tmp_path / "file" / "results")
     with pytest.raises(UserError, match=r"cannot write the result: .*another folder with --out"):
-        save_result(RESULT, tmp_path / "gone")
+        save_result(RESULT, tmp_path / "file")
 
 
 def test_showing_results_does_not_wait_for_torch() -> None:
