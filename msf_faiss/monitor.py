@@ -114,15 +114,18 @@ class Clock:
         """Seconds since the last reading, and those of each part. On CUDA the device must have been waited for."""
         for part, before, after in self._events:
             self._add(part, before.elapsed_time(after) / 1000)
-        total, parts = time.perf_counter() - self._start, self._seconds
-        self.restart()
+        now = time.perf_counter()
+        total, parts = now - self._start, self._seconds
+        self._start, self._seconds = now, {}
+        self._events.clear()
         return total, parts
 
-    def restart(self) -> None:
-        """Leave out what happened since the last reading, as an evaluation between steps."""
-        self._seconds = {}
-        self._events.clear()
-        self._start = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens meanwhile, as an evaluation between two steps."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def _add(self, part: str, seconds: float) -> None:
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds

@@ -210,7 +210,6 @@ class _Run:
         yield self._started()
         interrupted = False
         with contextlib.closing(training_batches(self.source, self.config, start_step=self.state.step)) as batches:
-            self.clock.restart()
             while self.state.step < self.last_step and not interrupted:
                 self._step(batches)
                 interrupted = self.should_stop()
@@ -306,16 +305,16 @@ class _Run:
 
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()
-        score = evaluate_knn(
-            self.state.model.online.backbone,
-            self.source,
-            self.test_source,
-            config=self.config,
-            device=self.device,
-            k=self.config.knn.k,
-            limit=self.config.knn.images,
-        )
-        self.clock.restart()
+        with self.clock.paused():
+            score = evaluate_knn(
+                self.state.model.online.backbone,
+                self.source,
+                self.test_source,
+                config=self.config,
+                device=self.device,
+                k=self.config.knn.k,
+                limit=self.config.knn.images,
+            )
         return Evaluated(
             step=self.state.step,
             epoch=self.epoch,
@@ -327,19 +326,19 @@ class _Run:
 
     def _save(self) -> CheckpointSaved:
         began = time.perf_counter()
-        self._refuse_broken_weights()
-        self.checkpoint = save_checkpoint(
-            self.run_dir,
-            step=self.state.step,
-            epoch=self.epoch,
-            config=self.config,
-            dataset_size=len(self.source),
-            tensors=self.state.tensors(),
-        )
-        rule = self.config.checkpoint
-        every = (rule.keep_every_epochs or 0) * self.steps_per_epoch
-        prune_checkpoints(self.run_dir, keep_last=rule.keep_last, keep=lambda step: every > 0 and step % every == 0)
-        self.clock.restart()
+        with self.clock.paused():
+            self._refuse_broken_weights()
+            self.checkpoint = save_checkpoint(
+                self.run_dir,
+                step=self.state.step,
+                epoch=self.epoch,
+                config=self.config,
+                dataset_size=len(self.source),
+                tensors=self.state.tensors(),
+            )
+            rule = self.config.checkpoint
+            every = (rule.keep_every_epochs or 0) * self.steps_per_epoch
+            prune_checkpoints(self.run_dir, keep_last=rule.keep_last, keep=lambda step: every > 0 and step % every == 0)
         return CheckpointSaved(
             step=self.state.step, epoch=self.epoch, path=self.checkpoint, seconds=time.perf_counter() - began
         )

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,7 @@ def test_the_first_loss_that_is_not_finite_is_named() -> None:
 
 
 def test_the_clock_divides_the_time() -> None:
+    began = time.perf_counter()
     clock = Clock(CPU)
     with clock.on_host("data"):
         sum(range(20_000))
@@ -48,7 +51,12 @@ def test_the_clock_divides_the_time() -> None:
         sum(range(20_000))
     with clock.on_host("data"):
         sum(range(20_000))
+    with clock.paused():
+        start = time.perf_counter()
+        time.sleep(0.2)
+        pause = time.perf_counter() - start
     total, parts = clock.read()
+    assert total < time.perf_counter() - began - pause
     assert parts.keys() == {"data", "bank"}
     assert 0 < sum(parts.values()) <= total
     assert clock.read()[1] == {}
