@@ -96,15 +96,8 @@ def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_no_path_of_a_machine_is_pinned() -> None:
-    for path in [
-        *SOURCES,
-        *(ROOT / "configs").iterdir(),
-        ROOT / "Makefile",
-        ROOT / "pyproject.toml",
-        ROOT / "README.md",
-    ]:
+def test_no_path_of_this_machine_is_pinned() -> None:
+    files = [*SOURCES, *(ROOT / "configs").iterdir(), ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "README.md"]
+    for path in files:
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            assert "/work/" not in text, path
-            assert "/home/" not in text, path
+            assert str(ROOT) not in path.read_text(encoding="utf-8"), path

@@ -142,7 +142,11 @@ def worker_count(source: Source, config: SourceConfig) -> int:
     """Processes that decode `source`."""
     if config.workers != "auto":
         return config.workers
-    return 0 if source.in_memory else min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    if source.in_memory:
+        return 0
+    # What this process may use, which in a container is less than the machine has; only Linux tells.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
 
 
 def uses_cuda(config: Config) -> bool:

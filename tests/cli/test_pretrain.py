@@ -168,3 +168,28 @@ def test_a_killed_run_leaves_only_whole_checkpoints(msf_faiss: Cli, tmp_path: Pa
     again.communicate(timeout=60)
     assert again.returncode == 130
     assert not list((tmp_path / "run" / "checkpoints").glob(".saving-*"))
+
+
+@pytest.mark.shared_data
+def test_the_cifar_config_trains_on_real_images(msf_faiss: Cli, shared_data: Path, tmp_path: Path) -> None:
+    settings = [
+        "data.kind=parquet",
+        f"data.path={shared_data / 'cifar10_test.parquet'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.workers=1",
+        "model.backbone.kind=narrow",
+        "train.max_steps=3",
+        "train.log_every=1",
+        "train.threads=1",
+        "knn.images=200",
+    ]
+    done = msf_faiss(
+        "pretrain", "cifar10", *(part for s in settings for part in ("--set", s)), "--out", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "10,000 images (10 classes, watched but not trained on)" in done.stderr
+    assert "20-NN accuracy" in done.stderr
+    page = tmp_path / "page.html"
+    shown = msf_faiss("inspect-neighbors", tmp_path / "run", "--queries", "3", "--out", page)
+    assert shown.returncode == 0, shown.stderr
+    assert page.stat().st_size > 10_000
