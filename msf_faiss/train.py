@@ -214,11 +214,14 @@ class _Run:
                 self._step(batches)
                 interrupted = self.should_stop()
                 last = interrupted or self.state.step == self.last_step
-                if last or self.state.step % self.config.train.log_every == 0:
+                evaluating = self.labelled and self._due(self.config.knn.every_epochs, last and not interrupted)
+                saving = self._due(self.config.checkpoint.every_epochs, last)
+                # Nothing is evaluated or saved before the losses that led to it are known to be finite.
+                if evaluating or saving or self.state.step % self.config.train.log_every == 0:
                     yield self._progress()
-                if self.labelled and self._due(self.config.knn.every_epochs, last and not interrupted):
+                if evaluating:
                     yield self._evaluate()
-                if self._due(self.config.checkpoint.every_epochs, last):
+                if saving:
                     yield self._save()
         assert self.checkpoint is not None, "the last step saves, and a run that had none to do was resumed from one"
         yield RunEnded(

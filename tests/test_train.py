@@ -197,6 +197,18 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+def test_losses_are_known_before_anything_is_evaluated_or_saved(tmp_path: Path) -> None:
+    reports = run(changed(train={"log_every": 1000}), tmp_path / "run")
+    assert [report.step for report in reports if isinstance(report, StepReport)] == [4, 8, 12]
+    assert all(isinstance(line["loss"], float) for line in metrics(tmp_path / "run"))
+    from msf_faiss import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "mean_shift_loss", lambda queries, means: (queries * float("nan")).sum())
+        with pytest.raises(UserError, match="the loss of step 1 is nan"):
+            run(changed(train={"log_every": 1000}), tmp_path / "bad")
+
+
 def test_max_steps_ends_early_with_the_schedule_of_the_whole(
     finished: tuple[Path, list[Report]], tmp_path: Path
 ) -> None:
