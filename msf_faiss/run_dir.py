@@ -10,12 +10,15 @@ RUN/neighbors/         galleries
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import filelock
 from torch.utils.tensorboard import SummaryWriter
 
 from msf_faiss.checkpoint import FOLDER, holds_checkpoints, remove_unfinished
@@ -27,46 +30,63 @@ from msf_faiss.reports import Evaluated, Report, RunStarted, StepReport
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+BOARD = "tensorboard"
+LOCK = ".lock"
 
 
-def claim(run_dir: Path, config: Config, *, resume: bool) -> bool:
-    """Make `run_dir` this run's, and write the config into it.
+@contextlib.contextmanager
+def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
+    """Hold `run_dir` for one process, with the config written into it. The lock ends with the process, however it ends.
 
-    Returns:
+    Yields:
         True if it holds a run to continue, False if the run is new.
 
     Raises:
-        UserError: if it holds a run and `resume` is false, holds other things, or cannot be written.
+        UserError: if it holds a run and `resume` is false, holds other things, is in use, or cannot be written.
     """
+    _refuse_used(run_dir, resume=resume)
+    lock = filelock.FileLock(run_dir / LOCK)
     try:
-        if resume and holds_checkpoints(run_dir):
-            remove_unfinished(run_dir)
-            return True
-        _refuse_used(run_dir)
-        (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"{run_dir}: another process is training there; choose another directory with --out") from error
     except OSError as error:
-        raise UserError(
-            f"{run_dir}: cannot write the run directory: {error.strerror}; choose another with --out"
-        ) from error
-    return False
+        raise UserError(_cannot_write(run_dir, error)) from error
+    with lock:
+        _refuse_used(run_dir, resume=resume)  # another process may have been quicker
+        continued = holds_checkpoints(run_dir)
+        try:
+            remove_unfinished(run_dir)
+            if not continued:
+                (run_dir / FOLDER).mkdir(exist_ok=True)
+                (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        except OSError as error:
+            raise UserError(_cannot_write(run_dir, error)) from error
+        yield continued
 
 
-def _refuse_used(run_dir: Path) -> None:
+def _refuse_used(run_dir: Path, *, resume: bool) -> None:
+    if run_dir.is_file():
+        raise UserError(f"{run_dir}: is a file; choose a directory with --out")
     if holds_checkpoints(run_dir):
+        if resume:
+            return
         raise UserError(
             f"{run_dir}: already holds a run; continue it with --resume auto, or choose another directory with --out"
         )
-    if run_dir.is_file():
-        raise UserError(f"{run_dir}: is a file; choose a directory with --out")
     # A run that ended before its first checkpoint has nothing to lose.
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    strange = sorted(found - {CONFIG, METRICS, "tensorboard", FOLDER})
+    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK})
     if strange:
         raise UserError(
             f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "
             "choose an empty or a new directory with --out"
         )
+
+
+def _cannot_write(run_dir: Path, error: OSError) -> str:
+    return f"{run_dir}: cannot write the run directory: {error.strerror}; choose another with --out"
 
 
 class Recorder:
@@ -103,7 +123,7 @@ class Recorder:
             case RunStarted():
                 _drop_lines_after(self._run_dir / METRICS, report.first_step)
                 self._board = SummaryWriter(
-                    str(self._run_dir / "tensorboard"), purge_step=report.first_step + 1 if report.first_step else None
+                    str(self._run_dir / BOARD), purge_step=report.first_step + 1 if report.first_step else None
                 )
             case StepReport():
                 self._last = report

@@ -159,7 +159,11 @@ def pretrain(
         UserError: data, run directory, checkpoint or device are not usable, the disk is full, or the loss is not
             finite. Checkpoints that exist stay as they are.
     """
-    yield from _Run(config, run_dir, resume, should_stop).reports()
+    run = _Run(config, run_dir, should_stop)
+    with run_directory.claimed(run_dir, config, resume=resume) as continued:
+        if continued:
+            run.resume()
+        yield from run.reports()
 
 
 def select_device(name: str) -> torch.device:
@@ -178,7 +182,7 @@ def select_device(name: str) -> torch.device:
 class _Run:
     """A run in progress: what `pretrain` would otherwise pass around."""
 
-    def __init__(self, config: Config, run_dir: Path, resume: bool, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool]) -> None:
         self.config, self.run_dir, self.should_stop = config, run_dir, should_stop
         self.device = select_device(config.train.device)
         if config.train.threads is not None:
@@ -192,13 +196,8 @@ class _Run:
         self.state = TrainState.create(config, self.device)
         self.memory_format = memory_format(self.state.model, self.device)
         self.checkpoint: Path | None = None
-        if run_directory.claim(run_dir, config, resume=resume):
-            self._resume()
         self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device)
         self.losses = monitor.LossMonitor()
-        self.clock = monitor.Clock(self.device)
-        self.first_step = self.state.step
-        self.began = time.perf_counter()
         self.images = 0
         self.unreadable: set[int] = set()
 
@@ -207,6 +206,9 @@ class _Run:
         return self.state.step / self.steps_per_epoch
 
     def reports(self) -> Iterator[Report]:
+        self.first_step = self.state.step
+        self.began = time.perf_counter()
+        self.clock = monitor.Clock(self.device)
         yield self._started()
         interrupted = False
         with contextlib.closing(training_batches(self.source, self.config, start_step=self.state.step)) as batches:
@@ -355,7 +357,8 @@ class _Run:
                     "lower optimizer.learning_rate, or add optimizer.warmup_epochs"
                 )
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Take over the newest checkpoint of the run directory."""
         checkpoint = find_checkpoint(self.run_dir)
         changed = _differences(checkpoint.config.model_dump(mode="json"), self.config.model_dump(mode="json"))
         if changed:

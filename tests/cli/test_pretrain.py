@@ -11,7 +11,9 @@ from conftest import TINY, Cli
 
 
 def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
-    assert {path.name for path in tiny_run.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert {path.name for path in tiny_run.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", ".lock")
+    }
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6
     assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
@@ -144,6 +146,31 @@ def test_ctrl_c_ends_with_a_checkpoint_that_resumes(msf_faiss: Cli, tmp_path: Pa
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=60)
     assert again.returncode == 130
+
+
+def test_two_processes_do_not_share_a_run(msf_faiss: Cli, tmp_path: Path) -> None:
+    endless = [
+        *TINY,
+        "--set",
+        "train.epochs=100000",
+        "--set",
+        "checkpoint.every_epochs=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    first = start(*endless)
+    wait_for(first, "step 1 ")
+    for resume in ("never", "auto"):
+        second = msf_faiss("pretrain", *endless, "--resume", resume)
+        assert second.returncode == 2
+        assert "another process is training there" in second.stderr or "already holds a run" in second.stderr
+    assert "another process is training there" in second.stderr
+    first.kill()
+    first.communicate()
+    third = start(*endless, "--resume", "auto")
+    wait_for(third, "resumed  after step")
+    third.kill()
+    third.communicate()
 
 
 def test_a_killed_run_leaves_only_whole_checkpoints(msf_faiss: Cli, tmp_path: Path) -> None:
