@@ -6,6 +6,7 @@
         optimizer.safetensors  momentum buffers, by parameter
         bank.safetensors       the ring, its ids and its counter
         rng.safetensors        torch's generators
+        monitor.safetensors    what was counted since the last report
 
 Nothing is pickled, so nothing is executed by loading.
 """

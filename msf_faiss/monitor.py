@@ -44,6 +44,15 @@ class NeighborMonitor:
             matches = labelled & (own == theirs)
         self._sums += torch.stack([matches.sum(), labelled.sum(), (ages * others).sum(), others.sum()])
 
+    @property
+    def pending(self) -> Tensor:
+        """What was counted since the last reading: [4] float64. A resumed run goes on from it."""
+        return self._sums
+
+    @pending.setter
+    def pending(self, sums: Tensor) -> None:
+        self._sums = sums.to(self._zero.device)
+
     def read(self) -> tuple[float | None, float]:
         """Purity (None if no pair could be compared) and mean age in entries since the last reading."""
         matches, labelled, ages, pairs = self._sums.tolist()
@@ -60,20 +69,34 @@ class LossMonitor:
     def update(self, loss: Tensor) -> None:
         self._losses.append(loss)
 
-    def read(self, step: int) -> float:
-        """Mean loss of the steps up to and with number `step`.
+    @property
+    def pending(self) -> Tensor:
+        """The losses since the last reading: [n]. A resumed run goes on from them."""
+        return torch.stack(self._losses) if self._losses else torch.empty(0)
+
+    @pending.setter
+    def pending(self, losses: Tensor) -> None:
+        self._losses = list(losses)
+
+    def check(self, step: int) -> list[float]:
+        """The losses since the last reading, up to and with step number `step`.
 
         Raises:
-            UserError: if a loss was not finite; names the first such step.
+            UserError: if one is not finite; names the first such step.
         """
-        losses = torch.stack(self._losses).tolist()
-        self._losses.clear()
+        losses: list[float] = self.pending.tolist()
         for number, loss in enumerate(losses, start=step - len(losses) + 1):
             if not np.isfinite(loss):
                 raise UserError(
                     f"the loss of step {number} is {loss}: training has diverged; "
                     "lower optimizer.learning_rate, or add optimizer.warmup_epochs"
                 )
+        return losses
+
+    def read(self, step: int) -> float:
+        """Mean loss since the last reading, checked like that."""
+        losses = self.check(step)
+        self._losses.clear()
         return float(np.mean(losses))
 
 

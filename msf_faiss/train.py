@@ -215,15 +215,14 @@ class _Run:
             while self.state.step < self.last_step and not interrupted:
                 self._step(batches)
                 interrupted = self.should_stop()
-                last = interrupted or self.state.step == self.last_step
-                evaluating = self.labelled and self._due(self.config.knn.every_epochs, last and not interrupted)
-                saving = self._due(self.config.checkpoint.every_epochs, last)
+                evaluating = self.labelled and self._due(self.config.knn.every_epochs)
+                saving = self._due(self.config.checkpoint.every_epochs)
                 # Nothing is evaluated or saved before the losses that led to it are known to be finite.
                 if evaluating or saving or self.state.step % self.config.train.log_every == 0:
                     yield self._progress()
                 if evaluating:
                     yield self._evaluate()
-                if saving:
+                if saving or interrupted:
                     yield self._save()
         assert self.checkpoint is not None, "the last step saves, and a run that had none to do was resumed from one"
         yield RunEnded(
@@ -262,10 +261,11 @@ class _Run:
         self.images += len(batch.ids)
         self.unreadable |= batch.unreadable.keys()
 
-    def _due(self, every_epochs: int | None, last: bool) -> bool:
+    def _due(self, every_epochs: int | None) -> bool:
+        """Whether something that happens every so many epochs, and at the end of the run, happens after this step."""
         if every_epochs is None:
             return False
-        return last or self.state.step % (every_epochs * self.steps_per_epoch) == 0
+        return self.state.step == self.last_step or self.state.step % (every_epochs * self.steps_per_epoch) == 0
 
     def _started(self) -> RunStarted:
         model, source = self.state.model, self.source
@@ -332,14 +332,16 @@ class _Run:
     def _save(self) -> CheckpointSaved:
         began = time.perf_counter()
         with self.clock.paused():
+            self.losses.check(self.state.step)
             self._refuse_broken_weights()
+            pending = {"losses": self.losses.pending, "neighbors": self.neighbors.pending}
             self.checkpoint = save_checkpoint(
                 self.run_dir,
                 step=self.state.step,
                 epoch=self.epoch,
                 config=self.config,
                 dataset_size=len(self.source),
-                tensors=self.state.tensors(),
+                tensors={**self.state.tensors(), "monitor": pending},
             )
             rule = self.config.checkpoint
             every = (rule.keep_every_epochs or 0) * self.steps_per_epoch
@@ -372,6 +374,8 @@ class _Run:
                 f"{len(self.source):,}; continue it with the same data, or start a new run with another --out"
             )
         self.state.restore(checkpoint)
+        pending = checkpoint.tensors("monitor")
+        self.losses.pending, self.neighbors.pending = pending["losses"], pending["neighbors"]
         self.checkpoint = checkpoint.path
 
 

@@ -132,6 +132,17 @@ def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
     assert metrics(tmp_path / "run") == metrics(finished[0])
 
 
+@pytest.mark.parametrize("stop_after", [3, 5, 9])
+def test_reports_do_not_show_an_interruption(tmp_path: Path, stop_after: int) -> None:
+    """Stopped between two reports: the means of the next one are over the same steps as without the stop."""
+    config = changed(train={"log_every": 5})
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "stopped", stop_after=stop_after)
+    run(config, tmp_path / "stopped", resume=True)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert [line["step"] for line in metrics(tmp_path / "whole") if "purity" in line] == [4, 5, 8, 10, 12]
+
+
 def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Report]]) -> None:
     before = metrics(finished[0])
     reports = run(CONFIG, finished[0], resume=True)
