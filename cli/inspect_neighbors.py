@@ -111,7 +111,8 @@ def command(
 
     checkpoint = find_checkpoint(run)
     if out is None and checkpoint.run_dir is not None:
-        out = checkpoint.run_dir / "neighbors" / f"{checkpoint.path.name}.html"
+        suffix = "" if searched == "bank" else f"-{searched}"
+        out = checkpoint.run_dir / "neighbors" / f"{checkpoint.path.name}{suffix}.html"
     inspection = inspect(
         checkpoint,
         queries=queries or 12,

@@ -43,6 +43,10 @@ def test_the_gallery_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Pa
     assert "purity" in result.stdout
     assert "bank 50% full (32 entries)" in result.stdout
     assert invoke(run_dir).exit_code == 0  # again, over the older file
+    before = gallery.read_bytes()
+    other = invoke(run_dir, "--source", "dataset").stdout.splitlines()[-1]
+    assert other == str(run_dir / "neighbors" / "step-00000002-dataset.html")
+    assert gallery.read_bytes() == before
 
 
 def test_the_table_shows_what_the_records_hold(run_dir: Path, tmp_path: Path) -> None:
