@@ -27,7 +27,7 @@ class FlatBank(RingBank):
     """Exact FIFO bank in float32, float16 or bfloat16.
 
     On the CPU every answer is checked: where rounding could have hidden a neighbour (duplicates, a collapsed encoder)
-    the search is repeated with more candidates, up to k + 1,000. On CUDA that check would wait for the device and is
+    the search is repeated with more candidates, up to k + 1,024. On CUDA that check would wait for the device and is
     left out. Of entries that tie at the k-th place to within float32 rounding and are more than these, or more than 8
     on CUDA, any may be returned.
 
