@@ -59,7 +59,8 @@ class Bank(Protocol):
         """The min(k, n) most similar entries of each of `queries` [B, D] (unit norm, any floating dtype).
 
         Neighbours are canonical: similarities are computed pair by pair in float64 from the stored entries and
-        rounded to float32; equal ones are ordered youngest first. An empty bank gives K = 0.
+        rounded to float32; equal ones are ordered youngest first. An empty bank gives K = 0. An approximate bank may
+        miss some of the most similar entries, but never a query's own entry among those that were pushed last.
 
         Raises:
             ValueError: on a wrong shape or device, or k < 1.
@@ -68,7 +69,10 @@ class Bank(Protocol):
     def mean_of(self, slots: Tensor) -> Tensor:
         """Plain mean over the entries in `slots` [B, K]: [B, D], float32 (float64 in a float64 bank).
 
-        Not of unit norm in general: it is the z-bar of the loss (design 1).
+        Not of unit norm in general: it is the z-bar of the loss (design 1). [B, K, D] is never held.
+
+        Raises:
+            ValueError: if K is 0.
         """
 
     def reconstruct(self, slots: Tensor) -> Tensor:
@@ -80,12 +84,34 @@ class Bank(Protocol):
     def age(self, slots: Tensor) -> Tensor:
         """Entries pushed since each entry in `slots` [...]: [...] int64, 0 for the newest."""
 
+    def readings(self) -> dict[str, float]:
+        """What this kind of bank knows about itself since the last reading, by name; see each kind."""
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The ring as it lies in memory, without copying: embeddings [n, D], ids [n], pushed []."""
+        """The ring as it lies in memory, without copying: embeddings [n, D], ids [n], pushed [].
+
+        What a search depends on besides is there too, under names that begin with "index."; a bank of another kind or
+        capacity leaves it alone.
+        """
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the entries of a saved bank, of any capacity: the newest that fit, in order, in their own slots.
 
         Raises:
             ValueError: if the state is not a bank's, or has another dimension.
+        """
+
+
+@runtime_checkable
+class ApproximateBank(Bank, Protocol):
+    """A bank whose `search` may miss neighbours, and which can be told to miss fewer."""
+
+    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
+        """What `search` would return if it missed nothing, found slowly."""
+
+    def improve(self) -> str:
+        """Spend more on each search, or rebuild what has decayed; as a last resort search exactly from now on.
+
+        Returns:
+            What it did, in words, for the log.
         """

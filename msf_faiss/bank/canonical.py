@@ -10,10 +10,13 @@ from torch import Tensor
 
 from msf_faiss.bank.base import Neighbors
 
-_SCRATCH = 1 << 22  # float64 elements that re-scoring may hold at a time: 32 MiB
+_CPU_SCRATCH = 1 << 18  # float64 elements that re-scoring holds at a time: 2 MiB fit the cache (13: a fifth as fast)
+_GPU_SCRATCH = 1 << 24  # 128 MiB, so that a step is one or two launches
 
 
-def canonical(queries: Tensor, rows: Tensor, candidates: Tensor, ages: Tensor, k: int) -> Neighbors:
+def canonical(
+    queries: Tensor, rows: Tensor, candidates: Tensor, ages: Tensor, k: int, *, valid: Tensor | None = None
+) -> Neighbors:
     """The best k of each query's candidates.
 
     Each pair's similarity is computed by itself in float64 and rounded to float32, so that its bits do not depend on
@@ -22,16 +25,20 @@ def canonical(queries: Tensor, rows: Tensor, candidates: Tensor, ages: Tensor, k
     Args:
         queries: [B, D].
         rows: [N, D], of the same dtype.
-        candidates: [B, C] int64 rows, C >= k, no row twice for one query.
+        candidates: [B, C] int64 rows, C >= k, no valid row twice for one query.
         ages: [B, C] int64, their ages; distinct for one query.
         k: neighbours to keep.
+        valid: [B, C] bool, at least k of each query; the other candidates may be anything. None: all are.
     """
     similarities = torch.empty(candidates.shape, dtype=torch.float32, device=queries.device)  # [B, C]
-    step = max(1, _SCRATCH // max(1, candidates.shape[1] * queries.shape[1]))
+    scratch = _GPU_SCRATCH if queries.is_cuda else _CPU_SCRATCH
+    step = max(1, scratch // max(1, candidates.shape[1] * queries.shape[1]))
     for start in range(0, queries.shape[0], step):
         part = slice(start, start + step)
-        pairs = rows[candidates[part]].double() * queries[part].double().unsqueeze(1)  # [b, C, D]
-        similarities[part] = pairs.sum(dim=2).float()
+        chosen = rows.index_select(0, candidates[part].flatten()).view(*candidates[part].shape, -1)  # [b, C, D]
+        similarities[part] = chosen.double().mul_(queries[part].double().unsqueeze(1)).sum(dim=2)
+    if valid is not None:
+        similarities.masked_fill_(~valid, -torch.inf)
     by_age = ages.argsort(dim=1, stable=True)
     by_similarity = similarities.gather(1, by_age).argsort(dim=1, stable=True, descending=True)
     order = by_age.gather(1, by_similarity)[:, :k]  # [B, K]

@@ -13,12 +13,21 @@ import os
 import platform
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from msf_faiss.errors import UserError
 
-def _openblas_core() -> str | None:
+
+class BlasFamily(NamedTuple):
+    """The OpenBLAS kernel family that FAISS was given."""
+
+    name: str | None  # as OPENBLAS_CORETYPE spells it; None: OpenBLAS found one by itself, and does not say which
+    chosen_by: Literal["user", "msf-faiss", "OpenBLAS"]
+
+
+def best_blas_family() -> str | None:
     """The OpenBLAS kernel family for this processor; None where OpenBLAS finds it by itself."""
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return None
@@ -31,14 +40,26 @@ def _openblas_core() -> str | None:
     return "Haswell" if "avx2" in flags else None
 
 
-def _import_faiss() -> Any:
-    core = _openblas_core()
-    chosen = core is not None and "OPENBLAS_CORETYPE" not in os.environ
+def choose_blas_family() -> BlasFamily:
+    """What the user set, or else the best that is known."""
+    if "OPENBLAS_CORETYPE" in os.environ:
+        return BlasFamily(os.environ["OPENBLAS_CORETYPE"], "user")
+    best = best_blas_family()
+    return BlasFamily(best, "msf-faiss" if best else "OpenBLAS")
+
+
+def _import_faiss(blas: BlasFamily) -> Any:
+    chosen = blas.chosen_by == "msf-faiss"
     if chosen:
-        assert core is not None
-        os.environ["OPENBLAS_CORETYPE"] = core
+        assert blas.name is not None
+        os.environ["OPENBLAS_CORETYPE"] = blas.name
     try:
         import faiss
+    except ImportError as error:
+        wheel = "faiss-gpu" if (platform.system(), platform.machine()) == ("Linux", "x86_64") else "faiss-cpu"
+        raise UserError(
+            f"FAISS cannot be imported ({error}); install it anew: pip install --force-reinstall {wheel}"
+        ) from error
     finally:
         if chosen:  # so that other libraries and child processes keep their own choice
             del os.environ["OPENBLAS_CORETYPE"]
@@ -48,7 +69,8 @@ def _import_faiss() -> Any:
     return faiss
 
 
-faiss = _import_faiss()
+blas_family = choose_blas_family()
+faiss = _import_faiss(blas_family)
 
 _per_thread = threading.local()
 
@@ -58,15 +80,18 @@ def has_gpu() -> bool:
     return faiss.get_num_gpus() > 0 and hasattr(faiss, "StandardGpuResources")
 
 
-def gpu_resources(device: torch.device) -> Any:
-    """FAISS's scratch memory for `device`: made once per thread and device, since it is costly and not thread-safe."""
+def gpu_resources(device: torch.device, stream: int = 0) -> Any:
+    """FAISS's scratch memory for `device`: made once per thread and device, since it is costly and not thread-safe.
+
+    Work on several streams at a time needs one each: `stream` numbers them.
+    """
     assert has_gpu()
-    made: dict[int, Any] = _per_thread.__dict__.setdefault("resources", {})
+    made: dict[tuple[int, int], Any] = _per_thread.__dict__.setdefault("resources", {})
     index = device.index if device.index is not None else torch.cuda.current_device()
-    if index not in made:
+    if (index, stream) not in made:
         with torch.cuda.device(index):
-            made[index] = faiss.StandardGpuResources()
-    return made[index]
+            made[index, stream] = faiss.StandardGpuResources()
+    return made[index, stream]
 
 
 def set_threads(threads: int) -> None:

@@ -13,8 +13,7 @@ from msf_faiss.bank.ring import RingBank
 class ReferenceBank(RingBank):
     """Exact search without FAISS; also holds float64, for checks of the arithmetic of a step."""
 
-    def search(self, queries: Tensor, k: int) -> Neighbors:
-        queries = self._queries(queries, k)
-        filled = torch.arange(len(self), device=self.device)
-        every = filled.expand(queries.shape[0], -1)  # [B, n]
-        return canonical(queries, self._entries, every, self.age(every), min(k, len(self)))
+    def _search(self, queries: Tensor, k: int) -> Neighbors:
+        live = torch.cat([torch.arange(start, stop, device=self.device) for start, stop in self._live()])
+        every = live.expand(queries.shape[0], -1)  # [B, n]
+        return canonical(queries, self._entries, every, self.age(every), k)

@@ -1,49 +1,22 @@
-"""Every bank against a deque: what a FIFO bank is, written down as slowly and plainly as possible."""
-
-from collections import deque
-from collections.abc import Callable
+"""Every bank against a deque."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from banks import BANKS, BankKind
+from oracle import DIM, Oracle, assert_agree, unit
 
-from msf_faiss.bank import Bank, FlatBank, ReferenceBank
-
-DIM = 16
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
-Make = Callable[..., Bank]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-class Oracle:
-    """A deque of (sequence number, vector as stored, id), and a search that sorts all of it."""
-
-    def __init__(self, capacity: int, dtype: torch.dtype) -> None:
-        self.entries: deque[tuple[int, Tensor, int]] = deque(maxlen=capacity)
-        self.capacity, self.dtype, self.pushed = capacity, dtype, 0
-
-    def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        for embedding, index in zip(embeddings.cpu().to(self.dtype), ids.tolist(), strict=True):
-            self.entries.append((self.pushed, embedding, index))
-            self.pushed += 1
-
-    def search(self, query: Tensor, k: int) -> list[tuple[float, int, int, int]]:
-        """(similarity, slot, id, age) of the best k, ties youngest first."""
-        stored = query.cpu().to(self.dtype).double()
-        scored = [
-            (float((stored * vector.double()).sum().float()), -self.pushed + 1 + number, number, index)
-            for number, vector, index in self.entries
-        ]
-        scored.sort(reverse=True)
-        return [(s, number % self.capacity, index, -negative_age) for s, negative_age, number, index in scored[:k]]
-
-
-@pytest.fixture(params=[ReferenceBank, FlatBank], ids=["reference", "flat"])
-def kind(request: pytest.FixtureRequest) -> type[Bank]:
+@pytest.fixture(params=BANKS, ids=str)
+def kind(request: pytest.FixtureRequest) -> BankKind:
     return request.param
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.fixture(params=DTYPES, ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
@@ -53,36 +26,9 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def unit(rng: np.random.Generator, rows: int, dim: int = DIM) -> Tensor:
-    vectors = torch.from_numpy(rng.standard_normal((rows, dim)).astype(np.float32))
-    return torch.nn.functional.normalize(vectors, dim=1)
-
-
-def assert_agree(bank: Bank, oracle: Oracle, queries: Tensor, k: int) -> None:
-    found = bank.search(queries.to(bank.device), k)
-    kept = min(k, len(oracle.entries))
-    assert found.similarities.shape == found.slots.shape == (len(queries), kept)
-    assert found.similarities.dtype == torch.float32
-    assert found.slots.dtype == torch.int64
-    ids, ages, vectors = bank.ids(found.slots), bank.age(found.slots), bank.reconstruct(found.slots)
-    stored = {number % oracle.capacity: vector for number, vector, _ in oracle.entries}
-    for row, query in enumerate(queries):
-        expected = oracle.search(query, k)
-        assert found.slots[row].tolist() == [slot for _, slot, _, _ in expected]
-        assert found.similarities[row].tolist() == [similarity for similarity, _, _, _ in expected]
-        assert ids[row].tolist() == [index for _, _, index, _ in expected]
-        assert ages[row].tolist() == [age for _, _, _, age in expected]
-        for place, (_, slot, _, _) in enumerate(expected):
-            assert torch.equal(vectors[row, place].cpu(), stored[slot].float())
-    if kept:
-        mean = torch.stack([vectors[row].double().mean(dim=0) for row in range(len(queries))])
-        # A mean of at most 40 float32 numbers below 1 in size.
-        torch.testing.assert_close(bank.mean_of(found.slots).double(), mean, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("capacity", [1, 2, 7, 64])
 @pytest.mark.parametrize("batch", [1, 3, 64, 65, 200])
-def test_a_bank_is_a_fifo(kind: Make, capacity: int, batch: int, dtype: torch.dtype, device: str) -> None:
+def test_a_bank_is_a_fifo(kind: BankKind, capacity: int, batch: int, dtype: torch.dtype, device: str) -> None:
     rng = np.random.default_rng(0)
     bank, oracle = kind(capacity, DIM, dtype, device), Oracle(capacity, dtype)
     next_id = 1000
@@ -95,17 +41,18 @@ def test_a_bank_is_a_fifo(kind: Make, capacity: int, batch: int, dtype: torch.dt
         assert bank.pushed == oracle.pushed
         queries = torch.cat([embeddings[-3:], unit(rng, 4)])
         for k in [1, 5, 40]:
-            assert_agree(bank, oracle, queries, k)
+            assert_agree(bank, oracle, queries, k, exact=kind.exact)
 
 
-def test_an_empty_bank_finds_nothing(kind: Make, device: str) -> None:
-    bank = kind(8, DIM, torch.float32, device)
+@pytest.mark.parametrize("max_age", [None, 0, 3])
+def test_an_empty_bank_finds_nothing(kind: BankKind, device: str, max_age: int | None) -> None:
+    bank = kind(8, DIM, torch.float32, device, max_age=max_age)
     found = bank.search(unit(np.random.default_rng(0), 3).to(device), 5)
     assert found.similarities.shape == found.slots.shape == (3, 0)
     assert len(bank) == 0
 
 
-def test_no_queries_and_no_pushes(kind: Make, device: str) -> None:
+def test_no_queries_and_no_pushes(kind: BankKind, device: str) -> None:
     bank = kind(8, DIM, torch.float32, device)
     bank.push(torch.empty(0, DIM, device=device), torch.empty(0, dtype=torch.int64, device=device))
     assert len(bank) == 0
@@ -114,7 +61,7 @@ def test_no_queries_and_no_pushes(kind: Make, device: str) -> None:
 
 
 @pytest.mark.parametrize("copies", [2, 9, 20, 300])
-def test_duplicates_come_youngest_first(kind: Make, copies: int, dtype: torch.dtype) -> None:
+def test_duplicates_come_youngest_first(kind: BankKind, copies: int, dtype: torch.dtype) -> None:
     """More copies than FAISS is asked for: the youngest must be found all the same."""
     rng = np.random.default_rng(1)
     bank, oracle = kind(400, DIM, dtype, "cpu"), Oracle(400, dtype)
@@ -123,20 +70,20 @@ def test_duplicates_come_youngest_first(kind: Make, copies: int, dtype: torch.dt
         ids = torch.arange(len(embeddings))
         bank.push(embeddings, ids)
         oracle.push(embeddings, ids)
-    assert_agree(bank, oracle, torch.cat([twin, unit(rng, 2)]), 5)
-    assert_agree(bank, oracle, twin, 12)
+    assert_agree(bank, oracle, torch.cat([twin, unit(rng, 2)]), 5, exact=kind.exact)
+    assert_agree(bank, oracle, twin, 12, exact=kind.exact)
 
 
-def test_a_collapsed_encoder_is_searched_in_order(kind: Make) -> None:
+def test_a_collapsed_encoder_is_searched_in_order(kind: BankKind) -> None:
     rng = np.random.default_rng(2)
     bank, oracle = kind(500, DIM), Oracle(500, torch.float32)
     same = unit(rng, 1).expand(700, -1)
     bank.push(same, torch.arange(700))
     oracle.push(same, torch.arange(700))
-    assert_agree(bank, oracle, same[:2], 10)
+    assert_agree(bank, oracle, same[:2], 10, exact=kind.exact)
 
 
-def test_the_own_entry_comes_first(kind: Make, dtype: torch.dtype, device: str) -> None:
+def test_the_own_entry_comes_first(kind: BankKind, dtype: torch.dtype, device: str) -> None:
     """A query is compared as the ring would store it, so its own entry is the same vector in every dtype."""
     rng = np.random.default_rng(3)
     bank = kind(300, DIM, dtype, device)
@@ -147,7 +94,7 @@ def test_the_own_entry_comes_first(kind: Make, dtype: torch.dtype, device: str) 
     assert bank.age(found.slots)[:, 0].tolist() == list(range(49, -1, -1))
 
 
-def test_nothing_is_ever_returned_from_an_unfilled_slot(kind: Make) -> None:
+def test_nothing_is_ever_returned_from_an_unfilled_slot(kind: BankKind) -> None:
     bank = kind(50, DIM)
     entries = -torch.ones(3, DIM) / DIM**0.5  # further from the query than the zeros of empty slots
     bank.push(entries, torch.arange(3))
@@ -155,7 +102,7 @@ def test_nothing_is_ever_returned_from_an_unfilled_slot(kind: Make) -> None:
     assert sorted(found.slots[0].tolist()) == [0, 1, 2]
 
 
-def test_queries_that_are_not_numbers_do_not_crash(kind: Make) -> None:
+def test_queries_that_are_not_numbers_do_not_crash(kind: BankKind) -> None:
     bank = kind(50, DIM)
     bank.push(unit(np.random.default_rng(0), 50), torch.arange(50))
     found = bank.search(torch.full((2, DIM), torch.nan), 3)
@@ -164,10 +111,10 @@ def test_queries_that_are_not_numbers_do_not_crash(kind: Make) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 64, 249, 250, 256])
-def test_the_batch_size_of_a_search_changes_nothing(kind: Make, batch: int) -> None:
+def test_the_batch_size_of_a_search_changes_nothing(kind: BankKind, batch: int, dtype: torch.dtype) -> None:
     """FAISS takes another path for small batches; the bits must not show it."""
     rng = np.random.default_rng(4)
-    bank = kind(2000, 64)
+    bank = kind(2000, 64, dtype)
     bank.push(unit(rng, 2000, 64), torch.arange(2000))
     queries = unit(rng, 256, 64)
     whole, part = bank.search(queries, 5), bank.search(queries[:batch], 5)
@@ -175,20 +122,29 @@ def test_the_batch_size_of_a_search_changes_nothing(kind: Make, batch: int) -> N
     assert torch.equal(whole.similarities[:batch], part.similarities)
 
 
-def test_inputs_as_a_training_step_has_them(kind: Make) -> None:
-    """Strided, with gradients, in half precision."""
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_inputs_as_a_training_step_has_them(kind: BankKind, given: torch.dtype, dtype: torch.dtype) -> None:
+    """Strided, transposed, with gradients, in the dtype of an autocast forward."""
     rng = np.random.default_rng(5)
-    wide = unit(rng, 20, 2 * DIM)
+    wide = unit(rng, 40, 2 * DIM).to(given)
     embeddings = wide[:, ::2].clone().requires_grad_() * 1.0
-    bank = kind(30, DIM)
-    bank.push(embeddings[::2], torch.arange(20)[::2])
-    strided = bank.search(wide[:, ::2], 4)
-    assert torch.equal(strided.slots, bank.search(wide[:, ::2].contiguous(), 4).slots)
-    assert not bank.reconstruct(strided.slots).requires_grad
-    assert bank.search(wide[:, ::2].bfloat16(), 4).slots.shape == (20, 4)
+    bank, oracle = kind(30, DIM, dtype), Oracle(30, dtype)
+    for each in (bank, oracle):
+        each.push(embeddings[::2], torch.arange(40)[::2])
+    queries = embeddings[1::2]
+    plain = queries.detach().contiguous().clone()
+    assert_agree(bank, oracle, plain, 4, exact=kind.exact)
+    expected = bank.search(plain, 4)
+    for same in (queries, wide[1::2, ::2], plain.T.contiguous().T, plain.flip(0).flip(0)):
+        found = bank.search(same, 4)
+        assert torch.equal(found.slots, expected.slots)
+        assert torch.equal(found.similarities, expected.similarities)
+        assert not found.similarities.requires_grad
+    assert not bank.reconstruct(expected.slots).requires_grad
+    assert not bank.mean_of(expected.slots).requires_grad
 
 
-def test_the_pushed_vectors_are_copied(kind: Make) -> None:
+def test_the_pushed_vectors_are_copied(kind: BankKind) -> None:
     bank = kind(10, DIM)
     embeddings = unit(np.random.default_rng(6), 4)
     kept = embeddings.clone()
@@ -198,7 +154,7 @@ def test_the_pushed_vectors_are_copied(kind: Make) -> None:
 
 
 @pytest.mark.parametrize("pushes", [[5], [10], [12], [7, 7, 7], [25]])
-def test_a_saved_bank_is_the_same_bank(kind: Make, pushes: list[int], dtype: torch.dtype) -> None:
+def test_a_saved_bank_is_the_same_bank(kind: BankKind, pushes: list[int], dtype: torch.dtype) -> None:
     rng = np.random.default_rng(7)
     bank = kind(10, DIM, dtype)
     for size in pushes:
@@ -216,27 +172,99 @@ def test_a_saved_bank_is_the_same_bank(kind: Make, pushes: list[int], dtype: tor
 
 @pytest.mark.parametrize("pushed", [0, 3, 10, 25])
 @pytest.mark.parametrize("capacity", [1, 4, 10, 16])
-def test_a_bank_of_another_capacity_keeps_the_newest(kind: Make, pushed: int, capacity: int) -> None:
+def test_a_bank_of_another_capacity_keeps_the_newest(kind: BankKind, pushed: int, capacity: int) -> None:
     rng = np.random.default_rng(8)
-    bank, resized = kind(10, DIM), kind(capacity, DIM)
-    embeddings = unit(rng, pushed)
-    bank.push(embeddings, torch.arange(pushed))
+    bank, resized, before = kind(10, DIM), kind(capacity, DIM), Oracle(10, torch.float32)
+    for each in (bank, before):
+        each.push(unit(np.random.default_rng(9), pushed), torch.arange(pushed))
     resized.load_state_dict(bank.state_dict())
-    kept = min(pushed, capacity, 10)
-    assert len(resized) == kept
+    assert len(resized) == min(pushed, capacity, 10)
     # As one that was filled afresh with what is left, by ages and ids, also once it goes on.
-    oracle = Oracle(capacity, torch.float32)
-    oracle.pushed = resized.pushed - kept
-    oracle.push(embeddings[pushed - kept :], torch.arange(pushed - kept, pushed))
-    if kept:
-        assert_agree(resized, oracle, embeddings[-2:], 10)
+    oracle = before.resized(capacity, resized.pushed)
+    assert_agree(resized, oracle, unit(rng, 3), 10, exact=kind.exact)
     more = unit(rng, 7)
     resized.push(more, torch.arange(100, 107))
     oracle.push(more, torch.arange(100, 107))
-    assert_agree(resized, oracle, more, 5)
+    assert_agree(resized, oracle, more, 5, exact=kind.exact)
 
 
-def test_mistakes_are_named(kind: Make) -> None:
+@pytest.mark.parametrize("before", DTYPES, ids=str)
+def test_a_bank_of_another_dtype_rounds_what_it_takes_over(
+    kind: BankKind, before: torch.dtype, dtype: torch.dtype
+) -> None:
+    """Saved in the middle of a rotation, so that the oldest entry lies in the middle of the ring."""
+    rng = np.random.default_rng(10)
+    bank, saved, oracle = kind(10, DIM, dtype), kind(10, DIM, before), Oracle(10, dtype)
+    entries = unit(rng, 14)
+    saved.push(entries, torch.arange(14))
+    bank.load_state_dict(saved.state_dict())
+    oracle.push(entries.to(before), torch.arange(14))
+    for each in (bank, oracle):
+        each.push(entries[:3], torch.arange(3))
+    assert_agree(bank, oracle, unit(rng, 3), 10, exact=kind.exact)
+
+
+@pytest.mark.parametrize("capacity", [6, 10, 15])
+@pytest.mark.parametrize("before", BANKS, ids=str)
+def test_a_bank_takes_over_what_another_kind_saved(kind: BankKind, before: BankKind, capacity: int) -> None:
+    rng = np.random.default_rng(11)
+    saved, bank, oracle = before(10, DIM), kind(capacity, DIM), Oracle(10, torch.float32)
+    for size in (7, 8, 9):
+        entries = unit(rng, size)
+        for each in (saved, oracle):
+            each.push(entries, torch.arange(size))
+    bank.load_state_dict(saved.state_dict())
+    oracle = oracle.resized(capacity, bank.pushed)
+    for each in (bank, oracle):
+        each.push(entries[:4], torch.arange(4))
+    assert_agree(bank, oracle, unit(rng, 5), 8, exact=kind.exact)
+
+
+@pytest.mark.parametrize("size", [1, 3, 9, 10])
+@pytest.mark.parametrize("max_age", [0, 1, 4, 8, 9, 10, 99])
+def test_what_is_too_old_is_never_found(kind: BankKind, max_age: int, size: int, device: str) -> None:
+    """Empty, partly filled, full, wrapped around; younger than the ring is long, and older."""
+    rng = np.random.default_rng(12)
+    bank, oracle = kind(9, DIM, torch.float32, device, max_age=max_age), Oracle(9, torch.float32, max_age)
+    for _ in range(13):
+        entries, ids = unit(rng, size), torch.arange(size)
+        bank.push(entries.to(device), ids.to(device))
+        oracle.push(entries, ids)
+        queries = torch.cat([entries[-2:], unit(rng, 2)])
+        for k in (1, 4, 12):
+            assert_agree(bank, oracle, queries, k, exact=kind.exact)
+        assert (bank.age(bank.search(queries.to(device), 12).slots) <= max_age).all()
+
+
+def test_a_bank_takes_over_what_is_too_old_for_it(kind: BankKind) -> None:
+    """Age is a matter of searching: what one bank must not find it still keeps for the next."""
+    rng = np.random.default_rng(13)
+    strict, open_bank, oracle = kind(9, DIM, max_age=2), kind(9, DIM), Oracle(9, torch.float32)
+    entries = unit(rng, 12)
+    for each in (strict, oracle):
+        each.push(entries, torch.arange(12))
+    open_bank.load_state_dict(strict.state_dict())
+    assert_agree(open_bank, oracle, entries, 9, exact=kind.exact)
+
+
+def test_the_mean_is_the_plain_mean(kind: BankKind, dtype: torch.dtype, device: str) -> None:
+    rng = np.random.default_rng(14)
+    bank = kind(20, DIM, dtype, device)
+    bank.push(unit(rng, 20).to(device), torch.arange(20, device=device))
+    for k in (1, 2, 5, 20):
+        slots = torch.from_numpy(rng.integers(0, 20, (6, k))).to(device)  # also the same slot twice
+        mean = bank.mean_of(slots)
+        assert mean.shape == (6, DIM)
+        assert mean.dtype == torch.float32
+        # A float32 mean of at most 20 numbers below 1 in size.
+        torch.testing.assert_close(mean, bank.reconstruct(slots).double().mean(dim=1).float(), rtol=0, atol=5e-7)
+    assert torch.equal(bank.mean_of(slots[:, :1]), bank.reconstruct(slots[:, 0]))
+    assert bank.mean_of(slots[:0]).shape == (0, DIM)
+    with pytest.raises(ValueError, match="no mean of no neighbours"):
+        bank.mean_of(slots[:, :0])
+
+
+def test_mistakes_are_named(kind: BankKind) -> None:
     bank, ids = kind(10, DIM), torch.arange(3)
     embeddings = unit(np.random.default_rng(9), 3)
     with pytest.raises(ValueError, match=r"embeddings must be \[\*, 16\], found \[3, 8\]"):
@@ -261,6 +289,15 @@ def test_mistakes_are_named(kind: Make) -> None:
         kind(10, DIM + 1).load_state_dict(state)
     with pytest.raises(ValueError, match="not the state of a bank"):
         bank.load_state_dict({"queue": embeddings})
+    with pytest.raises(ValueError, match="not the state of a bank"):
+        bank.load_state_dict({name: value for name, value in state.items() if name != "ids"})
+    with pytest.raises(ValueError, match="holds"):
+        bank.load_state_dict({**state, "embeddings": embeddings[0]})
     with pytest.raises(ValueError, match="inconsistent"):
         bank.load_state_dict({**state, "ids": torch.arange(2)})
+    with pytest.raises(ValueError, match=r"inconsistent: 3 entries, .* 2 pushed"):
+        bank.load_state_dict({**state, "pushed": torch.tensor(2)})
     assert len(bank) == 3
+    assert torch.equal(bank.reconstruct(torch.arange(3)), embeddings)
+    with pytest.raises(ValueError, match="max_age must be at least 0, found -1"):
+        kind(4, DIM, max_age=-1)

@@ -1,14 +1,10 @@
 """What only the FAISS bank has to show."""
 
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import torch
 
-from msf_faiss.bank import FlatBank, ReferenceBank, flat, knn
+from msf_faiss.bank import FlatBank, ReferenceBank, engines, knn
 from msf_faiss.bank.canonical import canonical
 
 
@@ -26,7 +22,7 @@ def test_near_ties_are_found_as_in_float64() -> None:
     for bank in (exact, fast):
         bank.push(crowd, torch.arange(3000))
     queries = unit(1, 128).expand(2, -1)
-    raw = flat.faiss.knn(queries.numpy(), crowd.numpy(), 13, metric=flat.faiss.METRIC_INNER_PRODUCT)[1]
+    raw = engines.faiss.knn(queries.numpy(), crowd.numpy(), 13, metric=engines.faiss.METRIC_INNER_PRODUCT)[1]
     expected = exact.search(queries, 13)
     assert raw.tolist() != expected.slots.tolist()
     for k in (1, 5, 13):
@@ -34,7 +30,7 @@ def test_near_ties_are_found_as_in_float64() -> None:
 
 
 def test_16_bit_rings_are_searched_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat, "_TILE", 37)
+    monkeypatch.setattr(engines, "_TILE", 37)
     exact, fast = ReferenceBank(500, 16, torch.bfloat16), FlatBank(500, 16, torch.bfloat16)
     for bank in (exact, fast):
         bank.push(unit(450, 16), torch.arange(450))
@@ -48,10 +44,10 @@ def test_the_ring_is_searched_in_place() -> None:
     bank = FlatBank(100, 16)
     bank.push(unit(100, 16), torch.arange(100))
     seen = []
-    search = flat.faiss.knn
+    search = engines.faiss.knn
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            flat.faiss, "knn", lambda q, rows, *a, **b: seen.append(rows.ctypes.data) or search(q, rows, *a, **b)
+            engines.faiss, "knn", lambda q, rows, *a, **b: seen.append(rows.ctypes.data) or search(q, rows, *a, **b)
         )
         bank.search(unit(4, 16, 1), 5)
     assert seen == [bank.state_dict()["embeddings"].data_ptr()]
@@ -95,40 +91,3 @@ def test_canonical_bits_do_not_depend_on_the_batch() -> None:
         )
         assert torch.equal(few.slots[0], whole.slots[row])
         assert torch.equal(few.similarities[0], whole.similarities[row])
-
-
-def run_python(code: str, **environment: str) -> str:
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**{k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_the_setup_leaves_the_environment_as_it_was() -> None:
-    code = """
-        import os
-        from msf_faiss.bank.faiss_setup import faiss
-        print(os.environ.get("OPENBLAS_CORETYPE"), faiss.cvar.distance_compute_blas_threshold)
-    """
-    assert run_python(code) == "None 0"
-    assert run_python(code, OPENBLAS_CORETYPE="Haswell") == "Haswell 0"
-
-
-def test_without_a_gpu_the_bank_does_not_touch_faiss_on_cuda() -> None:
-    """`knn_gpu` without a GPU aborts the process, so whether there is one is asked first."""
-    code = """
-        import torch
-        from msf_faiss.bank import FlatBank
-        from msf_faiss.bank.faiss_setup import has_gpu
-        bank = FlatBank(8, 4)
-        bank.push(torch.eye(4), torch.arange(4))
-        print(has_gpu(), bank.search(torch.eye(4), 1).slots.flatten().tolist())
-    """
-    assert run_python(code, CUDA_VISIBLE_DEVICES="") == "False [0, 1, 2, 3]"
