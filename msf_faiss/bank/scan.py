@@ -1,0 +1,415 @@
+"""Banks that scan a compressed copy of the ring, and compare the best of it exactly.
+
+Shapes: B queries, C candidates, K neighbours, N slots, D dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_faiss.bank.base import Bank, Neighbors
+from msf_faiss.bank.canonical import canonical
+from msf_faiss.bank.engines import default_engine
+from msf_faiss.bank.exact import MARGIN, search_exactly, unproven
+from msf_faiss.bank.faiss_setup import faiss
+from msf_faiss.bank.ring import RingBank
+from msf_faiss.bank.tiled import compare, products, shortlist, unrounded
+
+_NEWEST = 256  # entries pushed last that approximate banks search exactly, or all of the last push
+_MOST_EFFORT = 8
+_PROOF_GROUPS = 16  # groups beyond k that bf16 compares: with 8, up to a fiftieth of the queries is not proved
+_INT8_RANGE = 4.0  # standard deviations of a mixed component that 127 stands for
+_LEAST_ROWS = 17
+_UNIT = 1 + 2.0**-8  # norm of a unit vector at most, after rounding to the ring's dtype
+_PQ_PART = 6  # dimensions that a code of 4 bits stands for; 4 of them: recall .987 for .968 at 1M, a third slower
+_PQ_SHORTLIST = 40  # entries compared exactly for each candidate wanted
+_PQ_TRAINING = 4096  # entries: half a second; 16 times as many gain .004 of recall
+_PQ_BLOCK = 32  # codes that FAISS packs together
+_ROWS = 1024  # encoded at a time: they stay in the cache
+
+
+def create_scan_bank(
+    scan: str, capacity: int, dim: int, dtype: torch.dtype, device: torch.device | str, *, max_age: int | None = None
+) -> Bank:
+    """The empty bank that scans the copy called `scan`: "bf16", "int8" or "pq".
+
+    Raises:
+        ValueError: if dtype is none of float32, float16 and bfloat16, or there is no such copy on `device`.
+    """
+    kinds: dict[str, type[ScanBank]] = {"bf16": Bf16ScanBank, "int8": Int8ScanBank, "pq": PqScanBank}
+    return kinds[scan](capacity, dim, dtype, device, max_age=max_age)
+
+
+def extra_bytes(scan: str, dim: int, dtype: torch.dtype) -> float:
+    """Bytes that an entry takes beside its place in the ring."""
+    match scan:
+        case "bf16":
+            return 0 if dtype == torch.bfloat16 else 2 * dim + 4
+        case "int8":
+            return _padded(dim, 8)
+        case _:
+            return _padded(dim, 2 * _PQ_PART) / (2 * _PQ_PART)
+
+
+class ScanBank(RingBank):
+    """What the scanning banks share: the ring's dtypes, and the exact search that they fall back on."""
+
+    def __init__(
+        self,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        max_age: int | None = None,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"a scanning bank holds float32, float16 or bfloat16, found {dtype}")
+        super().__init__(capacity, dim, dtype, device, max_age=max_age)
+
+    def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
+        return search_exactly(default_engine(self.device), queries, self._entries, ranges, self.age, k)
+
+    def _encode_all(self) -> None:
+        for start in range(0, len(self), _ROWS):
+            self._written(start, min(start + _ROWS, len(self)))
+
+
+class Bf16ScanBank(ScanBank):
+    """Exact: scans a copy in bfloat16, and proves by its residuals that no neighbour was missed.
+
+    With t~, x~ what is scanned of a query t and an entry x, <t, x> <= <t~, x~> + |t - t~| |x| + |t~| |x - x~|.
+    A query whose k-th neighbour is not above that bound for all entries that were not compared is searched exactly; on
+    CUDA, where asking would wait for the device, it is only counted. A bfloat16 ring is scanned itself.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        max_age: int | None = None,
+    ) -> None:
+        super().__init__(capacity, dim, dtype, device, max_age=max_age)
+        self._copy = self._entries  # [N, D] bfloat16
+        self._residuals = torch.zeros(1, device=self.device)  # [N] |x - x~|, or [1] where all are 0
+        if dtype != torch.bfloat16:
+            self._copy = torch.zeros(capacity, dim, dtype=torch.bfloat16, device=self.device)
+            self._residuals = torch.zeros(capacity, device=self.device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # queries: proved, all
+
+    def readings(self) -> dict[str, float]:
+        """proved: share of the queries since the last reading whose neighbours the scan proved to be right."""
+        proved, every = self._counts.tolist()
+        self._counts.zero_()
+        return {"proved": proved / every} if every else {}
+
+    def _written(self, start: int, stop: int) -> None:
+        if self._copy is not self._entries:
+            entries, copy = self._entries[start:stop], self._copy[start:stop]
+            copy.copy_(entries)
+            self._residuals[start:stop] = (entries.float() - copy.float()).norm(dim=1)
+
+    def _index_state(self) -> dict[str, Tensor]:
+        return {"bf16.counts": self._counts}
+
+    def _load_index(self, state: dict[str, Tensor]) -> None:
+        self._residuals.zero_()
+        self._encode_all()
+        self._counts.copy_(state.get("bf16.counts", torch.zeros(2)))
+
+    def _search(self, queries: Tensor, k: int) -> Neighbors:
+        scanned = queries.bfloat16()
+        listed = shortlist(*products(scanned, self._copy), self._live(), k + _PROOF_GROUPS, queries)
+        similarities = compare(queries, self._entries, listed.rows)  # [B, C]
+        best, places = similarities.topk(min(k + MARGIN, similarities.shape[1]), dim=1)
+        slots = listed.rows.gather(1, places)
+        found = canonical(queries, self._entries, slots, self.age(slots), k)
+        lost = (queries.float() - scanned.float()).norm(dim=1) * _UNIT  # [B]
+        lost += scanned.float().norm(dim=1) * self._residuals.amax()
+        bound = unrounded(listed.bound) + lost
+        if best.shape[1] < similarities.shape[1]:
+            bound = bound.maximum(best[:, -1])
+        doubted = unproven(found.similarities[:, -1], bound, default_engine(self.device).error(self.dim))  # [B]
+        self._counts[0] += (~doubted).sum()
+        self._counts[1] += queries.shape[0]
+        if not queries.is_cuda and doubted.any():
+            again = self._exactly(queries[doubted], k, self._live())
+            found.similarities[doubted], found.slots[doubted] = again
+        return found
+
+
+class ApproximateScanBank(ScanBank):
+    """An `ApproximateBank`: the newest entries are searched exactly, the others by what the scan proposes.
+
+    That finds a query's own entry, and the right ones among many that are equal, however coarse the scan is.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        max_age: int | None = None,
+    ) -> None:
+        super().__init__(capacity, dim, dtype, device, max_age=max_age)
+        self._effort = 1  # times as many candidates as at first; 0: the search is exact
+        self._last_push = 0
+
+    def push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super().push(embeddings, ids)
+        self._last_push = embeddings.shape[0]
+
+    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
+        queries = self._queries(queries, k)
+        return self._exactly(queries, min(k, self.searchable), self._live())
+
+    def improve(self) -> str:
+        if self._effort in (0, _MOST_EFFORT):
+            self._effort = 0
+            return "the bank searches exactly from now on"
+        self._effort *= 2
+        return f"{self._effort} times as many entries as at first are compared exactly from now on"
+
+    @abstractmethod
+    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
+        """Candidates for the k nearest neighbours of age `newest` and above: [B, C] slots, none twice.
+
+        Of slots of another age there may be any.
+        """
+
+    def _can_propose(self, k: int) -> bool:
+        """Whether the scan can be relied on; otherwise the search is exact."""
+        return True
+
+    def _search(self, queries: Tensor, k: int) -> Neighbors:
+        newest = min(max(_NEWEST, self._last_push), self.searchable)
+        if newest == self.searchable or self._effort == 0 or not self._can_propose(k):
+            return self._exactly(queries, k, self._live())
+        young = self._exactly(queries, min(k, newest), self._aged(0, newest))
+        slots = self._propose(queries, k, newest)  # [B, C]
+        similarities = compare(queries, self._entries, slots).masked_fill_(self._outside(slots, newest), -torch.inf)
+        best = similarities.topk(min(k + MARGIN, slots.shape[1]), dim=1).indices
+        slots = slots.gather(1, best)
+        old = canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        old.similarities.masked_fill_(self._outside(old.slots, newest), -torch.inf)
+        return _merged(young, old, k)
+
+    def _aged(self, youngest: int, oldest: int) -> list[tuple[int, int]]:
+        """The slots of entries of age [youngest, oldest), as ranges [start, stop)."""
+        start = (self._pushed - oldest) % self.capacity
+        stop = start + oldest - youngest
+        if stop <= self.capacity:
+            return [(start, stop)]
+        return [(0, stop - self.capacity), (start, self.capacity)]
+
+    def _outside(self, slots: Tensor, newest: int) -> Tensor:
+        ages = self.age(slots)
+        return (ages < newest) | (ages >= self.searchable)
+
+
+class Int8ScanBank(ApproximateScanBank):
+    """Approximate: scans a copy in 8-bit integers, half the time and memory of bfloat16, and hardly ever wrong.
+
+    A copy is mixed first (see `_mixed`), after which one scale suits all components of all entries: their products
+    remain integers until the best are known.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        max_age: int | None = None,
+    ) -> None:
+        super().__init__(capacity, dim, dtype, device, max_age=max_age)
+        self._signs = _signs(dim).to(self.device)  # [2, D]
+        # CUDA's product takes at least 17 rows, and 8 dimensions at a time.
+        self._codes = torch.zeros(capacity + _LEAST_ROWS, _padded(dim, 8), dtype=torch.int8, device=self.device)
+
+    def _written(self, start: int, stop: int) -> None:
+        self._codes[start:stop, : self.dim] = self._encode(self._entries[start:stop])
+
+    def _index_state(self) -> dict[str, Tensor]:
+        return {"int8.effort": torch.tensor(self._effort)}
+
+    def _load_index(self, state: dict[str, Tensor]) -> None:
+        self._encode_all()
+        self._effort = int(state.get("int8.effort", 1))
+
+    def _encode(self, vectors: Tensor) -> Tensor:
+        """[*, D] int8."""
+        scale = 127 / _INT8_RANGE * self.dim**0.5
+        return _mixed(vectors.float(), self._signs).mul_(scale).round_().clamp_(-127, 127).to(torch.int8)
+
+    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
+        batch = queries.shape[0]
+        coarse = self._codes.new_zeros(_padded(batch, 8), self._codes.shape[1])
+        coarse[:batch, : self.dim] = self._encode(queries)
+
+        def product(start: int, stop: int, out: Tensor) -> None:
+            if stop - start < _LEAST_ROWS:
+                out.copy_(torch._int_mm(self._codes[start : start + _LEAST_ROWS], coarse.T)[: stop - start])
+            else:
+                torch._int_mm(self._codes[start:stop], coarse.T, out=out)
+
+        ranges = self._aged(newest, self.searchable)
+        return shortlist(product, torch.int32, ranges, self._effort * (k + MARGIN), coarse).rows[:batch]
+
+
+class PqScanBank(ApproximateScanBank):
+    """Approximate: scans codes of 4 bits for every 6 dimensions by FAISS's fast scan, on the CPU only.
+
+    The codes lie in blocks of 32, and every block that a push touches is encoded anew from the ring. Code books are
+    learnt when there are 4,096 entries and each time that there are 4 times as many, until the ring is full; until the
+    first time, and where fewer than a quarter of the entries may be found (max_age), the search is exact.
+
+    Raises:
+        ValueError: if `device` is not the CPU.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        max_age: int | None = None,
+    ) -> None:
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"bank.scan: pq runs on the CPU only; on {device} choose bf16 or int8")
+        super().__init__(capacity, dim, dtype, device, max_age=max_age)
+        self._width = _padded(dim, _PQ_PART)
+        self._index: Any = None  # FAISS's, or None before there are code books
+        self._packer: Any = None  # an index of the same code books, empty
+        self._blocks: NDArray[np.uint8] = np.empty((0, 0), np.uint8)  # the index's codes, a row for each block
+        self._trained_at = 0  # entries pushed by then
+
+    def push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super().push(embeddings, ids)
+        if len(self) >= _PQ_TRAINING and self._pushed >= 4 * self._trained_at and self._trained_at < self.capacity:
+            self._train()
+
+    def improve(self) -> str:
+        if self._index is not None and self._pushed - self._trained_at >= self.capacity // 2:
+            self._train()
+            return "the code books were learnt anew"
+        return super().improve()
+
+    def _train(self) -> None:
+        chosen = torch.linspace(0, len(self) - 1, _PQ_TRAINING).long()
+        index = self._new_index()
+        index.train(self._floats(self._entries[chosen]))
+        self._use(index)
+        self._trained_at = self._pushed
+
+    def _new_index(self) -> Any:
+        return faiss.IndexPQFastScan(self._width, self._width // _PQ_PART, 4, faiss.METRIC_INNER_PRODUCT, _PQ_BLOCK)
+
+    def _use(self, index: Any) -> None:
+        """Search by `index`, trained and empty, from now on."""
+        self._packer = faiss.clone_index(index)
+        blocks, stride = -(-self.capacity // _PQ_BLOCK), index.get_block_stride()
+        index.codes.resize(blocks * stride)
+        index.implem = 15  # one query after the other: the fastest with long shortlists
+        self._blocks = faiss.rev_swig_ptr(index.codes.get(), blocks * stride).reshape(blocks, stride)
+        self._blocks[:] = 0
+        self._index = index
+        self._encode_all()
+
+    def _written(self, start: int, stop: int) -> None:
+        if self._index is None:
+            return
+        first, last = start // _PQ_BLOCK, -(-stop // _PQ_BLOCK)
+        rows = self._entries[first * _PQ_BLOCK : min(last * _PQ_BLOCK, len(self))]
+        # `remove_ids` and `add` on the index itself would leave bits of the old codes behind.
+        self._packer.reset()
+        self._packer.add(self._floats(rows))
+        packed = faiss.rev_swig_ptr(self._packer.codes.get(), self._blocks[first:last].size)
+        self._blocks[first:last] = packed.reshape(last - first, -1)
+        self._index.ntotal = len(self)
+        self._index.ntotal2 = _padded(len(self), _PQ_BLOCK)
+
+    def _floats(self, vectors: Tensor) -> NDArray[np.float32]:
+        """[*, D, and zeros up to a multiple of 6] for FAISS."""
+        padded = torch.nn.functional.pad(vectors.float(), (0, self._width - self.dim))
+        found: NDArray[np.float32] = padded.contiguous().numpy()
+        return found
+
+    def _index_state(self) -> dict[str, Tensor]:
+        state = {"pq.effort": torch.tensor(self._effort), "pq.trained_at": torch.tensor(self._trained_at)}
+        if self._index is not None:
+            state["pq.code_books"] = torch.from_numpy(faiss.vector_to_array(self._index.pq.centroids))
+        return state
+
+    def _load_index(self, state: dict[str, Tensor]) -> None:
+        self._index = None
+        self._effort = int(state.get("pq.effort", 1))
+        self._trained_at = int(state.get("pq.trained_at", 0))
+        if "pq.code_books" in state:
+            index = self._new_index()
+            faiss.copy_array_to_vector(state["pq.code_books"].numpy(), index.pq.centroids)
+            index.is_trained = True
+            self._use(index)
+        elif len(self) >= _PQ_TRAINING:
+            self._train()
+
+    def _can_propose(self, k: int) -> bool:
+        # The newest fill up where FAISS's list ends early, or names entries that are too old.
+        return self._index is not None and k <= _NEWEST and 4 * self.searchable >= len(self)
+
+    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
+        wanted = self._effort * _PQ_SHORTLIST * (k + MARGIN) * len(self) // self.searchable
+        vectors = self._floats(queries.nan_to_num())
+        slots: Tensor = torch.from_numpy(self._index.search(vectors, min(wanted, len(self)))[1])  # [B, C]
+        return torch.where(slots >= 0, slots, (self._pushed - 1) % self.capacity)
+
+
+def _merged(young: Neighbors, old: Neighbors, k: int) -> Neighbors:
+    """The best k of two canonical lists; of equal ones the young come first."""
+    similarities = torch.cat([young.similarities, old.similarities], dim=1)  # [B, K + C]
+    order = similarities.argsort(dim=1, stable=True, descending=True)[:, :k]
+    return Neighbors(similarities.gather(1, order), torch.cat([young.slots, old.slots], dim=1).gather(1, order))
+
+
+def _mixed(vectors: Tensor, signs: Tensor) -> Tensor:
+    """An orthogonal transform that gives all components of any vector about the same variance, 1/D: [*, D].
+
+    Two Walsh-Hadamard transforms of random signs, of the first and of the last dimensions, so that any D will do.
+    Nothing but sums of pairs: its bits do not depend on how many vectors are transformed at a time.
+    """
+    dim = vectors.shape[1]
+    width = 1 << (dim.bit_length() - 1)
+    first = torch.cat([_walsh_hadamard(vectors[:, :width] * signs[0, :width]), vectors[:, width:]], dim=1) * signs[1]
+    return torch.cat([first[:, : dim - width], _walsh_hadamard(first[:, dim - width :])], dim=1)
+
+
+def _walsh_hadamard(vectors: Tensor) -> Tensor:
+    width = vectors.shape[1]
+    for _ in range(width.bit_length() - 1):
+        even, odd = vectors[:, 0::2], vectors[:, 1::2]
+        vectors = torch.cat([even + odd, even - odd], dim=1)
+    return vectors * float(width**-0.5)
+
+
+def _signs(dim: int) -> Tensor:
+    """[2, D] of 1 and -1, always the same."""
+    drawn = torch.rand(2, dim, generator=torch.Generator().manual_seed(0))
+    return torch.where(drawn < 0.5, -1.0, 1.0)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
