@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
 
 
 def stdout() -> Console:
@@ -57,7 +57,8 @@ class TrainingDisplay:
                 self._start(report)
             case StepReport() if self._live:
                 self._bar.update(self._task, completed=report.step)
-                self._live.update(Group(self._bar, _table(report, self._epochs)))
+                tables = (_table(_values(report, self._epochs)), _table(_bank_values(report)))
+                self._live.update(Group(self._bar, *tables))
             case StepReport():
                 self._say(_line(report, self._epochs))
             case Evaluated():
@@ -65,6 +66,8 @@ class TrainingDisplay:
                 self._say(f"epoch {report.epoch:.4g}: {report.k}-NN accuracy {report.accuracy:.1%}{among}")
             case CheckpointSaved():
                 self._say(f"epoch {report.epoch:.4g}: checkpoint saved: {report.path}")
+            case BankImproved():
+                self._say(f"step {report.step:,}: bank: {report.text}")
             case RunEnded():
                 done = f"step {report.step:,} (epoch {report.epoch:.4g})"
                 self._say(f"{report.reason} after {done} in {_duration(report.seconds)}")
@@ -78,32 +81,50 @@ class TrainingDisplay:
         self._say(f"data     {report.images:,} images ({labels}), {report.steps_per_epoch:,} steps an epoch")
         self._say(f"model    {model}, embeddings of {report.embedding_dim} dimensions")
         self._say(f"bank     {report.bank}")
+        if report.engine_ms:
+            timed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in report.engine_ms.items())
+            self._say(f"engine   {next(iter(report.engine_ms))}, the fastest here ({timed} a search)")
         self._say(f"device   {report.device}")
         if report.first_step:
             self._say(f"resumed  after step {report.first_step:,} of {report.total_steps:,}")
+        for note in report.notes:
+            self._say(f"note     {note}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
 
 def _values(report: StepReport, epochs: float) -> dict[str, str]:
-    """What a progress display shows, as name and text."""
+    """How training goes, as name and text."""
     values = {
         "epoch": f"{report.epoch:.2f}/{epochs:.4g}",
         "loss": f"{report.loss:.4f}",
         "purity": "–" if report.purity is None else f"{report.purity:.3f}",
-        "bank": f"{report.bank_fill:.0%} full",
         "images/s": f"{report.images_per_second:,.0f}",
         "left": _duration(report.seconds_left),
         "data": f"{report.data_share:.0%}",
-        "search": f"{report.bank_share:.0%}",
+        "bank": f"{report.bank_share:.0%}",
         "model": f"{report.model_share:.0%}",
     }
     return values | ({"unreadable": f"{report.unreadable:,}"} if report.unreadable else {})
 
 
-def _table(report: StepReport, epochs: float) -> Table:
-    values = _values(report, epochs)
+def _bank_values(report: StepReport) -> dict[str, str]:
+    """How the bank does, as name and text."""
+    recall = {} if report.recall is None else {"recall": f"{report.recall:.3f}"}
+    return {
+        "full": f"{report.bank_fill:.0%}",
+        "push": f"{report.push_ms:.3g} ms",
+        "search": f"{report.search_ms:.3g} ms",
+        **recall,
+        "age": f"{report.neighbor_age:,.0f}",
+        "95 %": f"{report.neighbor_age_p95:,.0f}",
+        "hubs": f"{report.hubness:.1%}",
+        **{name.replace("_", " "): f"{value:.3g}" for name, value in report.bank_readings.items()},
+    }
+
+
+def _table(values: dict[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row(*(Text(name, style="dim") for name in values))
     table.add_row(*values.values())
@@ -111,7 +132,9 @@ def _table(report: StepReport, epochs: float) -> Table:
 
 
 def _line(report: StepReport, epochs: float) -> str:
-    return f"step {report.step:,}  " + "  ".join(f"{name} {text}" for name, text in _values(report, epochs).items())
+    values = "  ".join(f"{name} {text}" for name, text in _values(report, epochs).items())
+    bank = "  ".join(f"{name} {text}" for name, text in _bank_values(report).items())
+    return f"step {report.step:,}  {values}  |  bank: {bank}"
 
 
 def _duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ from torch import Tensor
 import msf_faiss
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.config import Config
+from msf_faiss.config_tree import dotted, key_of
 from msf_faiss.errors import UserError
 from msf_faiss.models import MeanShift, build_model
 
@@ -214,7 +215,8 @@ def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
     """
     state = checkpoint.tensors("bank")
     try:
-        bank = create_bank(checkpoint.config.bank, dim=state["embeddings"].shape[1], device=device)
+        dim, images = state["embeddings"].shape[1], checkpoint.dataset_size
+        bank = create_bank(checkpoint.config.bank, dim=dim, device=device, images=images)
         bank.load_state_dict(state)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(_damaged(checkpoint.path, f"bank.safetensors holds no bank: {error}")) from error
@@ -268,7 +270,7 @@ def _manifest_errors(path: Path) -> Iterator[None]:
         raise
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = dotted(key_of(first["loc"]))
         raise UserError(_damaged(path, f"its config does not fit this msf-faiss: {place}: {first['msg']}")) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(_damaged(path, f"{MANIFEST} lacks or garbles {error}")) from error

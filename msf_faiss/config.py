@@ -5,10 +5,12 @@ YAML files hold only what differs from these defaults; `config_file` reads and w
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 def _expand_home(path: Path) -> Path:
@@ -18,9 +20,19 @@ def _expand_home(path: Path) -> Path:
         return path
 
 
+_MEMORY = r"^\d+(\.\d+)?(MiB|GiB|TiB|MB|GB|TB)$"
+
+
+def _amount_of_memory(value: object) -> object:
+    if isinstance(value, str) and re.match(_MEMORY, value):
+        return value
+    raise PydanticCustomError("memory", "an amount of memory, as in 8GiB")
+
+
 UserPath = Annotated[Path, AfterValidator(_expand_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_amount_of_memory)]
 View = Literal["weak", "strong"]
 
 
@@ -241,23 +253,90 @@ class ModelConfig(Section):
     """Dimension of the embeddings in the bank. null: a quarter of the features (512 for ResNet-50)."""
 
 
-class BankConfig(Section):
-    """The FIFO bank of target embeddings."""
+class WatchConfig(Section):
+    """How a bank checks itself: now and then a few of a step's queries are searched exactly too."""
 
-    kind: Literal["flat", "reference"] = "flat"
-    """flat: exact search by FAISS over the ring in place. reference: exact, plain torch, slow; for checks."""
-    capacity: Positive = 131_072
-    """Entries; the oldest give way."""
+    every: Positive = 100
+    """Steps between two checks."""
+    queries: Positive = 64
+    """Queries in a check."""
+
+
+class RingConfig(Section):
+    """What every kind of bank has in common."""
+
+    capacity: Positive | Memory | Literal["dataset"] = 131_072
+    """Entries (the oldest give way); or the memory they may take with all that finds them, as in 8GiB; or "dataset",
+    one an image."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Storage of an entry."""
     k: Positive = 5
     """Neighbours that each query is pulled to; its own target embedding is the first of them. 1 is BYOL's loss."""
+    max_age: Annotated[int, Field(ge=0)] | None = None
+    """Entries after which so many others were pushed are no longer found. null: found until they give way."""
 
     @model_validator(mode="after")
-    def _k_fits(self) -> BankConfig:
-        if self.k > self.capacity:
+    def _k_fits(self) -> RingConfig:
+        if isinstance(self.capacity, int) and self.k > self.capacity:
             raise ValueError(f"k: must be at most capacity ({self.capacity}), found {self.k}")
+        if self.max_age is not None and self.k > self.max_age + 1:
+            raise ValueError(f"k: must be at most max_age + 1 ({self.max_age + 1}), found {self.k}")
         return self
+
+
+class ReferenceBankConfig(RingConfig):
+    """Exact, in plain torch, slow; for checks."""
+
+    kind: Literal["reference"] = "reference"
+
+
+class FlatBankConfig(RingConfig):
+    """Exact search over the ring in place, with nothing kept beside it."""
+
+    kind: Literal["flat"] = "flat"
+    engine: Literal["auto", "faiss", "torch", "streams"] = "auto"
+    """faiss: its blocked search. torch: tiled matrix products. streams: FAISS over parts of the ring at a time (CUDA).
+    auto: whichever is fastest here for this bank, timed before the first step."""
+
+
+class ScanBankConfig(RingConfig):
+    """A compressed copy of the ring is scanned, and the best of it compared exactly."""
+
+    kind: Literal["scan"] = "scan"
+    scan: Literal["bf16", "int8", "pq"] = "bf16"
+    """The copy. bf16: every answer is proved exact. int8: half of that memory, faster, hardly ever wrong. pq: a
+    24th, the fastest; CPU only."""
+    min_recall: Share = 0.95
+    """Recall that int8 and pq must keep in the checks; below it they compare more entries, in the end all."""
+    watch: WatchConfig = WatchConfig()
+
+
+class IvfConfig(Section):
+    """The inverted file of an approximate bank."""
+
+    lists: Positive | Literal["auto"] = "auto"
+    """Lists that each segment's entries are divided into. "auto": about four times the root of their number."""
+    probes: Positive | Literal["auto"] = "auto"
+    """Lists that a query looks into, at first; min_recall may raise it. "auto": measured when the lists are made."""
+    segments: Positive = 1
+    """1: one inverted file whose centroids follow the encoder. More: the bank is divided into so many parts, each with
+    centroids of its own, and the newest part is searched exactly; slower, and safe where the encoder changes fast."""
+
+
+class IvfBankConfig(RingConfig):
+    """Approximate search by an inverted file that follows the ring entry by entry."""
+
+    kind: Literal["ivf"] = "ivf"
+    ivf: IvfConfig = IvfConfig()
+    min_recall: Share = 0.95
+    """Recall that the bank must keep in its checks; below it more lists are probed, the lists are made anew, and in the
+    end all entries compared."""
+    watch: WatchConfig = WatchConfig()
+
+
+BankConfig = Annotated[
+    FlatBankConfig | ScanBankConfig | IvfBankConfig | ReferenceBankConfig, Field(discriminator="kind")
+]
 
 
 class OptimizerConfig(Section):
@@ -333,7 +412,7 @@ class Config(Section):
     data: DataConfig = DemoData()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
-    bank: BankConfig = BankConfig()
+    bank: BankConfig = FlatBankConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     target: TargetConfig = TargetConfig()
     train: TrainConfig = TrainConfig()

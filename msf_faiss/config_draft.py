@@ -189,7 +189,7 @@ class Draft:
             for key, group in grouped.items():
                 if not any(one[: len(other)] == other for one in _concerned(key, group) for other in removed):
                     self._report_group(key, group)
-            gone = {_present(values, key) for key in grouped}
+            gone = {_present(values, one) for key, group in grouped.items() for one in _spoiled(values, key, group)}
             if () in gone:
                 return None
             for key in gone:
@@ -243,6 +243,13 @@ def _concerned(key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
         return [key]
     words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", explain(key, errors))
     return [one for word in words if _exists(one := (*key, *word.split(".")))]
+
+
+def _spoiled(values: Any, key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
+    """The keys that cannot be judged: `key`, or of a section of unknown kind those that only some kinds have."""
+    if not errors[0]["type"].startswith("union_tag"):
+        return [key]
+    return [(*key, name) for name in errors[0]["input"] if name == "kind" or name not in SECTIONS[key].shared]
 
 
 def _exists(key: Key) -> bool:

@@ -64,6 +64,8 @@ def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, SectionKinds]:
         if field.discriminator is not None:
             members: tuple[type[BaseModel], ...] = get_args(field.annotation)
             kinds = {kind: each for each in members for kind in get_args(each.model_fields["kind"].annotation)}
+            for member in members:
+                found |= _sections(member, below)
             found[below] = SectionKinds(kinds, field.default.kind)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= _sections(field.annotation, below)

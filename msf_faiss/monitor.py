@@ -6,8 +6,9 @@ Shapes: B queries, K neighbours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,27 @@ from torch import Tensor
 
 from msf_faiss.errors import UserError
 
+_SAMPLED = 64  # queries a step of which every neighbour is remembered until the next reading
+_HUBS = 10
+
+
+class NeighborReading(NamedTuple):
+    """What the neighbours since the last reading were like, without entries of the query's own image."""
+
+    purity: float | None  # share with the query's label; None: no pair could be compared
+    age: float  # mean, in entries pushed since
+    age_p95: float  # 95 % are not older
+    hubness: float  # share of the queries that find one of the ten most found entries, mean of the ten
+
 
 class NeighborMonitor:
-    """Purity and age of the neighbours, without entries of the query's own image.
+    """Purity and age of the neighbours, and hubs among them, without entries of the query's own image.
 
     The authors count a query's own entry too, which gives their purity a floor of 1/k. A bank larger than the data set
     holds an image several times; all of these entries are left out, since their label is right by construction.
+
+    Means are over all queries; the 95th percentile and the hubs are those of the first 64 queries of each step, which
+    are as random a part of it as any.
 
     Args:
         labels: [images] int64, -1 for an image without a label; None for an unlabelled data set.
@@ -32,9 +48,17 @@ class NeighborMonitor:
         self._labels = None if labels is None else torch.from_numpy(labels).to(device)
         self._zero = torch.zeros(4, dtype=torch.float64, device=device)
         self._sums = self._zero.clone()  # matches, labelled pairs, ages, pairs
+        self._sampled: list[Tensor] = []  # [3, Q, K] int64 each: entry by its number, age, whether of another image
 
-    def update(self, ids: Tensor, neighbor_ids: Tensor, ages: Tensor) -> None:
-        """Count one batch: ids [B], ids of the neighbours [B, K], their ages [B, K]. Does not wait for the device."""
+    def update(self, ids: Tensor, neighbor_ids: Tensor, ages: Tensor, pushed: int) -> None:
+        """Count one batch. Does not wait for the device.
+
+        Args:
+            ids: of the queries' images, [B].
+            neighbor_ids: of the neighbours' images, [B, K].
+            ages: of the neighbours, [B, K].
+            pushed: entries that the bank was ever given, which makes an age the number of an entry.
+        """
         others = neighbor_ids != ids.unsqueeze(1)  # [B, K]
         if self._labels is None:
             matches = labelled = torch.zeros_like(others)
@@ -43,21 +67,36 @@ class NeighborMonitor:
             labelled = others & (own >= 0) & (theirs >= 0)
             matches = labelled & (own == theirs)
         self._sums += torch.stack([matches.sum(), labelled.sum(), (ages * others).sum(), others.sum()])
+        some = ages[:_SAMPLED]
+        self._sampled.append(torch.stack([pushed - 1 - some, some, others[:_SAMPLED].long()]))
 
     @property
-    def pending(self) -> Tensor:
-        """What was counted since the last reading: [4] float64. A resumed run goes on from it."""
-        return self._sums
+    def pending(self) -> dict[str, Tensor]:
+        """What was counted since the last reading. A resumed run goes on from it."""
+        sampled = {f"sampled.{number}": tensor for number, tensor in enumerate(self._sampled)}
+        return {"sums": self._sums, **sampled}
 
     @pending.setter
-    def pending(self, sums: Tensor) -> None:
-        self._sums = sums.to(self._zero.device)
+    def pending(self, counted: Mapping[str, Tensor]) -> None:
+        device = self._zero.device
+        self._sums = counted["sums"].to(device)
+        self._sampled = [counted[f"sampled.{number}"].to(device) for number in range(len(counted) - 1)]
 
-    def read(self) -> tuple[float | None, float]:
-        """Purity (None if no pair could be compared) and mean age in entries since the last reading."""
+    def read(self) -> NeighborReading:
+        """The reading, after which counting begins anew."""
         matches, labelled, ages, pairs = self._sums.tolist()
-        self._sums = self._zero.clone()
-        return matches / labelled if labelled else None, ages / pairs if pairs else 0.0
+        queries = sum(tensor.shape[1] for tensor in self._sampled)
+        flat = [tensor.flatten(1) for tensor in self._sampled]
+        sampled = torch.cat(flat, dim=1).cpu().numpy() if flat else np.empty((3, 0), np.int64)
+        self._sums, self._sampled = self._zero.clone(), []
+        numbers, known_ages = sampled[:2, sampled[2] == 1]
+        found = np.sort(np.unique(numbers, return_counts=True)[1])[-_HUBS:]
+        return NeighborReading(
+            purity=matches / labelled if labelled else None,
+            age=ages / pairs if pairs else 0.0,
+            age_p95=float(np.quantile(known_ages, 0.95, method="higher")) if known_ages.size else 0.0,
+            hubness=float(found.mean()) / queries if found.size else 0.0,
+        )
 
 
 class LossMonitor:

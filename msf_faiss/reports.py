@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ class RunStarted:
     feature_dim: int
     embedding_dim: int
     bank: str
+    engine_ms: Mapping[str, float]  # milliseconds of a search by each exact engine, the fastest first; empty: not timed
+    notes: tuple[str, ...]  # what differs from the run that is continued
     steps_per_epoch: int
     total_steps: int
     first_step: int  # steps already done: 0, or more on a resumed run
@@ -36,9 +39,17 @@ class StepReport:
     target_momentum: float
     bank_fill: float  # 0..1
     neighbor_age: float  # mean over the neighbours, in entries pushed since; the own entry left out
+    neighbor_age_p95: float  # 95 % are not older
+    hubness: (
+        float  # share of the queries that find one of the ten most found entries (mean of the ten), own entry left out
+    )
+    recall: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
+    push_ms: float  # a step
+    search_ms: float  # a step; the mean of the neighbours included
+    bank_readings: Mapping[str, float]  # what only this kind of bank knows about itself
     images_per_second: float
     data_share: float  # of the wall time: waiting for data, and making views
-    bank_share: float  # push, search and mean
+    bank_share: float  # push, search, mean and checks
     model_share: float  # forward, backward, optimizer and everything else
     seconds_left: float  # at the mean rate since this process began
     unreadable: int  # images left out so far
@@ -65,6 +76,15 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BankImproved:
+    """An approximate bank found fewer neighbours than promised, and did something about it."""
+
+    step: int
+    epoch: float
+    text: str  # the recall, and what was done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """The last report. `interrupted`: the caller asked to stop; a checkpoint was saved all the same."""
 
@@ -75,4 +95,4 @@ class RunEnded:
     seconds: float
 
 
-Report = RunStarted | StepReport | Evaluated | CheckpointSaved | RunEnded
+Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | RunEnded

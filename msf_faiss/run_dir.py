@@ -26,7 +26,7 @@ from msf_faiss.config import Config
 from msf_faiss.config_file import dump_config
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_whole
-from msf_faiss.reports import Evaluated, Report, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, Evaluated, Report, RunStarted, StepReport
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -66,6 +66,18 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
         yield continued
 
 
+def write_config(run_dir: Path, config: Config) -> None:
+    """Replace the effective config of a run.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        write_whole(run_dir / CONFIG, dump_config(config))
+    except OSError as error:
+        raise UserError(_cannot_write(run_dir, error)) from error
+
+
 def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     if run_dir.is_file():
         raise UserError(f"{run_dir}: is a file; choose a directory with --out")
@@ -93,7 +105,8 @@ class Recorder:
     """Writes a run's reports to metrics.jsonl and TensorBoard; call it with each report, in order.
 
     Every line of metrics.jsonl has step, epoch and loss; the lines of a kNN evaluation add knn_accuracy and its
-    settings. A resumed run first drops the lines from after its checkpoint, so that no step is there twice.
+    settings, and where the bank improved itself a line says so. A resumed run first drops the lines from after its
+    checkpoint, so that no step is there twice.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -128,6 +141,7 @@ class Recorder:
             case StepReport():
                 self._last = report
                 values = asdict(report)
+                values |= {f"bank_{name}": value for name, value in values.pop("bank_readings").items()}
                 self._line(values)
                 self._scalars("train", values, report.step)
             case Evaluated():
@@ -135,6 +149,9 @@ class Recorder:
                 knn = {f"knn_{name}": value for name, value in asdict(report).items() if name not in {"step", "epoch"}}
                 self._line({"step": report.step, "epoch": report.epoch, "loss": loss, **knn})
                 self._scalars("knn", {"accuracy": report.accuracy}, report.step)
+            case BankImproved():
+                loss = self._last.loss if self._last else None
+                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "bank_improved": report.text})
             case _:
                 pass
 

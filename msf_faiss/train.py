@@ -17,10 +17,11 @@ from torch import Tensor
 
 from msf_faiss import monitor
 from msf_faiss import run_dir as run_directory
-from msf_faiss.bank import Bank, Neighbors, create_bank
+from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors, create_bank
 from msf_faiss.bank.faiss_setup import set_threads
+from msf_faiss.bank.watch import RecallWatch
 from msf_faiss.checkpoint import Checkpoint, Tensors, find_checkpoint, prune_checkpoints, save_checkpoint
-from msf_faiss.config import Config, OptimizerConfig
+from msf_faiss.config import Config, IvfBankConfig, OptimizerConfig, ScanBankConfig
 from msf_faiss.data.base import Source
 from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches
 from msf_faiss.data.sources import open_source
@@ -28,7 +29,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import MeanShift, build_model, memory_format
-from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
 from msf_faiss.schedule import learning_rate, target_momentum
 
 
@@ -42,11 +43,20 @@ class TrainState:
     step: int = 0  # finished steps
 
     @classmethod
-    def create(cls, config: Config, device: torch.device) -> TrainState:
-        """The state before the first step."""
+    def create(cls, config: Config, device: torch.device, *, images: int | None = None) -> TrainState:
+        """The state before the first step; `images` is the size of the data set, for a bank of that size.
+
+        Raises:
+            UserError: if the bank does not fit into memory, or not on `device`.
+        """
         model = build_model(config.model, seed=config.seed)
         model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
-        bank = create_bank(config.bank, dim=model.online.dim, device=device)
+        try:
+            bank = create_bank(
+                config.bank, dim=model.online.dim, device=device, images=images, batch=config.train.batch_size
+            )
+        except ValueError as error:
+            raise UserError(f"bank: {error}") from error
         return cls(model, create_optimizer(model, config.optimizer), bank)
 
     def tensors(self) -> dict[str, Tensors]:
@@ -112,7 +122,7 @@ def train_step(
         learning_rate: of this step.
         momentum: of the target's moving average.
         precision: bfloat16 runs the forwards under autocast; any other dtype runs them as the model is.
-        clock: times the bank's part.
+        clock: times push and search.
 
     Returns:
         The loss, a scalar on the device, and the neighbours that it pulled to. The device is not waited for.
@@ -123,8 +133,9 @@ def train_step(
     state.model.update_target(momentum)
     with autocast:
         targets = state.model.embed_target(target_view)  # [B, D]
-    with clock.on_device("bank") if clock else contextlib.nullcontext():
+    with clock.on_device("push") if clock else contextlib.nullcontext():
         state.bank.push(targets, ids)
+    with clock.on_device("search") if clock else contextlib.nullcontext():
         found = state.bank.search(targets, k)  # [B, K]
         means = state.bank.mean_of(found.slots)  # [B, D]
     loss = mean_shift_loss(queries, means)
@@ -193,12 +204,15 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(self.source, config)
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
-        self.state = TrainState.create(config, self.device)
+        self.state = TrainState.create(config, self.device, images=len(self.source))
         self.memory_format = memory_format(self.state.model, self.device)
         self.checkpoint: Path | None = None
         self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device)
         self.losses = monitor.LossMonitor()
+        self.watch = _watch(config)
+        self.notes: tuple[str, ...] = ()
         self.images = 0
+        self.reported = 0  # steps finished at the last report
         self.unreadable: set[int] = set()
 
     @property
@@ -207,19 +221,23 @@ class _Run:
 
     def reports(self) -> Iterator[Report]:
         self.first_step = self.state.step
+        self.reported = self.first_step
         self.began = time.perf_counter()
         self.clock = monitor.Clock(self.device)
         yield self._started()
         interrupted = False
         with contextlib.closing(training_batches(self.source, self.config, start_step=self.state.step)) as batches:
             while self.state.step < self.last_step and not interrupted:
-                self._step(batches)
+                improvement = self._step(batches)
                 interrupted = self.should_stop()
                 evaluating = self.labelled and self._due(self.config.knn.every_epochs)
                 saving = self._due(self.config.checkpoint.every_epochs)
                 # Nothing is evaluated or saved before the losses that led to it are known to be finite.
-                if evaluating or saving or self.state.step % self.config.train.log_every == 0:
+                reporting = evaluating or saving or improvement is not None
+                if reporting or self.state.step % self.config.train.log_every == 0:
                     yield self._progress()
+                if improvement is not None:
+                    yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
                     yield self._evaluate()
                 if saving or interrupted:
@@ -233,7 +251,8 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _step(self, batches: Iterator[Batch]) -> None:
+    def _step(self, batches: Iterator[Batch]) -> str | None:
+        """Do one step; in words, what the bank did about a recall below what was promised."""
         with self.clock.on_host("data"):
             batch = next(batches).to(self.device)
         with self.clock.on_device("data"):
@@ -257,9 +276,13 @@ class _Run:
         )
         self.losses.update(loss)
         bank = self.state.bank
-        self.neighbors.update(batch.ids, bank.ids(found.slots), bank.age(found.slots))
+        self.neighbors.update(batch.ids, bank.ids(found.slots), bank.age(found.slots), bank.pushed)
         self.images += len(batch.ids)
         self.unreadable |= batch.unreadable.keys()
+        if self.watch is None or not isinstance(bank, ApproximateBank):
+            return None
+        with self.clock.on_host("watch"):
+            return self.watch.check(bank, found, self.state.step)
 
     def _due(self, every_epochs: int | None) -> bool:
         """Whether something that happens every so many epochs, and at the end of the run, happens after this step."""
@@ -279,6 +302,8 @@ class _Run:
             feature_dim=model.online.feature_dim,
             embedding_dim=model.online.dim,
             bank=repr(self.state.bank),
+            engine_ms=self.state.bank.engine_ms if isinstance(self.state.bank, FlatBank) else {},
+            notes=self.notes,
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.last_step,
             first_step=self.state.step,
@@ -287,23 +312,30 @@ class _Run:
     def _progress(self) -> StepReport:
         done, config, bank = self.state.step, self.config, self.state.bank
         loss = self.losses.read(done)
-        purity, age = self.neighbors.read()
+        neighbors = self.neighbors.read()
         seconds, parts = self.clock.read()
-        data, search = parts.get("data", 0.0) / seconds, parts.get("bank", 0.0) / seconds
+        data, bank_seconds = parts.get("data", 0.0), sum(parts.get(part, 0.0) for part in ("push", "search", "watch"))
         images, self.images = self.images, 0
+        steps, self.reported = done - self.reported, done
         return StepReport(
             step=done,
             epoch=self.epoch,
             loss=loss,
-            purity=purity,
+            purity=neighbors.purity,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             target_momentum=target_momentum(done - 1, config=config.target, total_steps=self.schedule_steps),
             bank_fill=len(bank) / bank.capacity,
-            neighbor_age=age,
+            neighbor_age=neighbors.age,
+            neighbor_age_p95=neighbors.age_p95,
+            hubness=neighbors.hubness,
+            recall=self.watch.recall if self.watch else None,
+            push_ms=1000 * parts.get("push", 0.0) / steps,
+            search_ms=1000 * parts.get("search", 0.0) / steps,
+            bank_readings=bank.readings(),
             images_per_second=images / seconds,
-            data_share=data,
-            bank_share=search,
-            model_share=max(0.0, 1 - data - search),
+            data_share=data / seconds,
+            bank_share=bank_seconds / seconds,
+            model_share=max(0.0, 1 - (data + bank_seconds) / seconds),
             seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
             unreadable=len(self.unreadable),
         )
@@ -334,7 +366,11 @@ class _Run:
         with self.clock.paused():
             self.losses.check(self.state.step)
             self._refuse_broken_weights()
-            pending = {"losses": self.losses.pending, "neighbors": self.neighbors.pending}
+            pending = {
+                "losses": self.losses.pending,
+                **{f"neighbors.{name}": tensor for name, tensor in self.neighbors.pending.items()},
+                **({"watch": self.watch.pending} if self.watch else {}),
+            }
             self.checkpoint = save_checkpoint(
                 self.run_dir,
                 step=self.state.step,
@@ -362,7 +398,9 @@ class _Run:
     def resume(self) -> None:
         """Take over the newest checkpoint of the run directory."""
         checkpoint = find_checkpoint(self.run_dir)
-        changed = _differences(checkpoint.config.model_dump(mode="json"), self.config.model_dump(mode="json"))
+        before, now = (config.model_dump(mode="json") for config in (checkpoint.config, self.config))
+        moved = _differences(before.pop("bank"), now.pop("bank"), "bank.")
+        changed = _differences(before, now) + [text for text in moved if text.startswith("bank.k:")]
         if changed:
             raise UserError(
                 f"{self.run_dir}: its run has another config ({'; '.join(changed)}); "
@@ -375,8 +413,17 @@ class _Run:
             )
         self.state.restore(checkpoint)
         pending = checkpoint.tensors("monitor")
-        self.losses.pending, self.neighbors.pending = pending["losses"], pending["neighbors"]
+        self.losses.pending = pending["losses"]
+        self.neighbors.pending = {
+            name.removeprefix("neighbors."): tensor for name, tensor in pending.items() if name.startswith("neighbors.")
+        }
+        if self.watch and "watch" in pending and not moved:
+            self.watch.pending = pending["watch"]
         self.checkpoint = checkpoint.path
+        if moved:
+            taken = f"it took over the newest {len(self.state.bank):,} entries"
+            self.notes = (f"the bank is another one ({'; '.join(moved)}); {taken}",)
+            run_directory.write_config(self.run_dir, self.config)
 
 
 def _training_source(config: Config) -> Source:
@@ -385,11 +432,20 @@ def _training_source(config: Config) -> Source:
     return source
 
 
+def _watch(config: Config) -> RecallWatch | None:
+    """What checks the bank, if it is of a kind that may miss neighbours."""
+    match config.bank:
+        case ScanBankConfig() | IvfBankConfig() as bank:
+            return RecallWatch(bank.watch.every, bank.watch.queries, bank.min_recall)
+        case _:
+            return None
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Each key with another value, as text."""
+    """Each key with another value, as text. Keys that only one of two kinds has follow from `kind`."""
     found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+    for key in [key for key in old if key in new]:
+        before, after, name = old[key], new[key], f"{prefix}{key}"
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{name}.")
         elif before != after:

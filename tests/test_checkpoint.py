@@ -15,14 +15,14 @@ from msf_faiss.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from msf_faiss.config import BankConfig, Config, ModelConfig, NarrowBackbone
+from msf_faiss.config import Config, FlatBankConfig, ModelConfig, NarrowBackbone
 from msf_faiss.errors import UserError
 from msf_faiss.train import TrainState
 
 CONFIG = Config(
     seed=4,
     model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,))),
-    bank=BankConfig(capacity=20, dtype="bfloat16"),
+    bank=FlatBankConfig(capacity=20, dtype="bfloat16"),
 )
 CPU = torch.device("cpu")
 
@@ -168,6 +168,18 @@ def test_a_bank_that_is_none(tmp_path: Path, state: TrainState) -> None:
         path = save_checkpoint(tmp_path, step=1, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
         with pytest.raises(UserError, match="holds no bank"):
             load_bank(find_checkpoint(path), CPU)
+
+
+@pytest.mark.parametrize(("capacity", "entries"), [(20, 20), ("dataset", 90), ("0.001MB", 100)])
+def test_a_bank_is_loaded_with_the_capacity_that_it_had(
+    tmp_path: Path, state: TrainState, capacity: int | str, entries: int
+) -> None:
+    """A capacity that is no number means something only together with the data set, or with the weight of an entry."""
+    config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=capacity, dtype="bfloat16")})
+    assert state.bank.dim == 1  # so that an entry weighs 2 + 8 bytes
+    path = save_checkpoint(tmp_path, step=1, epoch=1, config=config, dataset_size=90, tensors=state.tensors())
+    bank = load_bank(find_checkpoint(path), CPU)
+    assert (len(bank), bank.capacity) == (20, entries)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from msf_faiss.config import BankConfig, Config, FolderData, OptimizerConfig, StrongView, TrainConfig, ViewsConfig
+from msf_faiss.config import Config, FlatBankConfig, FolderData, OptimizerConfig, StrongView, TrainConfig, ViewsConfig
 from msf_faiss.config_file import dump_config, load_config
 from msf_faiss.config_tree import SECTIONS
 
@@ -23,7 +23,12 @@ CHOICES: dict[str, list[Any]] = {
         {"backbone": {"kind": "narrow", "width": 7, "depths": [1, 2], "strides": [4, 1]}, "dim": 3},
         {"backbone": {"kind": "torchvision", "name": "wide_resnet50_2", "stem": "cifar"}, "hidden": 10},
     ],
-    "bank": [{"k": 1, "capacity": 1}, {"capacity": 2**40, "dtype": "float16"}],
+    "bank": [
+        {"kind": "flat", "k": 1, "capacity": 1},
+        {"kind": "reference", "capacity": 2**40, "dtype": "float16", "max_age": 4},
+        {"kind": "scan", "scan": "pq", "capacity": "1.5GiB", "watch": {"every": 7}},
+        {"kind": "ivf", "capacity": "dataset", "ivf": {"lists": 64, "segments": 3}, "min_recall": 1},
+    ],
     "optimizer": [{"learning_rate": 1e-5, "weight_decay": 1e-30}, {"learning_rate": 1 / 3, "warmup_epochs": 0.1}],
     "views": [
         {"weak": {"crop_scale": [1e-9, 1e-8]}, "strong": {"blur_sigma": [2, 1e20]}},
@@ -54,7 +59,7 @@ def test_configs_are_immutable() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BankConfig(k=6, capacity=5), r"k: must be at most capacity \(5\), found 6"),
+        (lambda: FlatBankConfig(k=6, capacity=5), r"k: must be at most capacity \(5\), found 6"),
         (lambda: StrongView(crop_scale=(0.0, 1.0)), "crop_scale: must be two shares"),
         (lambda: StrongView(blur_sigma=(2.0, 1.0)), "blur_sigma: the first must not be above the second"),
         (lambda: ViewsConfig(size=64, eval_resize=63), r"eval_resize: must be at least size \(64\)"),
@@ -84,7 +89,7 @@ def test_the_tree_holds_every_section_and_kind() -> None:
     assert names == {
         "",
         *("data", "views", "views.weak", "views.strong", "model", "model.backbone"),
-        *("bank", "optimizer", "target", "train", "checkpoint", "knn"),
+        *("bank", "bank.ivf", "bank.watch", "optimizer", "target", "train", "checkpoint", "knn"),
     }
     assert SECTIONS["data",].models["folder"] is FolderData
     assert list(SECTIONS["data",].models) == ["demo", "folder", "parquet", "cifar10", "cifar100", "stl10"]

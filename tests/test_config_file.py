@@ -67,7 +67,7 @@ checkpoint: 5
         "my.yaml:3: optimizer.learning_rate: must be a number, found 'fast'",
         "my.yaml:4: optimizer.lerning_rate: no such key; did you mean learning_rate?",
         "my.yaml:5: optimizer.schedule: must be epoch, step or constant, found 'epock'; did you mean epoch?",
-        "my.yaml:7: bank.capacity: must be at least 1, found -5",
+        "my.yaml:7: bank.capacity: must be at least 1, an amount of memory, as in 8GiB or dataset, found -5",
         "my.yaml:9: bank.kind: stands twice (first in line 8); keep one of them",
         "my.yaml:10: data.path: is required; write it into the file, or add --set data.path=…",
         "my.yaml:12: data.pth: no such key; did you mean path?",
@@ -142,7 +142,7 @@ def test_rules_between_keys_are_told_together_with_wrong_keys(tmp_path: Path) ->
     text = """\
 data: {kind: foldr, pth: images}
 bank:
-  kind: flatt
+  dtype: flaot16
   capacity: 3
 optimizer:
   warmup_epochs: 9
@@ -155,7 +155,7 @@ train:
         "my.yaml:1: data.pth: no such key; did you mean path?",
         "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found 'foldr'; "
         "did you mean folder?",
-        "my.yaml:3: bank.kind: must be flat or reference, found 'flatt'; did you mean flat?",
+        "my.yaml:3: bank.dtype: must be float32, float16 or bfloat16, found 'flaot16'; did you mean float16?",
         "my.yaml:6: optimizer.warmup_epochs: must be below train.epochs (9) unless optimizer.schedule is constant, "
         "found 9.0",
         "my.yaml:7: optimizer.learning_rate: must be a number, found 'fast'",
@@ -323,7 +323,8 @@ def test_overrides_that_cannot_be(tmp_path: Path) -> None:
         "--set train.epochs.x=1: train.epochs: holds a value; there are no keys below it",
         f"--set =3: {usage}",
         f"--set a..b=3: {usage}",
-        "--set bank.capacity=: bank.capacity: must be a whole number, found nothing",
+        "--set bank.capacity=: bank.capacity: must be a whole number, an amount of memory, as in 8GiB or dataset, "
+        "found nothing",
     ]
 
 

@@ -1,4 +1,6 @@
+import math
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,20 +17,46 @@ def test_purity_leaves_out_every_entry_of_the_own_image() -> None:
     ids = torch.tensor([0, 2])
     neighbors = torch.tensor([[0, 1, 0, 2], [2, 0, 3, 3]])  # without the own: one of two right, two of three right
     ages = torch.tensor([[1, 10, 100, 20], [0, 30, 40, 50]])
-    monitor.update(ids, neighbors, ages)
-    purity, age = monitor.read()
-    assert purity == pytest.approx(3 / 5)
-    assert age == pytest.approx((10 + 20 + 30 + 40 + 50) / 5)
-    assert monitor.read() == (None, 0.0)  # nothing since
+    monitor.update(ids, neighbors, ages, 200)
+    found = monitor.read()
+    assert found.purity == pytest.approx(3 / 5)
+    assert found.age == pytest.approx((10 + 20 + 30 + 40 + 50) / 5)
+    assert found.age_p95 == 50
+    assert found.hubness == pytest.approx(1 / 2)  # five entries, each found by one of two queries
+    assert monitor.read() == (None, 0.0, 0.0, 0.0)  # nothing since
+
+
+def test_hubs_are_entries_not_slots_or_images() -> None:
+    """Ages shift from step to step; it is the same entry all the same."""
+    monitor = NeighborMonitor(None, CPU)
+    for step in range(4):
+        ids = torch.tensor([2 * step, 2 * step + 1]) + 100
+        ages = torch.tensor([[1, 10 + 2 * step], [0, 10 + 2 * step]])  # entry number 89 is found by every query
+        monitor.update(ids, torch.stack([ids, torch.tensor([7, 8])], dim=1), ages, pushed=100 + 2 * step)
+    assert monitor.read().hubness == 1.0
+
+
+def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
+    rng = np.random.default_rng(0)
+    monitor, ages_seen, numbers = NeighborMonitor(None, CPU), [], []
+    for step in range(5):
+        ages = torch.from_numpy(rng.integers(0, 50, (80, 3)))
+        monitor.update(torch.arange(80), torch.full((80, 3), 1000), ages, pushed=60 + 80 * step)
+        ages_seen += ages[:64].flatten().tolist()
+        numbers += (60 + 80 * step - 1 - ages[:64]).flatten().tolist()
+    found = monitor.read()
+    assert found.age_p95 == sorted(ages_seen)[math.ceil(0.95 * (len(ages_seen) - 1))]
+    ten = sorted(Counter(numbers).values())[-10:]
+    assert found.hubness == pytest.approx(sum(ten) / 10 / 320)
 
 
 def test_unlabelled_images_are_not_counted() -> None:
     monitor = NeighborMonitor(np.array([0, -1, 0, 1, -1]), CPU)
-    monitor.update(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [0, 4, 2]]), torch.ones(2, 3))
-    assert monitor.read() == (0.5, 1.0)
+    monitor.update(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [0, 4, 2]]), torch.ones(2, 3, dtype=torch.int64), 9)
+    assert monitor.read()[:2] == (0.5, 1.0)
     unlabelled = NeighborMonitor(None, CPU)
-    unlabelled.update(torch.tensor([0]), torch.tensor([[1, 2]]), torch.tensor([[4, 6]]))
-    assert unlabelled.read() == (None, 5.0)
+    unlabelled.update(torch.tensor([0]), torch.tensor([[1, 2]]), torch.tensor([[4, 6]]), 9)
+    assert unlabelled.read()[:2] == (None, 5.0)
 
 
 def test_the_first_loss_that_is_not_finite_is_named() -> None:

@@ -7,30 +7,34 @@ import pytest
 import safetensors.torch
 import torch
 
-from msf_faiss.checkpoint import find_checkpoint
+from msf_faiss.bank import Neighbors, ReferenceBank
+from msf_faiss.checkpoint import find_checkpoint, load_bank
 from msf_faiss.config import (
-    BankConfig,
     CheckpointConfig,
     Config,
     DemoData,
+    FlatBankConfig,
     KnnConfig,
     ModelConfig,
     NarrowBackbone,
+    ReferenceBankConfig,
+    ScanBankConfig,
     TrainConfig,
     ViewsConfig,
+    WatchConfig,
 )
 from msf_faiss.config_file import load_config
 from msf_faiss.errors import UserError
-from msf_faiss.reports import CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
 from msf_faiss.run_dir import Recorder
-from msf_faiss.train import pretrain, select_device
+from msf_faiss.train import TrainState, pretrain, select_device
 
 CONFIG = Config(
     seed=1,
     data=DemoData(images=70, test_images=20, size=16),
     views=ViewsConfig(size=16),
     model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1, 1), strides=(2, 2)), dim=8),
-    bank=BankConfig(capacity=100, k=3),
+    bank=FlatBankConfig(capacity=100, k=3),
     train=TrainConfig(epochs=3, batch_size=16, log_every=1, device="cpu"),
     checkpoint=CheckpointConfig(every_epochs=1, keep_last=10),
     knn=KnnConfig(every_epochs=2, k=5),
@@ -66,7 +70,8 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 def metrics(run_dir: Path) -> list[dict[str, float]]:
     """Lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timed = {"images_per_second", "data_share", "bank_share", "model_share", "seconds_left", "knn_seconds"}
+    shares = {"data_share", "bank_share", "model_share", "push_ms", "search_ms"}
+    timed = {"images_per_second", "seconds_left", "knn_seconds", *shares}
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
@@ -265,8 +270,174 @@ def test_training_never_sees_labels(finished: tuple[Path, list[Report]], tmp_pat
 
 
 def test_bfloat16_and_the_reference_bank_train_too(tmp_path: Path) -> None:
-    config = changed(train={"precision": "bfloat16", "max_steps": 3}, bank={"kind": "reference", "dtype": "bfloat16"})
+    bank = ReferenceBankConfig(capacity=100, k=3, dtype="bfloat16")
+    config = changed(train={"precision": "bfloat16", "max_steps": 3}).model_copy(update={"bank": bank})
     assert isinstance(run(config, tmp_path / "run")[-1], RunEnded)
+
+
+@pytest.mark.parametrize(
+    ("bank", "kept", "told"),
+    [
+        (ReferenceBankConfig(capacity=100, k=3), 100, "bank.kind: flat there, reference now"),
+        (FlatBankConfig(capacity=100, k=3, dtype="bfloat16"), 100, "bank.dtype: float32 there, bfloat16 now"),
+        (FlatBankConfig(capacity=37, k=3), 37, "bank.capacity: 100 there, 37 now"),
+        (FlatBankConfig(capacity=300, k=3), 100, "bank.capacity: 100 there, 300 now"),
+        (FlatBankConfig(capacity="dataset", k=3), 70, "bank.capacity: 100 there, dataset now"),
+        (FlatBankConfig(capacity=100, k=3, max_age=40), 100, "bank.max_age: None there, 40 now"),
+        (
+            ReferenceBankConfig(capacity=50, k=3, dtype="float16"),
+            50,
+            "bank.capacity: 100 there, 50 now; bank.dtype: float32 there, float16 now; "
+            "bank.kind: flat there, reference now",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_goes_on_with_another_bank(
+    finished: tuple[Path, list[Report]],
+    tmp_path: Path,
+    bank: FlatBankConfig | ReferenceBankConfig,
+    kept: int,
+    told: str,
+) -> None:
+    """Stopped with a bank that has wrapped around: the newest entries move, in order, and the run says so."""
+    run(CONFIG, tmp_path / "run", stop_after=9)
+    before = tensors(tmp_path / "run", 9)
+    config = CONFIG.model_copy(update={"bank": bank})
+    state = TrainState.create(config, torch.device("cpu"), images=70)
+    state.restore(find_checkpoint(tmp_path / "run"))
+    newest = torch.arange(kept)  # ages
+    slots, old_slots = (state.bank.pushed - 1 - newest) % state.bank.capacity, (9 * 16 - 1 - newest) % 100
+    assert len(state.bank) == kept
+    assert torch.equal(state.bank.ids(slots), before["bank.ids"][old_slots])
+    entries = before["bank.embeddings"][old_slots].to(state.bank.dtype).float()
+    assert torch.equal(state.bank.reconstruct(slots), entries)
+    reports = run(config, tmp_path / "run", resume=True)
+    assert isinstance(reports[0], RunStarted)
+    assert reports[0].notes == (f"the bank is another one ({told}); it took over the newest {kept} entries",)
+    assert isinstance(reports[-1], RunEnded)
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+    assert find_checkpoint(tmp_path / "run").config == config
+    if told == "bank.kind: flat there, reference now":  # the same neighbours, so the same run
+        expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    # From here on it is that run, and there is nothing to tell.
+    again = run(config, tmp_path / "run", resume=True)
+    assert isinstance(again[0], RunStarted)
+    assert again[0].notes == ()
+
+
+def test_another_bank_must_find_as_many_neighbours(tmp_path: Path) -> None:
+    """k is part of the loss, not of the bank."""
+    run(CONFIG, tmp_path / "run", stop_after=5)
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    config = CONFIG.model_copy(update={"bank": ReferenceBankConfig(capacity=50, k=4)})
+    with pytest.raises(UserError, match=r"another config \(bank.k: 3 there, 4 now\)"):
+        run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == written
+
+
+def test_a_bank_that_is_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    bank = FlatBankConfig(capacity="900TiB", k=3)
+    with pytest.raises(UserError, match=r"bank.capacity: .* entries of 40 bytes take 921,600.0 GiB, and cpu has"):
+        run(CONFIG.model_copy(update={"bank": bank}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bank_of_the_size_of_the_data_set_trains(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity="dataset", k=3)})
+    reports = run(config, tmp_path / "run")
+    assert isinstance(reports[0], RunStarted)
+    assert "70 entries" in reports[0].bank
+    assert tensors(tmp_path / "run", 12)["bank.embeddings"].shape == (70, 8)
+    assert len(load_bank(find_checkpoint(tmp_path / "run"), torch.device("cpu"))) == 70
+
+
+def test_engines_are_timed_only_where_one_is_to_be_chosen(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+    assert isinstance(finished[1][0], RunStarted)
+    assert finished[1][0].engine_ms.keys() == {"faiss", "torch"}
+    assert next(iter(finished[1][0].engine_ms)) in finished[1][0].bank
+    started = next(iter(pretrain(changed(bank={"engine": "faiss"}), tmp_path / "run")))
+    assert isinstance(started, RunStarted)
+    assert started.engine_ms == {}
+    assert "engine faiss" in started.bank
+    with pytest.raises(UserError, match="bank: there is no engine streams on cpu; there are faiss, torch"):
+        next(iter(pretrain(changed(bank={"engine": "streams"}), tmp_path / "streams")))
+
+
+class Forgetful(ReferenceBank):
+    """Loses the second neighbour of each query, until it is told to improve."""
+
+    losing = True
+
+    def search_exactly(self, queries: torch.Tensor, k: int) -> Neighbors:
+        return super()._search(queries, min(k, self.searchable))
+
+    def _search(self, queries: torch.Tensor, k: int) -> Neighbors:
+        found = super()._search(queries, k)
+        if self.losing and k > 2:
+            found.slots[:, 1] = super()._search(queries, self.searchable).slots[:, -1]
+        return found
+
+    def improve(self) -> str:
+        self.losing = False
+        return "it pulled itself together"
+
+    def readings(self) -> dict[str, float]:
+        return {"lost": float(self.losing)}
+
+    def _index_state(self) -> dict[str, torch.Tensor]:
+        return {"losing": torch.tensor(self.losing)}
+
+    def _load_index(self, state: dict[str, torch.Tensor]) -> None:
+        self.losing = bool(state["losing"])
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A config whose approximate bank is that one; it is checked every five steps."""
+    from msf_faiss import train
+
+    monkeypatch.setattr(train, "create_bank", lambda config, *, dim, **rest: Forgetful(config.capacity, dim))
+    bank = ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.9, watch=WatchConfig(every=5, queries=8))
+    return changed(train={"log_every": 4}).model_copy(update={"bank": bank})
+
+
+def test_a_bank_below_its_promise_improves_and_the_run_says_so(forgetful: Config, tmp_path: Path) -> None:
+    reports = run(forgetful, tmp_path / "run")
+    improved = [report for report in reports if isinstance(report, BankImproved)]
+    assert [(report.step, report.epoch) for report in improved] == [(5, 1.25)]
+    text = improved[0].text
+    assert text == "recall 0.500 is below 0.9: it pulled itself together"
+    steps = {report.step: report for report in reports if isinstance(report, StepReport)}
+    assert list(steps) == [4, 5, 8, 12]
+    assert [(report.recall, report.bank_readings) for report in steps.values()] == [
+        (None, {"lost": 1.0}),
+        (None, {"lost": 0.0}),  # what was counted is about the bank as it was
+        (None, {"lost": 0.0}),
+        (1.0, {"lost": 0.0}),
+    ]
+    assert reports.index(improved[0]) == reports.index(steps[5]) + 1
+    lines = metrics(tmp_path / "run")
+    assert [line for line in lines if "bank_improved" in line] == [
+        {"step": 5, "epoch": 1.25, "loss": steps[5].loss, "bank_improved": text}
+    ]
+    assert [line["bank_lost"] for line in lines if "purity" in line] == [1, 0, 0, 0]
+    assert all({"neighbor_age_p95", "hubness", "recall"} <= line.keys() for line in lines if "purity" in line)
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 5, 6, 10])
+def test_an_interruption_does_not_change_what_the_watch_sees(
+    forgetful: Config, tmp_path: Path, stop_after: int
+) -> None:
+    """What it has counted, and what the bank has become, are in the checkpoint."""
+    run(forgetful, tmp_path / "whole")
+    run(forgetful, tmp_path / "stopped", stop_after=stop_after)
+    run(forgetful, tmp_path / "stopped", resume=True)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
+    assert "monitor.watch" in expected
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def test_cuda_where_there_is_none_is_a_mistake() -> None:

@@ -11,7 +11,7 @@ from msf_faiss_cli import main as entry
 from msf_faiss_cli.inspect_neighbors import command
 from PIL import Image
 
-from msf_faiss.config import BankConfig, Config, DemoData, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
+from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
 from msf_faiss.train import pretrain
 
 
@@ -22,7 +22,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=DemoData(images=40, test_images=10, size=16),
         views=ViewsConfig(size=16),
         model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
-        bank=BankConfig(capacity=64),
+        bank=FlatBankConfig(capacity=64),
         train=TrainConfig(epochs=1, batch_size=16, max_steps=2, device="cpu"),
     )
     for _ in pretrain(config, path):

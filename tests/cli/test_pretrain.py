@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,11 @@ def test_stdout_is_the_run_and_stderr_is_plain_when_piped(msf_faiss: Cli, tmp_pa
     assert "\r" not in done.stderr
     steps = [line for line in done.stderr.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["1", "2"]
-    for word in ("epoch", "loss", "purity", "bank", "images/s", "left", "data", "search", "model"):
-        assert word in steps[-1]
+    training, _, bank = steps[-1].partition("  |  bank: ")
+    for word in ("epoch", "loss", "purity", "images/s", "left", "data", "bank", "model"):
+        assert f"  {word} " in training
+    names = [word for word in bank.split() if word.isalpha() and word != "ms"]
+    assert names == ["full", "push", "search", "age", "hubs"]
 
 
 def test_without_out_the_run_gets_a_directory_of_its_own(msf_faiss: Cli, tmp_path: Path) -> None:
@@ -96,6 +100,16 @@ def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> N
     again = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     assert "resumed  after step 6 of 6" in again.stderr
+
+
+def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    arguments = [*TINY, "--set", "bank.capacity=30", "--out", str(tmp_path / "run"), "--resume", "auto"]
+    done = msf_faiss("pretrain", *arguments)
+    assert done.returncode == 0, done.stderr
+    note = "note     the bank is another one (bank.capacity: 40 there, 30 now); it took over the newest 30 entries"
+    assert note in done.stderr
+    assert "capacity: 30" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, a folder in which not even root can write")

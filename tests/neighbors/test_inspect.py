@@ -11,7 +11,7 @@ from PIL import Image
 
 from msf_faiss.bank import FlatBank
 from msf_faiss.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
-from msf_faiss.config import BankConfig, Config, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
+from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
 from msf_faiss.errors import UserError
 from msf_faiss.models import MeanShift, build_model
 from msf_faiss.neighbors.gallery import render_gallery
@@ -40,7 +40,7 @@ def config_of(folder: Path, **data: object) -> Config:
         data=FolderData(path=folder, workers=0, **data),
         views=ViewsConfig(size=SIZE),
         model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
-        bank=BankConfig(capacity=32),
+        bank=FlatBankConfig(capacity=32),
     )
 
 

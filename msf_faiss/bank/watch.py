@@ -1,0 +1,78 @@
+"""How a bank knows how good its answers are: now and then a few queries are searched exactly as well.
+
+Shapes: B queries of a step, Q of them checked, K neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf_faiss.bank.base import ApproximateBank, Neighbors
+
+_DECAY = 0.5  # an older check counts half as much as the next: few queries make one check a rough figure
+
+
+class RecallWatch:
+    """Measures the recall of an approximate bank, and has it improve where that is below what was promised.
+
+    Recall is the share of the true k nearest neighbours that were found, the query's own entry left out on both sides.
+
+    Args:
+        every: steps between two checks.
+        queries: queries in a check.
+        min_recall: what is promised.
+    """
+
+    def __init__(self, every: int, queries: int, min_recall: float) -> None:
+        self._every, self._queries, self._min_recall = every, queries, min_recall
+        self._counts = torch.zeros(2, dtype=torch.float64)  # found, and to be found
+
+    @property
+    def recall(self) -> float | None:
+        """As of the last checks; None before the first."""
+        found, all_of_them = self._counts.tolist()
+        return found / all_of_them if all_of_them else None
+
+    @property
+    def pending(self) -> Tensor:
+        """What the next check builds on: [2] float64. A resumed run goes on from it."""
+        return self._counts
+
+    @pending.setter
+    def pending(self, counts: Tensor) -> None:
+        self._counts = counts
+
+    def check(self, bank: ApproximateBank, found: Neighbors, step: int) -> str | None:
+        """Check the newest queries of step number `step`, if it is time to.
+
+        Args:
+            bank: changed in nothing but by `improve`.
+            found: what the bank found for the embeddings that it was pushed last, in their order.
+            step: finished steps.
+
+        Returns:
+            What the bank did to find more, in words; None if nothing had to be done.
+        """
+        if step % self._every != 0:
+            return None
+        count = min(self._queries, found.slots.shape[0], bank.capacity)
+        ages = torch.arange(count - 1, -1, -1, device=bank.device)
+        own = (bank.pushed - 1 - ages) % bank.capacity  # [Q]
+        # A query is compared as the ring would store it, so its entry is as good as the query.
+        exact = bank.search_exactly(bank.reconstruct(own), found.slots.shape[1])
+        hits, pairs = _agreement(found.slots[-count:], exact.slots, own)
+        self._counts = _DECAY * self._counts + torch.tensor([hits, pairs], dtype=torch.float64)
+        recall = self.recall
+        if recall is None or recall >= self._min_recall:
+            return None
+        done = bank.improve()
+        self._counts = torch.zeros_like(self._counts)  # what was counted is about the bank as it was
+        return f"recall {recall:.3f} is below {self._min_recall:g}: {done}"
+
+
+def _agreement(found: Tensor, exact: Tensor, own: Tensor) -> tuple[int, int]:
+    """How many of the `exact` slots [Q, K] other than `own` [Q] are among `found` [Q, K], and of how many."""
+    others = exact != own.unsqueeze(1)  # [Q, K]
+    hits = (exact.unsqueeze(2) == found.unsqueeze(1)).any(dim=2) & others  # [Q, K]
+    return int(hits.sum()), int(others.sum())

@@ -1,0 +1,69 @@
+"""Every bank against the oracle through random lives of a bank: pushes, searches, saves, changes of size."""
+
+import numpy as np
+import pytest
+import torch
+from banks import BANKS, BankKind
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Oracle, assert_agree, unit
+from torch import Tensor
+
+DIM = 8
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Nothing here depends on chance, on what failed before, or on how fast the machine is.
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=50)
+
+capacities = st.integers(1, 40)
+seeds = st.integers(0, 2**32 - 1)
+# In shares of the capacity, which may change on the way.
+pushes = st.tuples(st.just("push"), st.floats(0, 3), seeds)
+searches = st.tuples(st.just("search"), st.floats(0, 1), seeds)
+saves = st.tuples(st.just("save"), st.just(0), st.just(0))
+resizes = st.tuples(st.just("resize"), capacities, st.just(0))
+lives = st.lists(st.one_of(pushes, pushes, searches, searches, saves, resizes), min_size=1, max_size=12)
+
+
+def drawn(rows: int, seed: int, pool: Tensor) -> Tensor:
+    """Vectors [rows, D], some or most of them from a small pool, so that they occur several or many times."""
+    rng = np.random.default_rng(seed)
+    fresh, known = unit(rng, rows, DIM), pool[torch.from_numpy(rng.integers(0, len(pool), rows))]
+    return torch.where(torch.from_numpy(rng.random((rows, 1)) < rng.random()), known, fresh)
+
+
+def saved(bank: object) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in bank.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", BANKS, ids=str)
+@deterministic
+@given(capacity=capacities, dtype=st.sampled_from(DTYPES), max_age=st.none() | st.integers(0, 50), life=lives)
+def test_a_bank_is_the_oracle_whatever_happens_to_it(
+    kind: BankKind, capacity: int, dtype: torch.dtype, max_age: int | None, life: list[tuple[str, float, int]]
+) -> None:
+    pool = unit(np.random.default_rng(0), 3, DIM)
+    bank, oracle = kind(capacity, DIM, dtype, max_age=max_age), Oracle(capacity, dtype, max_age)
+    next_id = 0
+    for what, size, seed in [*life, ("search", 1.0, 0)]:
+        match what:
+            case "push":
+                embeddings = drawn(round(size * bank.capacity), seed, pool)
+                ids = torch.arange(next_id, next_id + len(embeddings))
+                next_id += len(embeddings)
+                bank.push(embeddings, ids)
+                oracle.push(embeddings, ids)
+            case "search":
+                k = 1 + round(size * (bank.capacity + 2))
+                assert_agree(bank, oracle, drawn(4, seed, pool), k, exact=kind.exact)
+            case "save":
+                again = kind(bank.capacity, DIM, dtype, max_age=max_age)
+                again.load_state_dict(saved(bank))
+                queries = drawn(4, 1, pool)
+                for before, after in zip(bank.search(queries, 3), again.search(queries, 3), strict=True):
+                    assert torch.equal(before, after)
+                bank = again
+            case "resize":
+                again = kind(int(size), DIM, dtype, max_age=max_age)
+                again.load_state_dict(saved(bank))
+                bank, oracle = again, oracle.resized(again.capacity, again.pushed)
+                assert bank.pushed >= len(bank)
