@@ -18,6 +18,7 @@ _COMMANDS = {
     "eval-linear": "Score a checkpoint's frozen features by a linear probe, the paper's protocol.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
+    "doctor": "See what decides whether and how fast the bank works here.",
     "config-schema": "Print the JSON Schema of the config, for editors.",
 }
 

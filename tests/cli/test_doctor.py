@@ -1,0 +1,160 @@
+"""`msf-faiss doctor`, in this process but for one test: it starts in milliseconds rather than seconds."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import Cli
+from msf_faiss_cli import main as entry
+from msf_faiss_cli.doctor import command
+
+from msf_faiss import diagnosis
+from msf_faiss.bank import choice
+from msf_faiss.diagnosis import Gpu, Problem
+
+SMALL = ["--rows", "300", "--dim", "16", "--batch", "8"]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(command, [*SMALL, *arguments], catch_exceptions=False)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, problems: tuple[Problem, ...] = (), **changes: object) -> None:
+    """Let this machine be another one, with exactly these problems."""
+    machine = dataclasses.replace(diagnosis.examine(), **changes)
+    monkeypatch.setattr(diagnosis, "examine", lambda: machine)
+    monkeypatch.setattr(diagnosis, "find_problems", lambda machine, search: problems)
+
+
+def test_it_shows_what_decides_the_speed() -> None:
+    result = invoke("--dtype", "bfloat16", "-k", "3")
+    assert result.exit_code == 0
+    machine = diagnosis.examine()
+    for version in machine.versions.values():
+        assert version in result.stdout
+    assert f"{machine.cores} for this process (threads: torch 1, FAISS 1)" in result.stdout
+    assert "300 entries of 16 bfloat16 by 8 queries, k = 3" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if " ms" in line]
+    assert {line.split()[0] for line in lines} >= {"faiss", "torch"}
+    assert lines[0].endswith("bank.engine: auto takes it")
+    assert "auto" not in lines[1]
+
+
+def test_json_is_one_object_with_the_same_facts() -> None:
+    result = invoke("--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found["machine"] == json.loads(json.dumps(dataclasses.asdict(diagnosis.examine())))
+    assert found["search"]["engine"] in found["search"]["engine_ms"]
+    assert {tuple(problem) for problem in found["problems"]} <= {("what", "remedy")}
+
+
+def test_no_problem_is_a_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert invoke().stdout.splitlines()[-1] == "no problems found"
+
+
+def test_problems_come_last_each_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, (Problem(what="it [rains]", remedy="an umbrella"), Problem(what="it pours", remedy="a roof")))
+    result = invoke()
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        "\n\nproblem: it [rains]\n  remedy: an umbrella\nproblem: it pours\n  remedy: a roof\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"gpus": ()}, "GPU        none that torch sees"),
+        (
+            {
+                "gpus": (
+                    Gpu(name="NVIDIA H100", memory=80 << 30, capability="9.0", faiss=True),
+                    Gpu(name="NVIDIA L4", memory=24 << 30, capability="8.9", faiss=False),
+                )
+            },
+            "GPU 0      NVIDIA H100, 80.0 GiB, capability 9.0, usable by FAISS\n"
+            "GPU 1      NVIDIA L4, 24.0 GiB, capability 8.9, not usable by FAISS",
+        ),
+        ({"cpu": None, "cpu_flags": None}, "processor  model not known, instruction sets not known"),
+        (
+            {"cpu": "EPYC", "cpu_flags": {"avx2": True, "avx512f": True, "amx": False}},
+            "processor  EPYC, avx2, avx512f, no amx",
+        ),
+        ({"memory": None}, "memory     not known"),
+        ({"blas": "Zen", "blas_chosen_by": "user"}, "BLAS       Zen, set by OPENBLAS_CORETYPE"),
+        ({"blas": "SkylakeX", "blas_chosen_by": "msf-faiss"}, "BLAS       SkylakeX, chosen for this processor"),
+        ({"blas": None, "blas_chosen_by": "OpenBLAS"}, "BLAS       not known, OpenBLAS chose"),
+        ({"faiss_wheels": ("faiss-cpu",), "faiss_cuda": False}, " from faiss-cpu, without CUDA"),
+        ({"faiss_wheels": (), "faiss_cuda": True}, " from no wheel, with CUDA"),
+    ],
+)
+def test_every_kind_of_machine_can_be_shown(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], line: str
+) -> None:
+    pretend(monkeypatch, **changes)
+    assert f"{line}\n" in invoke().stdout
+
+
+def test_a_search_that_failed_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> dict[str, float]:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(diagnosis, "time_engines", fail)
+    result = invoke()
+    assert result.exit_code == 0
+    assert "memory" in result.stdout
+    assert " ms" not in result.stdout
+    assert "failed: no kernel image is available\n  remedy: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--dim", "0"], "'--dim': 0 is not in the range"),
+        (["--batch", "0"], "'--batch': 0 is not in the range"),
+        (["-k", "0"], "'--k' / '-k': 0 is not in the range"),
+        (["--rows", "65537"], "'--rows': 65537 is not in the range"),
+        (["--rows", "4"], "'--k': 5 neighbours are more than the 4 entries of --rows"),
+        (["--dtype", "int8"], "'--dtype': 'int8' is not one of"),
+    ],
+)
+def test_bad_values_are_mistakes(arguments: list[str], complaint: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stdout == ""
+
+
+def test_all_the_rows_that_are_asked_for_are_timed() -> None:
+    (rows,) = [option for option in command.params if option.name == "rows"]
+    assert rows.type.max == choice._ROWS
+
+
+def test_a_missing_package_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("msf_faiss.diagnosis", "msf_faiss.bank.faiss_setup"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(sys, "argv", ["msf-faiss", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "faiss" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_the_command_line_as_a_whole(msf_faiss: Cli, tmp_path: Path) -> None:
+    done = msf_faiss("doctor", *SMALL, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert set(json.loads(done.stdout)) == {"machine", "search", "problems"}
+    assert list(tmp_path.iterdir()) == []
