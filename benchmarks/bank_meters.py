@@ -1,0 +1,158 @@
+"""What the benchmarks measure beside time: recall, memory, and the ceilings of the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msf_faiss.bank.faiss_setup import faiss
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_REPEATS = 7
+_SIDE = 2048  # of a square matrix, four times as many on CUDA
+_BLOCK = 1 << 27  # float32 numbers to read, far beyond any cache; eight times as many on CUDA
+
+
+def recall(found: Tensor, exact: Tensor, own: Tensor, k: int) -> float:
+    """Share of the k nearest others that were found.
+
+    Args:
+        found: slots [B, k + 1].
+        exact: slots [B, k + 1] of the true neighbours, best first.
+        own: [B], each query's own slot, left out of both.
+        k: neighbours that count.
+    """
+    hits = total = 0
+    for row, truth, self_slot in zip(found.tolist(), exact.tolist(), own.tolist(), strict=True):
+        others = [slot for slot in truth if slot != self_slot][:k]
+        hits += len(set(others) & set(row))
+        total += len(others)
+    return hits / total
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The command, the date, the machine and the versions, for a report."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+    }
+
+
+def wait(device: torch.device) -> None:
+    """Until what was asked of `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes of `device`'s memory that this process keeps; None where that cannot be told (the CPU other than Linux).
+
+    What was freed is given back first, since allocators keep it.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    if not _STATUS.exists():
+        return None
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
+
+
+def peak_extra(work: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that `work` needs at its worst beyond what is in use before; None where that cannot be told.
+
+    On the CPU this is the kernel's high-water mark of resident memory, set back before (Linux). On CUDA it is
+    torch's; what FAISS keeps there is allocated before, once.
+    """
+    before = memory_in_use(device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - held
+    if before is None:
+        return None
+    _CLEAR.write_text("5")
+    work()
+    return max(0, _status("VmHWM") - before)
+
+
+def peak_resident() -> int:
+    """Most bytes of memory that this process ever had (or since `peak_extra`), Linux only."""
+    return _status("VmHWM")
+
+
+def ceilings(device: torch.device, batch: int, dim: int) -> dict[str, float]:
+    """The most that this machine was seen to do: FLOP/s by precision, and "read" in bytes/s.
+
+    Matrix products of the shape of a search in tiles, and large square ones; by torch, and on the CPU in float32 by
+    numpy's BLAS too. The best of a few repeats, since anything else that runs can only make it lower.
+    """
+    found: dict[str, float] = {}
+    side = _SIDE if device.type == "cpu" else 4 * _SIDE
+    for rows, inner, columns in ((4096, dim, batch), (side, side, side)):
+        flops = 2.0 * rows * inner * columns
+        left, right = (torch.randn(shape, device=device) for shape in ((rows, inner), (inner, columns)))
+        products: dict[str, list[Callable[[], object]]] = {"float32": [_times(left, right)]}
+        if device.type == "cpu":
+            a, b = left.numpy(), right.numpy()
+            products["float32"].append(lambda a=a, b=b: np.matmul(a, b))  # type: ignore[misc]
+        # On the CPU nothing multiplies in float16, where torch takes seconds.
+        for dtype in (torch.bfloat16,) if device.type == "cpu" else (torch.bfloat16, torch.float16):
+            products[str(dtype).removeprefix("torch.")] = [_times(left.to(dtype), right.to(dtype))]
+        if inner % 8 == columns % 8 == 0:
+            x, y = ((10 * each).to(torch.int8) for each in (left, right))
+            products["int8"] = [lambda x=x, y=y: torch._int_mm(x, y)]  # type: ignore[misc]
+        for precision, ways in products.items():
+            best = max(flops / _fastest(way, device) for way in ways)
+            found[precision] = max(best, found.get(precision, 0.0))
+    block = torch.ones(_BLOCK if device.type == "cpu" else 8 * _BLOCK, device=device)
+    found["read"] = block.numel() * 4 / _fastest(block.sum, device)
+    return found
+
+
+def _times(left: Tensor, right: Tensor) -> Callable[[], object]:
+    return lambda: left @ right
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    best = float("inf")
+    for _ in range(_REPEATS):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _status(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"{_STATUS} has no {name}")
