@@ -194,6 +194,7 @@ OURS: dict[str, Callable[[Dtype, int, int], BankConfig]] = {
     "scan int8": lambda dtype, n, k: ScanBankConfig(capacity=n, k=k, dtype=dtype, scan="int8"),
     "scan pq": lambda dtype, n, k: ScanBankConfig(capacity=n, k=k, dtype=dtype, scan="pq"),
     "ivf": lambda dtype, n, k: IvfBankConfig(capacity=n, k=k, dtype=dtype),
+    "ivf 0.99": lambda dtype, n, k: IvfBankConfig(capacity=n, k=k, dtype=dtype, min_recall=0.99),
     "ivf segments=4": lambda dtype, n, k: IvfBankConfig(capacity=n, k=k, dtype=dtype, ivf=IvfConfig(segments=4)),
 }
 

@@ -148,13 +148,14 @@ class InvertedLists:
         selector = _selector(ranges, len(self))
         found = torch.empty(queries.shape[0], count, dtype=torch.int64)  # [B, C]
         similarities = torch.empty(queries.shape[0], count)  # [B, C]
-        scaled, lists = queries.float() * self._scale, probes.lists.contiguous()
+        # FAISS makes codes of queries too, without looking whether they fit.
+        scaled, lists, nearness = self._scaled(queries), probes.lists.contiguous(), probes.similarities.contiguous()
         self._index.search_preassigned_c(  # the Python one takes no selector
             queries.shape[0],
             faiss.swig_ptr(scaled.numpy()),
             count,
             faiss.swig_ptr(lists.numpy()),
-            faiss.swig_ptr(probes.similarities.contiguous().numpy()),
+            faiss.swig_ptr(nearness.numpy()),
             faiss.swig_ptr(similarities.numpy()),
             faiss.swig_ptr(found.numpy()),
             False,

@@ -67,17 +67,13 @@ class IvfBank(RingBank):
         max_age: int | None = None,
     ) -> None:
         if torch.device(device).type != "cpu":
-            raise ValueError(
-                "bank.kind: ivf searches in CPU memory only. On a GPU choose flat: its exact search takes milliseconds"
-            )
+            raise ValueError("an inverted file is searched in CPU memory only; on a GPU choose kind flat or scan")
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"an ivf bank holds float32, float16 or bfloat16, found {dtype}")
         super().__init__(capacity, dim, dtype, device, max_age=max_age)
         self._segment = -(-capacity // segments)  # slots; the last segment may have fewer
         if segments > capacity or (lists is not None and lists > self._segment):
-            raise ValueError(
-                f"bank.ivf: {capacity:,} entries are too few for {segments:,} segments of {lists or 1:,} lists"
-            )
+            raise ValueError(f"ivf: {capacity:,} entries are too few for {segments:,} segments of {lists or 1:,} lists")
         self._engine = default_engine(self.device)
         self._wanted_lists = lists or _fitting_lists(self._segment)
         self._wanted_probes = probes
@@ -164,7 +160,6 @@ class IvfBank(RingBank):
             return f"a query probes {self._probes:,} of {self._lists.lists:,} lists from now on"
         self._exact = True
         if self._remade < 0 or self._pushed - self._remade >= self.capacity:
-            self._remade = self._pushed
             self._build = IvfBuild(self._entries, len(self), self._lists.lists, self._segment)
             return "lists are made anew, and the search is exact until then"
         self._lists = self._build = None
@@ -193,6 +188,8 @@ class IvfBank(RingBank):
             enough = self._build.enough_probes(self._target)
             self._probes = min(self._wanted_probes or enough, self._lists.lists)
             self._lists.complete(self._pushed % self.capacity)
+            if self._exact:
+                self._remade = self._pushed
             self._build, self._exact = None, False
 
     def _lists_due(self) -> int:

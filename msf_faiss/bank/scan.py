@@ -290,7 +290,7 @@ class PqScanBank(ApproximateScanBank):
         max_age: int | None = None,
     ) -> None:
         if torch.device(device).type != "cpu":
-            raise ValueError(f"bank.scan: pq runs on the CPU only; on {device} choose bf16 or int8")
+            raise ValueError(f"the pq scan runs on the CPU only; on {device} choose bf16 or int8")
         super().__init__(capacity, dim, dtype, device, max_age=max_age)
         self._width = _padded(dim, _PQ_PART)
         self._index: Any = None  # FAISS's, or None before there are code books

@@ -6,7 +6,7 @@ from functools import partial
 
 from msf_faiss.bank import Bank, FlatBank, ReferenceBank
 from msf_faiss.bank.ivf import IvfBank
-from msf_faiss.bank.scan import create_scan_bank
+from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank, PqScanBank
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ BANKS = [
     BankKind("reference", ReferenceBank),
     BankKind("flat-faiss", partial(FlatBank, engine="faiss")),
     BankKind("flat-torch", partial(FlatBank, engine="torch")),
-    BankKind("scan-bf16", partial(create_scan_bank, "bf16")),
-    BankKind("scan-int8", partial(create_scan_bank, "int8"), exact=False),
-    BankKind("scan-pq", partial(create_scan_bank, "pq"), exact=False),
+    BankKind("scan-bf16", Bf16ScanBank),
+    BankKind("scan-int8", Int8ScanBank, exact=False),
+    BankKind("scan-pq", PqScanBank, exact=False),
     BankKind("ivf", partial(_ivf, segments=1), exact=False),
     BankKind("ivf-segments", partial(_ivf, segments=3), exact=False),
 ]
