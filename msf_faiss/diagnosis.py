@@ -12,6 +12,7 @@ import torch
 
 from msf_faiss.bank.choice import time_engines
 from msf_faiss.bank.faiss_setup import best_blas_family, blas_family, faiss, has_gpu
+from msf_faiss.bank.sizing import memory_of
 
 _FLAGS = {  # instruction sets that speed a search up, and the flag that says so
     **{name: name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni")},
@@ -127,7 +128,7 @@ def examine() -> Machine:
         torch_threads=torch.get_num_threads(),
         faiss_threads=faiss.omp_get_max_threads(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
-        memory=_memory(),
+        memory=memory_of(torch.device("cpu")),
     )
 
 
@@ -263,13 +264,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _gpus() -> tuple[Gpu, ...]:

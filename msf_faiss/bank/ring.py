@@ -161,7 +161,8 @@ class RingBank(ABC):
         filled = entries.shape[0]
         if ids.shape != (filled,) or ids.dtype != torch.int64 or not min(pushed, 1) <= filled <= pushed:
             raise ValueError(
-                f"the saved bank is inconsistent: {filled} entries, {list(ids.shape)} ids of {ids.dtype}, {pushed} pushed"
+                f"the saved bank is inconsistent: {filled} entries, {list(ids.shape)} ids of {ids.dtype}, "
+                f"{pushed} pushed"
             )
         kept = min(filled, self.capacity)
         # One counter tells the fill too, so a bank that grows while full starts its count anew.

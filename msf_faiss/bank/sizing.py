@@ -55,7 +55,7 @@ def capacity_of(config: BankConfig, *, dim: int, device: torch.device, images: i
             f"bank.capacity: {config.capacity} is {capacity:,} entries of {weight:,.0f} bytes, fewer than bank.k "
             f"({config.k})"
         )
-    present = _memory(device)
+    present = memory_of(device)
     if present is not None and capacity * weight > present:
         raise UserError(
             f"bank.capacity: {capacity:,} entries of {weight:,.0f} bytes take {capacity * weight / 2**30:,.1f} GiB, "
@@ -64,7 +64,7 @@ def capacity_of(config: BankConfig, *, dim: int, device: torch.device, images: i
     return capacity
 
 
-def _memory(device: torch.device) -> int | None:
+def memory_of(device: torch.device) -> int | None:
     """Bytes of memory that `device` has in all; None where that cannot be told."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -121,10 +121,14 @@ def test_a_saved_index_is_used_only_where_the_ring_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"ids": torch.arange(2)}, "inconsistent: 3 entries, [2] ids, 3 pushed"),
-        ({"ids": torch.zeros(3, 1)}, "inconsistent: 3 entries, [3, 1] ids, 3 pushed"),
-        ({"pushed": torch.tensor(2)}, "inconsistent: 3 entries, [3] ids, 2 pushed"),
-        ({"pushed": torch.tensor(-1)}, "inconsistent: 3 entries, [3] ids, -1 pushed"),
+        ({"ids": torch.arange(2)}, "inconsistent: 3 entries, [2] ids of torch.int64, 3 pushed"),
+        ({"ids": torch.zeros(3)}, "inconsistent: 3 entries, [3] ids of torch.float32, 3 pushed"),
+        ({"pushed": torch.tensor(2)}, "inconsistent: 3 entries, [3] ids of torch.int64, 2 pushed"),
+        ({"pushed": torch.tensor(-1)}, "inconsistent: 3 entries, [3] ids of torch.int64, -1 pushed"),
+        (
+            {"embeddings": torch.zeros(0, 1), "ids": torch.arange(0)},
+            "inconsistent: 0 entries, [0] ids of torch.int64, 3 pushed",
+        ),
         ({"embeddings": torch.zeros(3)}, "entries of shape [3], this one holds [n, 1]"),
         ({"embeddings": torch.zeros(3, 2)}, "entries of shape [3, 2], this one holds [n, 1]"),
         ({"queue": torch.zeros(3, 1)}, "not the state of a bank: its keys are"),

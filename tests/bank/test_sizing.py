@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 16 GiB, whatever this one has."""
-    monkeypatch.setattr(sizing, "_memory", lambda device: 16 * 2**30)
+    monkeypatch.setattr(sizing, "memory_of", lambda device: 16 * 2**30)
 
 
 @pytest.mark.parametrize(("dtype", "weight"), [("float32", 2056), ("float16", 1032), ("bfloat16", 1032)])
@@ -91,7 +91,7 @@ def test_where_the_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest.
 
 def test_the_memory_of_this_machine_is_a_sensible_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    present = sizing._memory(CPU)
+    present = sizing.memory_of(CPU)
     assert present is None or 2**28 < present < 2**48
 
 
