@@ -1,7 +1,14 @@
-"""The benchmark's chart: milliseconds of a step against the entries of the bank, both axes logarithmic."""
+"""The benchmark's chart: milliseconds of a step against the entries of the bank, both axes logarithmic.
+
+    python benchmarks/bank_chart.py CHART FILE...
+
+draws it from files that `bank.py --json` wrote, which may each hold some of the sizes.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,3 +96,19 @@ def _short(size: int) -> str:
         if size >= factor:
             return f"{size / factor:g}{unit}"
     return str(size)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("chart", type=Path, help="a .png or .svg")
+    parser.add_argument("files", type=Path, nargs="+", help="written by bank.py --json")
+    options = parser.parse_args(arguments)
+    reports = [json.loads(path.read_text()) for path in options.files]
+    shapes = {(report["batch"], report["dim"]) for report in reports}
+    if len(shapes) > 1:
+        parser.error(f"the files are of different batches and dimensions: {sorted(shapes)}")
+    draw_chart([each for report in reports for each in report["results"]], options.chart, *shapes.pop())
+
+
+if __name__ == "__main__":
+    main()

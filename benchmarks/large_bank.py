@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"p95 {report['step_ms_p95']:.1f}, longest {report['step_ms_max']:.1f}"
     )
     print(f"recall@{options.k}, own entry left out: {', '.join(f'{value:.4f}' for value in recalls)}")
-    print(", ".join(f"{name} {value:g}" for name, value in bank.readings().items()))
+    print(", ".join(f"{name} {value:g}" for name, value in report["readings"].items()))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -211,14 +211,24 @@ def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
     """The bank of a checkpoint, on `device`.
 
     Raises:
-        UserError: if the saved bank does not fit the config, or the file is damaged.
+        UserError: if the saved bank does not fit the config, its kind cannot be searched on `device`, or the file is
+            damaged.
     """
     state = checkpoint.tensors("bank")
+    config = checkpoint.config.bank
+    if config.kind == "flat":
+        config = config.model_copy(update={"engine": "auto"})  # the run's may not exist here
     try:
-        dim, images = state["embeddings"].shape[1], checkpoint.dataset_size
-        bank = create_bank(checkpoint.config.bank, dim=dim, device=device, images=images)
+        dim = state["embeddings"].shape[1]
+    except (KeyError, IndexError) as error:
+        raise UserError(_damaged(checkpoint.path, f"bank.safetensors holds no bank: {error}")) from error
+    try:
+        bank = create_bank(config, dim=dim, device=device, images=checkpoint.dataset_size)
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: its bank cannot be searched on {device}: {error}") from error
+    try:
         bank.load_state_dict(state)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(_damaged(checkpoint.path, f"bank.safetensors holds no bank: {error}")) from error
     return bank
 

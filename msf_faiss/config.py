@@ -320,7 +320,8 @@ class IvfConfig(Section):
     """Lists that a query looks into, at first; min_recall may raise it. "auto": measured when the lists are made."""
     segments: Positive = 1
     """1: one inverted file whose centroids follow the encoder. More: the bank is divided into so many parts, each with
-    centroids of its own, and the newest part is searched exactly; slower, and safe where the encoder changes fast."""
+    centroids of its own, which stay as they are when the next part begins; slower, and safe where the encoder changes
+    fast."""
 
 
 class IvfBankConfig(RingConfig):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from msf_faiss.bank.engines import FaissCpu, FaissCuda
 from msf_faiss.bank.exact import MARGIN, Engine
-from msf_faiss.bank.faiss_setup import has_gpu
+from msf_faiss.bank.faiss_setup import drop_gpu_resources, has_gpu
 from msf_faiss.bank.tiled import TorchEngine
 
-_ROWS = 65_536  # enough to tell engines apart; a search of more takes proportionally longer in all of them
+_CPU_ROWS = 65_536  # enough to tell engines apart: there a search of more takes proportionally longer in all of them
 _ROUNDS = 3
 _STREAMS = 4
 
@@ -30,11 +30,12 @@ def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
     """Milliseconds of a search by each engine, the fastest first; medians of a few interleaved rounds.
 
     Args:
-        entries: an empty ring [N, D], used as scratch: its first min(N, 65,536) rows are searched, and zero afterwards.
+        entries: an empty ring [N, D], used as scratch, and zero afterwards. On the CPU the first 65,536 rows are
+            searched, on CUDA all.
         batch: queries in a search.
         k: neighbours of each.
     """
-    rows = entries[:_ROWS]
+    rows = entries if entries.is_cuda else entries[:_CPU_ROWS]
     generator = torch.Generator(rows.device).manual_seed(0)
     for tile in torch.split(rows, 4096):
         drawn = torch.randn(tile.shape, generator=generator, device=rows.device)
@@ -52,6 +53,7 @@ def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
             if round_number:  # the first warms up
                 times[name].append(1000 * (time.perf_counter() - start))
     rows.zero_()
+    drop_gpu_resources()  # an engine that is not chosen keeps no scratch memory
     medians = {name: statistics.median(found) for name, found in times.items()}
     return dict(sorted(medians.items(), key=lambda pair: pair[1]))
 

@@ -94,6 +94,11 @@ def gpu_resources(device: torch.device, stream: int = 0) -> Any:
     return made[index, stream]
 
 
+def drop_gpu_resources() -> None:
+    """Free what `gpu_resources` made for this thread."""
+    _per_thread.__dict__.pop("resources", None)
+
+
 def set_threads(threads: int) -> None:
     """Give `threads` threads to torch and to FAISS, each of which has a pool; more than there are cores is slow."""
     torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ Shapes: N slots, n entries, M vectors, B queries, L lists, P probed lists, C can
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ _ASSIGNED = 4096  # rows that are compared with all centroids at a time: [4096, 
 
 @functools.cache
 def _multiplies_bfloat16() -> bool:
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 does not know
+    capabilities: Mapping[str, bool] = torch.cpu.get_capabilities()
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 

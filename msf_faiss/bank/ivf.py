@@ -96,6 +96,7 @@ class IvfBank(RingBank):
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         if embeddings.shape[0] >= self.capacity:  # nothing remains of what lists and build are about
+            self._exact &= self._build is None  # unless the search is exact for good
             self._lists = self._build = None
         if self._lists is not None:
             self._lists.follow()
@@ -147,22 +148,23 @@ class IvfBank(RingBank):
         return similarities, newest[places]
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        queries = self._queries(queries, k)
-        return self._exactly(queries, min(k, self.searchable))
+        return self._answer(queries, k, self._exactly)
 
     def _exactly(self, queries: Tensor, k: int) -> Neighbors:
         return search_exactly(self._engine, queries, self._entries, self._live(), self.age, k)
 
     def improve(self) -> str:
-        assert self._lists is not None, "an exact search misses nothing"
+        if self._lists is None:
+            return "the search is exact already"
         if 2 * self._probes <= self._lists.lists // _WIDEST:
             self._probes *= 2
             return f"a query probes {self._probes:,} of {self._lists.lists:,} lists from now on"
         self._exact = True
         if self._remade < 0 or self._pushed - self._remade >= self.capacity:
             self._build = IvfBuild(self._entries, len(self), self._lists.lists, self._segment)
+            self._lists = None  # two sets of lists would take more memory than the bank was given
             return "lists are made anew, and the search is exact until then"
-        self._lists = self._build = None
+        self._lists = None
         return "lists that were made anew are no better, so the search is exact from now on"
 
     def readings(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -87,6 +88,10 @@ class RingBank(ABC):
         self._write(embeddings.detach()[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
+        return self._answer(queries, k, self._search)
+
+    def _answer(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
+        """What `search` finds, which is called as `_search` is."""
         queries = self._queries(queries, k)
         kept = min(k, self.searchable)
         if kept == 0 or queries.shape[0] == 0:
@@ -95,7 +100,7 @@ class RingBank(ABC):
                 torch.empty(shape, dtype=torch.float32, device=self.device),
                 torch.empty(shape, dtype=torch.int64, device=self.device),
             )
-        return self._search(queries, kept)
+        return search(queries, kept)
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> Neighbors:

@@ -30,7 +30,9 @@ _UNIT = 1 + 2.0**-8  # norm of a unit vector at most, after rounding to the ring
 _PQ_PART = 6  # dimensions that a code of 4 bits stands for; 4 of them: recall .987 for .968 at 1M, a third slower
 _PQ_SHORTLIST = 40  # entries compared exactly for each candidate wanted
 _PQ_TRAINING = 4096  # entries: half a second; 16 times as many gain .004 of recall
+_PQ_WORK = 8  # entries that are encoded by new code books for each pushed one
 _PQ_BLOCK = 32  # codes that FAISS packs together
+_PQ_MOST = 256  # neighbours: beyond, the shortlists cost more than an exact search
 _ROWS = 1024  # encoded at a time: they stay in the cache
 
 
@@ -171,8 +173,7 @@ class ApproximateScanBank(ScanBank):
         self._last_push = embeddings.shape[0]
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        queries = self._queries(queries, k)
-        return self._exactly(queries, min(k, self.searchable), self._live())
+        return self._answer(queries, k, lambda some, kept: self._exactly(some, kept, self._live()))
 
     def improve(self) -> str:
         if self._effort in (0, _MOST_EFFORT):
@@ -272,9 +273,9 @@ class Int8ScanBank(ApproximateScanBank):
 class PqScanBank(ApproximateScanBank):
     """Approximate: scans codes of 4 bits for every 6 dimensions by FAISS's fast scan, on the CPU only.
 
-    The codes lie in blocks of 32, and every block that a push touches is encoded anew from the ring. Code books are
-    learnt when there are 4,096 entries and each time that there are 4 times as many, until the ring is full; until the
-    first time, and where fewer than a quarter of the entries may be found (max_age), the search is exact.
+    Code books are learnt when there are 4,096 entries and each time that there are 4 times as many, until the ring is
+    full; all entries are encoded anew while pushes go on, a few at each. Until there are any codes, and where fewer
+    than a quarter of the entries may be found (max_age), the search is exact.
 
     Raises:
         ValueError: if `device` is not the CPU.
@@ -293,89 +294,136 @@ class PqScanBank(ApproximateScanBank):
             raise ValueError(f"the pq scan runs on the CPU only; on {device} choose bf16 or int8")
         super().__init__(capacity, dim, dtype, device, max_age=max_age)
         self._width = _padded(dim, _PQ_PART)
-        self._index: Any = None  # FAISS's, or None before there are code books
-        self._packer: Any = None  # an index of the same code books, empty
-        self._blocks: NDArray[np.uint8] = np.empty((0, 0), np.uint8)  # the index's codes, a row for each block
+        self._codes: _PqCodes | None = None  # of all entries
+        self._coming: _PqCodes | None = None  # by newer code books, of some entries yet
         self._trained_at = 0  # entries pushed by then
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         super().push(embeddings, ids)
         if len(self) >= _PQ_TRAINING and self._pushed >= 4 * self._trained_at and self._trained_at < self.capacity:
             self._train()
+        self._encode_more(_PQ_WORK * embeddings.shape[0])
 
     def improve(self) -> str:
-        if self._index is not None and self._pushed - self._trained_at >= self.capacity // 2:
+        if self._codes is not None and self._pushed - self._trained_at >= self.capacity // 2:
             self._train()
-            return "the code books were learnt anew"
+            return "code books are learnt anew"
         return super().improve()
 
     def _train(self) -> None:
         chosen = torch.linspace(0, len(self) - 1, _PQ_TRAINING).long()
         index = self._new_index()
-        index.train(self._floats(self._entries[chosen]))
-        self._use(index)
+        index.train(_padded_rows(self._entries[chosen], self._width))
+        self._coming = _PqCodes(self._entries, index)
         self._trained_at = self._pushed
+
+    def _encode_more(self, rows: int) -> None:
+        if self._coming is None:
+            return
+        stop = min(self._coming.covered + rows, len(self))
+        self._coming.extend(stop)
+        if stop == len(self):
+            self._codes, self._coming = self._coming, None
 
     def _new_index(self) -> Any:
         return faiss.IndexPQFastScan(self._width, self._width // _PQ_PART, 4, faiss.METRIC_INNER_PRODUCT, _PQ_BLOCK)
 
-    def _use(self, index: Any) -> None:
-        """Search by `index`, trained and empty, from now on."""
-        self._packer = faiss.clone_index(index)
-        blocks, stride = -(-self.capacity // _PQ_BLOCK), index.get_block_stride()
-        index.codes.resize(blocks * stride)
-        index.implem = 15  # one query after the other: the fastest with long shortlists
-        self._blocks = faiss.rev_swig_ptr(index.codes.get(), blocks * stride).reshape(blocks, stride)
-        self._blocks[:] = 0
-        self._index = index
-        self._encode_all()
-
     def _written(self, start: int, stop: int) -> None:
-        if self._index is None:
-            return
-        first, last = start // _PQ_BLOCK, -(-stop // _PQ_BLOCK)
-        rows = self._entries[first * _PQ_BLOCK : min(last * _PQ_BLOCK, len(self))]
-        # `remove_ids` and `add` on the index itself would leave bits of the old codes behind.
-        self._packer.reset()
-        self._packer.add(self._floats(rows))
-        packed = faiss.rev_swig_ptr(self._packer.codes.get(), self._blocks[first:last].size)
-        self._blocks[first:last] = packed.reshape(last - first, -1)
-        self._index.ntotal = len(self)
-        self._index.ntotal2 = _padded(len(self), _PQ_BLOCK)
-
-    def _floats(self, vectors: Tensor) -> NDArray[np.float32]:
-        """[*, D, and zeros up to a multiple of 6] for FAISS."""
-        padded = torch.nn.functional.pad(vectors.float(), (0, self._width - self.dim))
-        found: NDArray[np.float32] = padded.contiguous().numpy()
-        return found
+        if self._codes is not None:
+            self._codes.encode(start, stop)
+        if self._coming is not None and start < self._coming.covered:
+            self._coming.encode(start, min(stop, self._coming.covered))
 
     def _index_state(self) -> dict[str, Tensor]:
         state = {"pq.effort": torch.tensor(self._effort), "pq.trained_at": torch.tensor(self._trained_at)}
-        if self._index is not None:
-            state["pq.code_books"] = torch.from_numpy(faiss.vector_to_array(self._index.pq.centroids))
+        for name, codes in (("codes", self._codes), ("coming", self._coming)):
+            if codes is not None:
+                state[f"pq.{name}.books"] = torch.from_numpy(codes.books)
+                state[f"pq.{name}.covered"] = torch.tensor(codes.covered)
         return state
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
-        self._index = None
         self._effort = int(state.get("pq.effort", 1))
         self._trained_at = int(state.get("pq.trained_at", 0))
-        if "pq.code_books" in state:
-            index = self._new_index()
-            faiss.copy_array_to_vector(state["pq.code_books"].numpy(), index.pq.centroids)
-            index.is_trained = True
-            self._use(index)
-        elif len(self) >= _PQ_TRAINING:
+        self._codes, self._coming = self._restored(state, "codes"), self._restored(state, "coming")
+        if self._codes is None and self._coming is None and len(self) >= _PQ_TRAINING:
             self._train()
+            self._encode_more(len(self))
+
+    def _restored(self, state: dict[str, Tensor], name: str) -> _PqCodes | None:
+        if f"pq.{name}.books" not in state:
+            return None
+        index = self._new_index()
+        faiss.copy_array_to_vector(state[f"pq.{name}.books"].numpy(), index.pq.centroids)
+        index.is_trained = True
+        codes = _PqCodes(self._entries, index)
+        codes.extend(int(state[f"pq.{name}.covered"]))
+        return codes
 
     def _can_propose(self, k: int) -> bool:
         # The newest fill up where FAISS's list ends early, or names entries that are too old.
-        return self._index is not None and k <= _NEWEST and 4 * self.searchable >= len(self)
+        return self._codes is not None and k <= _PQ_MOST and 4 * self.searchable >= len(self)
 
     def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
+        assert self._codes is not None, "see _can_propose"
         wanted = self._effort * _PQ_SHORTLIST * (k + MARGIN) * len(self) // self.searchable
-        vectors = self._floats(queries.nan_to_num())
-        slots: Tensor = torch.from_numpy(self._index.search(vectors, min(wanted, len(self)))[1])  # [B, C]
+        slots = self._codes.search(queries, min(wanted, len(self)))  # [B, C]
         return torch.where(slots >= 0, slots, (self._pushed - 1) % self.capacity)
+
+
+class _PqCodes:
+    """Codes of the slots [0, `covered`) of a ring, in FAISS's blocks of 32.
+
+    Args:
+        entries: the ring, [N, D]; read.
+        index: FAISS's, with code books and empty; kept.
+    """
+
+    def __init__(self, entries: Tensor, index: Any) -> None:
+        self._entries, self._index = entries, index
+        self._packer = faiss.clone_index(index)  # stays empty but for what is being encoded
+        blocks, stride = -(-entries.shape[0] // _PQ_BLOCK), index.get_block_stride()
+        index.codes.resize(blocks * stride)
+        index.implem = 15  # one query after the other: the fastest with long shortlists
+        self._blocks: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.get(), blocks * stride).reshape(blocks, stride)
+        self._blocks[:] = 0
+        self.covered = 0
+
+    @property
+    def books(self) -> NDArray[np.float32]:
+        """A copy of the code books."""
+        found: NDArray[np.float32] = faiss.vector_to_array(self._index.pq.centroids)
+        return found
+
+    def extend(self, stop: int) -> None:
+        """Cover the slots up to `stop` too."""
+        while self.covered < stop:
+            self.encode(self.covered, min(self.covered + _ROWS, stop))
+
+    def encode(self, start: int, stop: int) -> None:
+        """The slots [start, stop) hold new entries; `start` is at most `covered`."""
+        self.covered = max(self.covered, stop)
+        first, last = start // _PQ_BLOCK, -(-stop // _PQ_BLOCK)
+        rows = self._entries[first * _PQ_BLOCK : min(last * _PQ_BLOCK, self.covered)]
+        # `remove_ids` and `add` on the index itself would leave bits of the old codes behind.
+        self._packer.reset()
+        self._packer.add(_padded_rows(rows, self._index.d))
+        packed = faiss.rev_swig_ptr(self._packer.codes.get(), self._blocks[first:last].size)
+        self._blocks[first:last] = packed.reshape(last - first, -1)
+        self._index.ntotal = self.covered
+        self._index.ntotal2 = _padded(self.covered, _PQ_BLOCK)
+
+    def search(self, queries: Tensor, count: int) -> Tensor:
+        """The slots that seem nearest to `queries` [B, D]: [B, count], -1 where the list ends early."""
+        vectors = _padded_rows(queries.nan_to_num(), self._index.d)
+        return torch.from_numpy(self._index.search(vectors, count)[1])
+
+
+def _padded_rows(vectors: Tensor, width: int) -> NDArray[np.float32]:
+    """`vectors` [*, D] and zeros up to `width`, for FAISS."""
+    padded = torch.nn.functional.pad(vectors.float(), (0, width - vectors.shape[1]))
+    found: NDArray[np.float32] = padded.contiguous().numpy()
+    return found
 
 
 def _merged(young: Neighbors, old: Neighbors, k: int) -> Neighbors:

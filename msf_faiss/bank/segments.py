@@ -51,8 +51,10 @@ class SegmentedLists:
 
     @property
     def imbalance(self) -> float:
-        """See `InvertedLists.imbalance`; of the worst segment."""
-        return max((part.imbalance for part in self._parts if len(part)), default=1.0)
+        """See `InvertedLists.imbalance`; the mean over all entries, since one that just began has few."""
+        sizes = [len(part) for part in self._parts]
+        weighted = sum(size * part.imbalance for size, part in zip(sizes, self._parts, strict=True) if size)
+        return weighted / sum(sizes) if any(sizes) else 1.0
 
     def extend(self, stop: int) -> Tensor:
         """Cover the slots up to `stop` too, with the centroids as they are.

@@ -61,7 +61,7 @@ class RecallWatch:
         own = (bank.pushed - 1 - ages) % bank.capacity  # [Q]
         # A query is compared as the ring would store it, so its entry is as good as the query.
         exact = bank.search_exactly(bank.reconstruct(own), found.slots.shape[1])
-        hits, pairs = _agreement(found.slots[-count:], exact.slots, own)
+        hits, pairs = _agreement(Neighbors(*(each[-count:] for each in found)), exact, own)
         self._counts = _DECAY * self._counts + torch.tensor([hits, pairs], dtype=torch.float64)
         recall = self.recall
         if recall is None or recall >= self._min_recall:
@@ -71,8 +71,11 @@ class RecallWatch:
         return f"recall {recall:.3f} is below {self._min_recall:g}: {done}"
 
 
-def _agreement(found: Tensor, exact: Tensor, own: Tensor) -> tuple[int, int]:
-    """How many of the `exact` slots [Q, K] other than `own` [Q] are among `found` [Q, K], and of how many."""
-    others = exact != own.unsqueeze(1)  # [Q, K]
-    hits = (exact.unsqueeze(2) == found.unsqueeze(1)).any(dim=2) & others  # [Q, K]
-    return int(hits.sum()), int(others.sum())
+def _agreement(found: Neighbors, exact: Neighbors, own: Tensor) -> tuple[int, int]:
+    """How many of the `exact` neighbours [Q, K] other than `own` [Q] were `found` [Q, K], and of how many.
+
+    Where many entries tie at the k-th place, as in a collapsed encoder, any of them is as right as the others.
+    """
+    wanted = (exact.slots != own.unsqueeze(1)).sum(dim=1)  # [Q]
+    right = (found.similarities >= exact.similarities[:, -1:]) & (found.slots != own.unsqueeze(1))  # [Q, K]
+    return int(right.sum(dim=1).minimum(wanted).sum()), int(wanted.sum())

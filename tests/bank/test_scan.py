@@ -261,11 +261,15 @@ def test_what_int8_misses_a_greater_effort_finds() -> None:
 
 def assert_codes_follow(bank: PqScanBank) -> None:
     """Every slot decodes to what its ring row is encoded to."""
-    filled = len(bank)
-    rows = bank._floats(bank._entries[:filled])
-    expected = bank._index.sa_decode(bank._index.sa_encode(rows))
-    decoded = np.stack([bank._index.reconstruct(slot) for slot in range(filled)])
-    assert np.array_equal(decoded, expected)
+    assert bank._codes is not None
+    assert bank._codes.covered == len(bank)
+    for codes in (bank._codes, bank._coming):
+        if codes is not None:
+            index = codes._index
+            assert index.ntotal == codes.covered
+            expected = index.sa_decode(index.sa_encode(scan._padded_rows(bank._entries[: codes.covered], index.d)))
+            decoded = np.stack([index.reconstruct(slot) for slot in range(codes.covered)])
+            assert np.array_equal(decoded, expected)
 
 
 @pytest.mark.parametrize("capacity", [4096, 4100, 4999])
@@ -276,18 +280,37 @@ def test_codes_follow_the_ring_through_rotations(capacity: int, dim: int) -> Non
         push_at_once(bank, unit([1, 31, 256, 700, 1024][seed % 5], dim, seed))
     assert bank.pushed > 3 * capacity
     assert_codes_follow(bank)
-    assert bank._index.ntotal == capacity
 
 
 def test_code_books_are_learnt_anew_when_the_entries_have_changed() -> None:
     bank = PqScanBank(5000, 16)
     push(bank, unit(5000, 16))
-    learnt = bank._index_state()["pq.code_books"].clone()
     push(bank, unit(3000, 16, seed=1))
+    learnt = bank._index_state()["pq.codes.books"]
     assert "learnt anew" in bank.improve()
-    assert not torch.equal(learnt, bank._index_state()["pq.code_books"])
+    assert torch.equal(learnt, bank._index_state()["pq.codes.books"])
+    push_at_once(bank, unit(700, 16, seed=2))
+    assert not torch.equal(learnt, bank._index_state()["pq.codes.books"])
     assert_codes_follow(bank)
     assert "2 times as many" in bank.improve()
+
+
+def test_new_code_books_encode_a_few_entries_a_push_and_search_when_they_have_all() -> None:
+    bank = PqScanBank(5000, 16)
+    push(bank, unit(8000, 16))
+    assert "learnt anew" in bank.improve()
+    learnt = bank._index_state()["pq.codes.books"]
+    for seed in range(6):
+        push_at_once(bank, unit(100, 16, seed))
+        assert bank._index_state()["pq.coming.covered"] == (seed + 1) * 800
+        assert_codes_follow(bank)
+    again = PqScanBank(5000, 16)
+    again.load_state_dict(bank.state_dict())
+    for each in (bank, again):
+        push_at_once(each, unit(100, 16, 7))
+        assert not torch.equal(learnt, each._index_state()["pq.codes.books"])
+        assert_codes_follow(each)
+    assert torch.equal(*(each._index_state()["pq.codes.books"] for each in (bank, again)))
 
 
 def test_pq_names_what_runs_on_cuda() -> None:

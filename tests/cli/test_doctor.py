@@ -133,7 +133,7 @@ def test_bad_values_are_mistakes(arguments: list[str], complaint: str) -> None:
 
 def test_all_the_rows_that_are_asked_for_are_timed() -> None:
     (rows,) = [option for option in command.params if option.name == "rows"]
-    assert rows.type.max == choice._ROWS
+    assert rows.type.max == choice._CPU_ROWS
 
 
 def test_a_missing_package_is_told_in_words(

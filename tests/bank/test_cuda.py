@@ -1,0 +1,117 @@
+"""The exact bank on CUDA beside FAISS's own index there: streams, devices, batches, and the memory that FAISS takes."""
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from msf_faiss.bank import FlatBank, Neighbors, faiss_setup
+from msf_faiss.bank.canonical import canonical
+from msf_faiss.bank.faiss_setup import faiss, gpu_resources, has_gpu
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")]
+
+CAPACITY, DIM, K = 150_000, 64, 5  # enough entries for several streams
+
+
+@pytest.fixture(params=["faiss", "streams", "torch"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=[256, 512, 4096])
+def batch(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+def unit(rows: int, seed: int) -> Tensor:
+    vectors = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def filled(engine: str, dtype: torch.dtype = torch.float32, device: str = "cuda") -> FlatBank:
+    bank = FlatBank(CAPACITY, DIM, dtype, device, engine=engine)
+    push(bank, unit(CAPACITY, 0))
+    push(bank, unit(1000, 1))
+    return bank
+
+
+def push(bank: FlatBank, vectors: Tensor) -> None:
+    bank.push(vectors.to(bank.device), torch.arange(len(vectors), device=bank.device))
+
+
+def of_faiss(bank: FlatBank, queries: Tensor) -> Neighbors:
+    """What FAISS's own index on the same device proposes, compared and ordered as every answer is."""
+    entries, queries = bank.state_dict()["embeddings"], queries.to(bank.dtype)
+    index = faiss.GpuIndexFlatIP(gpu_resources(bank.device), DIM)
+    index.add(entries.float())
+    slots = index.search(queries.float(), K + 8)[1]
+    return canonical(queries, entries, slots, bank.age(slots), K)
+
+
+def test_neighbours_are_those_of_faiss_index(engine: str, dtype: torch.dtype, batch: int) -> None:
+    bank, queries = filled(engine, dtype), unit(batch, 2).cuda()
+    for found, expected in zip(bank.search(queries, K), of_faiss(bank, queries), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_search_waits_for_the_push_before_it_on_any_stream(engine: str, dtype: torch.dtype) -> None:
+    bank, vectors, ids = filled(engine, dtype), unit(256, 2).cuda(), torch.arange(256, device="cuda")
+    bank.search(vectors, 1)  # so that nothing that is made but once waits for the device
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second: a search on another stream would be over by then
+        bank.push(vectors, ids)
+        found = bank.search(vectors, 1)
+        ages = bank.age(found.slots)
+    stream.synchronize()
+    assert ages[:, 0].tolist() == list(range(255, -1, -1))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_bank_on_the_second_device_is_searched_there(engine: str, dtype: torch.dtype) -> None:
+    with torch.cuda.device(0):
+        first, second = filled(engine, dtype, "cuda:0"), filled(engine, dtype, "cuda:1")
+        queries = unit(256, 2)
+        expected, found = (bank.search(queries.to(bank.device), K) for bank in (first, second))
+    assert found.slots.device == torch.device("cuda:1")
+    assert torch.equal(found.slots.cpu(), expected.slots.cpu())
+    # A sum of float64 numbers whose order may depend on the device, rounded to float32.
+    torch.testing.assert_close(found.similarities.cpu(), expected.similarities.cpu(), rtol=0, atol=2.0**-23)
+
+
+@pytest.mark.parametrize("engine", ["faiss", "streams"])
+def test_only_the_first_search_allocates(
+    engine: str, dtype: torch.dtype, batch: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    faiss_setup.drop_gpu_resources()
+    bank, queries = filled(engine, dtype), unit(batch, 2).cuda()
+    bank.search(queries, K)
+    torch.cuda.synchronize()
+    resources = list(faiss_setup._per_thread.resources.values())
+    assert len(resources) == {"faiss": 1, "streams": 4}[engine]
+
+    def in_use() -> tuple[object, ...]:
+        return *(each.getMemoryInfo() for each in resources), torch.cuda.memory_allocated()
+
+    before = in_use()
+    # What is allocated and freed again within a search shows in FAISS's log alone.
+    for each in resources:
+        each.setLogMemoryAllocations(True)
+    for _ in range(3):
+        bank.search(queries, K)
+    torch.cuda.synchronize()
+    for each in resources:
+        each.setLogMemoryAllocations(False)
+    ctypes.CDLL(None).fflush(None)
+    log = capfd.readouterr().out
+    assert "space Temporary" in log
+    assert "Device" not in log
+    assert in_use() == before
