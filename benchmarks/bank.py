@@ -140,7 +140,7 @@ class Group:
             self._pushed += count
 
     def round(self, order: Sequence[str], *, keep: bool) -> None:
-        """Every row's step on the same new vectors, and then, untimed, the recall of each."""
+        """Every row's step on the same new vectors, and then, untimed, the recall of each (of others' rows once)."""
         options = self._options
         vectors, ids = self._next(options.batch)
         if self._ring is not None:
@@ -214,7 +214,7 @@ class Group:
         exact: dict[torch.dtype, Tensor] = {}  # by dtype: rings of one dtype have one content
         count = min(self._options.k + 1, self._size)
         for name, row in self.rows.items():
-            if name in _SEPARATE:
+            if name in _SEPARATE or (name in PLAIN and self.recalls[name]):
                 continue
             ring = row.ring
             if ring.dtype not in exact:

@@ -304,10 +304,10 @@ class ScanBankConfig(RingConfig):
 
     kind: Literal["scan"] = "scan"
     scan: Literal["bf16", "int8", "pq"] = "bf16"
-    """The copy. bf16: every answer is proved exact. int8: half of that memory, faster, hardly ever wrong. pq: a
-    24th, the fastest; CPU only."""
+    """The copy. bf16: every answer is proved exact. int8: half of that memory and time, hardly ever wrong. pq: a 24th
+    of the memory and faster still, but wrong where embeddings lie close together; CPU only."""
     min_recall: Share = 0.95
-    """Recall that int8 and pq must keep in the checks; below it they compare more entries, in the end all."""
+    """Recall that int8 and pq must keep in their checks; below it they compare more entries, in the end all."""
     watch: WatchConfig = WatchConfig()
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, S height and width of a view, D dimensions of an embedding, K n
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -449,8 +450,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{name}.")
         elif before != after:
-            found.append(f"{name}: {before} there, {after} now")
+            found.append(f"{name}: {_as_yaml(before)} there, {_as_yaml(after)} now")
     return found
+
+
+def _as_yaml(value: object) -> str:
+    """A setting as a config file spells it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _describe(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from msf_faiss.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from msf_faiss.config import Config, FlatBankConfig, ModelConfig, NarrowBackbone
+from msf_faiss.config import Config, FlatBankConfig, IvfBankConfig, ModelConfig, NarrowBackbone
 from msf_faiss.errors import UserError
 from msf_faiss.train import TrainState
 
@@ -168,6 +168,19 @@ def test_a_bank_that_is_none(tmp_path: Path, state: TrainState) -> None:
         path = save_checkpoint(tmp_path, step=1, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
         with pytest.raises(UserError, match="holds no bank"):
             load_bank(find_checkpoint(path), CPU)
+
+
+def test_a_bank_of_an_engine_that_is_not_here_is_searched_by_another(tmp_path: Path, state: TrainState) -> None:
+    config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=20, engine="streams")})
+    path = save_checkpoint(tmp_path, step=1, epoch=1, config=config, dataset_size=90, tensors=state.tensors())
+    assert len(load_bank(find_checkpoint(path), CPU)) == 20
+
+
+def test_a_bank_that_a_device_cannot_search_is_not_called_damaged(tmp_path: Path, state: TrainState) -> None:
+    config = CONFIG.model_copy(update={"bank": IvfBankConfig(capacity=20)})
+    path = save_checkpoint(tmp_path, step=1, epoch=1, config=config, dataset_size=90, tensors=state.tensors())
+    with pytest.raises(UserError, match=r"its bank cannot be searched on meta: .* choose kind flat or scan"):
+        load_bank(find_checkpoint(path), torch.device("meta"))
 
 
 @pytest.mark.parametrize(("capacity", "entries"), [(20, 20), ("dataset", 90), ("0.001MB", 100)])

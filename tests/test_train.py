@@ -7,13 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from msf_faiss.bank import Neighbors, ReferenceBank
+from msf_faiss.bank import Neighbors, ReferenceBank, scan, tiled
 from msf_faiss.checkpoint import find_checkpoint, load_bank
 from msf_faiss.config import (
     CheckpointConfig,
     Config,
     DemoData,
     FlatBankConfig,
+    IvfBankConfig,
+    IvfConfig,
     KnnConfig,
     ModelConfig,
     NarrowBackbone,
@@ -283,7 +285,7 @@ def test_bfloat16_and_the_reference_bank_train_too(tmp_path: Path) -> None:
         (FlatBankConfig(capacity=37, k=3), 37, "bank.capacity: 100 there, 37 now"),
         (FlatBankConfig(capacity=300, k=3), 100, "bank.capacity: 100 there, 300 now"),
         (FlatBankConfig(capacity="dataset", k=3), 70, "bank.capacity: 100 there, dataset now"),
-        (FlatBankConfig(capacity=100, k=3, max_age=40), 100, "bank.max_age: None there, 40 now"),
+        (FlatBankConfig(capacity=100, k=3, max_age=40), 100, "bank.max_age: null there, 40 now"),
         (
             ReferenceBankConfig(capacity=50, k=3, dtype="float16"),
             50,
@@ -376,7 +378,8 @@ class Forgetful(ReferenceBank):
     def _search(self, queries: torch.Tensor, k: int) -> Neighbors:
         found = super()._search(queries, k)
         if self.losing and k > 2:
-            found.slots[:, 1] = super()._search(queries, self.searchable).slots[:, -1]
+            worst = super()._search(queries, self.searchable)
+            found.slots[:, 1], found.similarities[:, 1] = worst.slots[:, -1], worst.similarities[:, -1]
         return found
 
     def improve(self) -> str:
@@ -438,6 +441,88 @@ def test_an_interruption_does_not_change_what_the_watch_sees(
     expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
     assert "monitor.watch" in expected
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+WATCH = WatchConfig(every=5, queries=8)
+INDEXED = {
+    "bf16": ScanBankConfig(capacity=100, k=3, scan="bf16"),
+    "int8": ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.5, watch=WATCH),
+    "pq": ScanBankConfig(capacity=100, k=3, scan="pq", min_recall=0.5, watch=WATCH),
+    "ivf": IvfBankConfig(capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2), min_recall=0.5, watch=WATCH),
+    "ivf segments=2": IvfBankConfig(
+        capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2, segments=2), min_recall=0.5, watch=WATCH
+    ),
+}
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Scans leave most of a hundred entries alone: how many queries each had."""
+    for module in (tiled, scan):
+        monkeypatch.setattr(module, "GROUP", 2)
+    monkeypatch.setattr(scan, "_GROUPS", 1)
+    monkeypatch.setattr(scan, "_NEWEST", 4)
+    monkeypatch.setattr(scan, "_PQ_MOST", 4)
+    monkeypatch.setattr(scan, "_PQ_TRAINING", 16)  # as many as a code of 4 bits tells apart: FAISS takes no fewer
+    queries: list[int] = []
+    listed, shortlist = scan._PqCodes.search, scan.shortlist
+    monkeypatch.setattr(scan._PqCodes, "search", lambda *args: queries.append(len(args[1])) or listed(*args))
+    monkeypatch.setattr(scan, "shortlist", lambda *args: queries.append(len(args[-1])) or shortlist(*args))
+    return queries
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_a_run_with_an_index_records_it_and_resumes_bit_for_bit(scanned: list[int], tmp_path: Path, name: str) -> None:
+    """Stopped while lists are learnt, while they take in what the bank holds, and when they have followed it round."""
+    config = changed(knn={"every_epochs": None}).model_copy(update={"bank": INDEXED[name]})
+    run(config, tmp_path / "whole")
+    lines = metrics(tmp_path / "whole")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [round(line["bank_fill"], 2) for line in lines[:7]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0]
+    assert [line["recall"] is None for line in lines] == [name == "bf16" or step < 5 for step in range(1, 13)]
+    assert all(name == "bf16" or 0.5 <= line["recall"] <= 1 for line in lines[4:])
+    assert all(0 < line["neighbor_age"] <= line["neighbor_age_p95"] < 100 for line in lines[2:])
+    if name == "bf16":
+        assert lines[0]["bank_proved"] == 1  # nothing is left out of few entries
+        assert all(0 <= line["bank_proved"] <= 1 for line in lines)
+        assert any(line["bank_proved"] < 1 for line in lines)
+    elif config.bank.kind == "scan":
+        assert scanned == [16] * 11  # all but the first, which compares the whole bank
+    else:
+        assert [line["bank_exact_share"] for line in (lines[0], lines[-1])] == [1, 0]
+        assert "bank_probes" not in lines[0]
+        assert lines[-1]["bank_probes"] == 2
+        assert 1 <= lines[-1]["bank_list_imbalance"] < 4
+    expected = tensors(tmp_path / "whole", 12)
+    assert any(key.startswith("bank.index.") for key in expected)
+    for stop_after in (3, 5, 10):
+        run(config, tmp_path / f"{stop_after}", stop_after=stop_after)
+        run(config, tmp_path / f"{stop_after}", resume=True)
+        found = tensors(tmp_path / f"{stop_after}", 12)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+        assert metrics(tmp_path / f"{stop_after}") == lines
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: str) -> None:
+    run(CONFIG, tmp_path / "run", stop_after=9)
+    config = CONFIG.model_copy(update={"bank": INDEXED[name]})
+    reports = run(config, tmp_path / "run", resume=True)
+    assert isinstance(reports[0], RunStarted)
+    kind = INDEXED[name].kind
+    told = f"the bank is another one (bank.kind: flat there, {kind} now); it took over the newest 100 entries"
+    assert reports[0].notes == (told,)
+    steps = [report for report in reports if isinstance(report, StepReport)]
+    assert [report.step for report in steps] == [10, 11, 12]
+    assert all(report.bank_fill == 1 for report in steps)
+    if kind == "ivf":
+        assert "4 lists, 2 probed" in reports[0].bank
+        assert all(report.bank_readings["exact_share"] == 0 for report in steps)
+    else:
+        assert scanned == [16] * 3
+    assert isinstance(reports[-1], RunEnded)
+    assert find_checkpoint(tmp_path / "run").config == config
 
 
 def test_cuda_where_there_is_none_is_a_mistake() -> None:

@@ -28,7 +28,7 @@ def canonical(
         candidates: [B, C] int64 rows, C >= k, no valid row twice for one query.
         ages: [B, C] int64, their ages; distinct for one query.
         k: neighbours to keep.
-        valid: [B, C] bool, at least k of each query; the other candidates may be anything. None: all are.
+        valid: [B, C] bool; the other candidates may be anything, get the similarity -inf and come last. None: all are.
     """
     similarities = torch.empty(candidates.shape, dtype=torch.float32, device=queries.device)  # [B, C]
     scratch = _GPU_SCRATCH if queries.is_cuda else _CPU_SCRATCH
@@ -43,3 +43,10 @@ def canonical(
     by_similarity = similarities.gather(1, by_age).argsort(dim=1, stable=True, descending=True)
     order = by_age.gather(1, by_similarity)[:, :k]  # [B, K]
     return Neighbors(similarities.gather(1, order), candidates.gather(1, order))
+
+
+def merged(young: Neighbors, old: Neighbors, k: int) -> Neighbors:
+    """The best k of two canonical lists; of equal ones the young come first."""
+    similarities = torch.cat([young.similarities, old.similarities], dim=1)  # [B, K + C]
+    order = similarities.argsort(dim=1, stable=True, descending=True)[:, :k]
+    return Neighbors(similarities.gather(1, order), torch.cat([young.slots, old.slots], dim=1).gather(1, order))

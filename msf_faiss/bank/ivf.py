@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank.base import Neighbors
-from msf_faiss.bank.canonical import canonical
+from msf_faiss.bank.canonical import canonical, merged
 from msf_faiss.bank.engines import default_engine
 from msf_faiss.bank.exact import MARGIN, search_exactly
 from msf_faiss.bank.ivf_build import IvfBuild
@@ -26,12 +26,11 @@ _WORK = 4  # rows that a build compares with all centroids for each pushed entry
 _BULK = 65_536  # rows that are compared at a time when lists are made at once
 _SAMPLED = 64  # queries by which a build finds out how many lists to probe
 _WIDEST = 4  # probing more than a fourth of the lists is no quicker than an exact search
-_TILE = 1 << 22  # similarities with the entries of the last push that are held at a time
 
 
 def extra_bytes(dim: int) -> float:
-    """Bytes of an entry of `dim` dimensions beside the ring: code, id, and where they are; lists grow with slack."""
-    return 1.5 * (dim + 8) + 8
+    """What an entry takes beside the ring: code and id, in lists that double as they grow, and its list."""
+    return 2 * (dim + 8) + 8
 
 
 class IvfBank(RingBank):
@@ -115,43 +114,30 @@ class IvfBank(RingBank):
         self._answered[1] += queries.shape[0]
         if self._lists is None or self._exact:
             self._answered[0] += queries.shape[0]
-            return self._exactly(queries, k)
-        count = k + MARGIN
-        recent = min(self._last, self.searchable)
+            return self._exactly(queries, k, self._live())
+        recent, count = min(self._last, self.searchable), k + MARGIN
         similarities, slots = self._lists.search(queries, self._probes, count, self._live())
         similarities.masked_fill_(self.age(slots) < recent, -torch.inf)  # these are compared anyway
-        found = self._search_recent(queries, recent, count)
-        similarities, slots = torch.cat([similarities, found[0]], dim=1), torch.cat([slots, found[1]], dim=1)
-        similarities, places = similarities.topk(min(count, slots.shape[1]), dim=1)
-        slots, valid = slots.gather(1, places), ~similarities.isneginf()
-        few = valid.sum(dim=1) < k  # the probed lists hold less than k
-        if not bool(few.any()):
-            return canonical(queries, self._entries, slots, self.age(slots), k, valid=valid)
-        answer = Neighbors(torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64))
-        rest = ~few
-        slots = slots[rest]
-        parts = canonical(queries[rest], self._entries, slots, self.age(slots), k, valid=valid[rest])
-        answer.similarities[rest], answer.slots[rest] = parts
-        answer.similarities[few], answer.slots[few] = self._exactly(queries[few], k)
-        self._answered[0] += few.sum()
-        return answer
-
-    def _search_recent(self, queries: Tensor, recent: int, count: int) -> tuple[Tensor, Tensor]:
-        """Similarities and slots [B, C] of the best of the `recent` newest entries."""
-        newest = (self._pushed - recent + torch.arange(recent)) % self.capacity  # [R]
-        entries, count = self._entries[newest].float(), min(count, recent)
-        parts = [
-            (part.float() @ entries.T).topk(count, dim=1)
-            for part in torch.split(queries, max(1, _TILE // max(1, recent)))
-        ]
-        similarities, places = (torch.cat(each) for each in zip(*parts, strict=True))
-        return similarities, newest[places]
+        if slots.shape[1] > count:
+            similarities, places = similarities.topk(count, dim=1)
+            slots = slots.gather(1, places)
+        found = canonical(queries, self._entries, slots, self.age(slots), count, valid=~similarities.isneginf())
+        if recent:
+            young = self._exactly(queries, min(k, recent), self._aged(0, recent))
+            found = merged(young, found, k)
+        found = Neighbors(*(each[:, :k].contiguous() for each in found))
+        few = found.similarities[:, -1].isneginf()  # the probed lists hold less than k
+        if bool(few.any()):
+            again = self._exactly(queries[few], k, self._live())
+            found.similarities[few], found.slots[few] = again
+            self._answered[0] += few.sum()
+        return found
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        return self._answer(queries, k, self._exactly)
+        return self._answer(queries, k, lambda some, kept: self._exactly(some, kept, self._live()))
 
-    def _exactly(self, queries: Tensor, k: int) -> Neighbors:
-        return search_exactly(self._engine, queries, self._entries, self._live(), self.age, k)
+    def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
+        return search_exactly(self._engine, queries, self._entries, ranges, self.age, k)
 
     def improve(self) -> str:
         if self._lists is None:

@@ -128,7 +128,7 @@ class IvfBuild:
         """What `restore` needs besides the ring."""
         found = {
             "progress": torch.tensor([self._sampled_of, self._pass, self._done]),
-            "centroids": self._centroids.vectors,
+            "centroids": self._centroids.vectors.clone(),  # `made` has them too, and a file holds no tensor twice
             "sums": self._sums,
             "counts": self._counts,
         }

@@ -123,6 +123,14 @@ class RingBank(ABC):
             return [(start, head)]
         return [(0, head), (start, self.capacity)] if head else [(start, self.capacity)]
 
+    def _aged(self, youngest: int, oldest: int) -> list[tuple[int, int]]:
+        """The slots of entries of age [youngest, oldest), as ranges [start, stop)."""
+        start = (self._pushed - oldest) % self.capacity
+        stop = start + oldest - youngest
+        if stop <= self.capacity:
+            return [(start, stop)]
+        return [(0, stop - self.capacity), (start, self.capacity)]
+
     def mean_of(self, slots: Tensor) -> Tensor:
         if slots.shape[1] == 0:
             raise ValueError("there is no mean of no neighbours: the bank is empty, or k is 0")

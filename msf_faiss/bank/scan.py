@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.bank.base import Bank, Neighbors
-from msf_faiss.bank.canonical import canonical
+from msf_faiss.bank.canonical import canonical, merged
 from msf_faiss.bank.engines import default_engine
 from msf_faiss.bank.exact import MARGIN, search_exactly, unproven
 from msf_faiss.bank.faiss_setup import faiss
 from msf_faiss.bank.ring import RingBank
-from msf_faiss.bank.tiled import compare, products, shortlist, unrounded
+from msf_faiss.bank.tiled import GROUP, compare, products, shortlist, unrounded
 
 _NEWEST = 256  # entries pushed last that approximate banks search exactly, or all of the last push
 _MOST_EFFORT = 8
-_PROOF_GROUPS = 16  # groups beyond k that bf16 compares: with 8, up to a fiftieth of the queries is not proved
+_GROUPS = 128  # groups beyond k that are compared at most, as long as others may hold a neighbour
+_GROUPS_CUDA = 64  # that are compared always
+_UNSCANNED = 15  # searches without a scan after one that proved less than half
 _INT8_RANGE = 4.0  # standard deviations of a mixed component that 127 stands for
+_INT8_SIGMAS = 6.0  # of the error of a product that are allowed for
 _LEAST_ROWS = 17
 _UNIT = 1 + 2.0**-8  # norm of a unit vector at most, after rounding to the ring's dtype
 _PQ_PART = 6  # dimensions that a code of 4 bits stands for; 4 of them: recall .987 for .968 at 1M, a third slower
@@ -78,17 +81,43 @@ class ScanBank(RingBank):
     def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
         return search_exactly(default_engine(self.device), queries, self._entries, ranges, self.age, k)
 
+    def _compare(self, queries: Tensor, rows: Tensor, bounds: Tensor, k: int, slack: float) -> tuple[Tensor, Tensor]:
+        """The best k + 8 slots of each query, [B, C], and a bound [B] of all that are not among them."""
+        groups = bounds.shape[1] - 1
+        done = groups if queries.is_cuda else min(k + MARGIN, groups)
+        first = torch.cat([rows[:, : GROUP * done], rows[:, GROUP * groups :]], dim=1)
+        similarities = compare(queries, self._entries, first)  # [B, C]
+        best, places = similarities.topk(min(k + MARGIN, first.shape[1]), dim=1)
+        slots = first.gather(1, places)
+        bound = bounds[:, done].clone()
+        open_ = torch.arange(queries.shape[0])
+        while done < groups:
+            open_ = open_[unproven(best[open_, k - 1], bound[open_], slack)]
+            if open_.numel() == 0:
+                break
+            more = rows[open_, GROUP * done : GROUP * min(2 * done, groups)]
+            done = min(2 * done, groups)
+            every = torch.cat([best[open_], compare(queries[open_], self._entries, more)], dim=1)
+            best[open_], places = every.topk(best.shape[1], dim=1)
+            slots[open_] = torch.cat([slots[open_], more], dim=1).gather(1, places)
+            bound[open_] = bounds[open_, done]
+        if slots.shape[1] < first.shape[1]:
+            bound = bound.maximum(best[:, -1])
+        return slots, bound
+
     def _encode_all(self) -> None:
         for start in range(0, len(self), _ROWS):
             self._written(start, min(start + _ROWS, len(self)))
 
 
 class Bf16ScanBank(ScanBank):
-    """Exact: scans a copy in bfloat16, and proves by its residuals that no neighbour was missed.
+    """Exact: scans a copy in bfloat16, and proves by what rounding lost that no neighbour was missed.
 
-    With t~, x~ what is scanned of a query t and an entry x, <t, x> <= <t~, x~> + |t - t~| |x| + |t~| |x - x~|.
-    A query whose k-th neighbour is not above that bound for all entries that were not compared is searched exactly; on
-    CUDA, where asking would wait for the device, it is only counted. A bfloat16 ring is scanned itself.
+    With t~, x~ what is scanned of a query t and an entry x, <t, x> <= <t~, x~> + |t - t~| |x| + |t~| |x - x~|. A query
+    whose k-th neighbour is not above that bound of all entries that were not compared is searched exactly; if these are
+    most of the queries, as of an untrained encoder whose embeddings are all alike, so are the next few searches,
+    without a scan. On CUDA, where asking would wait for the device, a fixed number of groups is compared and the
+    unproved are only counted. A bfloat16 ring is scanned itself.
     """
 
     def __init__(
@@ -107,6 +136,7 @@ class Bf16ScanBank(ScanBank):
             self._copy = torch.zeros(capacity, dim, dtype=torch.bfloat16, device=self.device)
             self._residuals = torch.zeros(capacity, device=self.device)
         self._counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # queries: proved, all
+        self._unscanned = 0  # searches to come that do not scan
 
     def readings(self) -> dict[str, float]:
         """proved: share of the queries since the last reading whose neighbours the scan proved to be right."""
@@ -121,31 +151,35 @@ class Bf16ScanBank(ScanBank):
             self._residuals[start:stop] = (entries.float() - copy.float()).norm(dim=1)
 
     def _index_state(self) -> dict[str, Tensor]:
-        return {"bf16.counts": self._counts}
+        return {"bf16.counts": self._counts, "bf16.unscanned": torch.tensor(self._unscanned)}
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._residuals.zero_()
         self._encode_all()
         self._counts.copy_(state.get("bf16.counts", torch.zeros(2)))
+        self._unscanned = int(state.get("bf16.unscanned", 0))
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
+        self._counts[1] += queries.shape[0]
+        if self._unscanned:
+            self._unscanned -= 1
+            return self._exactly(queries, k, self._live())
+        slack = default_engine(self.device).error(self.dim)
         scanned = queries.bfloat16()
-        listed = shortlist(*products(scanned, self._copy), self._live(), k + _PROOF_GROUPS, queries)
-        similarities = compare(queries, self._entries, listed.rows)  # [B, C]
-        best, places = similarities.topk(min(k + MARGIN, similarities.shape[1]), dim=1)
-        slots = listed.rows.gather(1, places)
-        found = canonical(queries, self._entries, slots, self.age(slots), k)
+        groups = k + (_GROUPS_CUDA if queries.is_cuda else _GROUPS)
+        listed = shortlist(*products(scanned, self._copy), self._live(), groups, queries)
         lost = (queries.float() - scanned.float()).norm(dim=1) * _UNIT  # [B]
         lost += scanned.float().norm(dim=1) * self._residuals.amax()
-        bound = unrounded(listed.bound) + lost
-        if best.shape[1] < similarities.shape[1]:
-            bound = bound.maximum(best[:, -1])
-        doubted = unproven(found.similarities[:, -1], bound, default_engine(self.device).error(self.dim))  # [B]
+        bounds = unrounded(torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)) + lost.unsqueeze(1)
+        slots, bound = self._compare(queries, listed.rows, bounds, k, slack)
+        found = canonical(queries, self._entries, slots, self.age(slots), k)
+        doubted = unproven(found.similarities[:, -1], bound, slack)  # [B]
         self._counts[0] += (~doubted).sum()
-        self._counts[1] += queries.shape[0]
-        if not queries.is_cuda and doubted.any():
+        if not queries.is_cuda and (count := int(doubted.sum())):
             again = self._exactly(queries[doubted], k, self._live())
             found.similarities[doubted], found.slots[doubted] = again
+            if 2 * count > queries.shape[0]:
+                self._unscanned = _UNSCANNED
         return found
 
 
@@ -183,47 +217,27 @@ class ApproximateScanBank(ScanBank):
         return f"{self._effort} times as many entries as at first are compared exactly from now on"
 
     @abstractmethod
-    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
-        """Candidates for the k nearest neighbours of age `newest` and above: [B, C] slots, none twice.
+    def _older(self, queries: Tensor, k: int, newest: int) -> Neighbors:
+        """The nearest neighbours of age `newest` and above, at least k if there are; others have similarity -inf."""
 
-        Of slots of another age there may be any.
-        """
-
-    def _can_propose(self, k: int) -> bool:
+    def _can_scan(self, k: int) -> bool:
         """Whether the scan can be relied on; otherwise the search is exact."""
         return True
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         newest = min(max(_NEWEST, self._last_push), self.searchable)
-        if newest == self.searchable or self._effort == 0 or not self._can_propose(k):
+        if newest == self.searchable or self._effort == 0 or not self._can_scan(k):
             return self._exactly(queries, k, self._live())
         young = self._exactly(queries, min(k, newest), self._aged(0, newest))
-        slots = self._propose(queries, k, newest)  # [B, C]
-        similarities = compare(queries, self._entries, slots).masked_fill_(self._outside(slots, newest), -torch.inf)
-        best = similarities.topk(min(k + MARGIN, slots.shape[1]), dim=1).indices
-        slots = slots.gather(1, best)
-        old = canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
-        old.similarities.masked_fill_(self._outside(old.slots, newest), -torch.inf)
-        return _merged(young, old, k)
-
-    def _aged(self, youngest: int, oldest: int) -> list[tuple[int, int]]:
-        """The slots of entries of age [youngest, oldest), as ranges [start, stop)."""
-        start = (self._pushed - oldest) % self.capacity
-        stop = start + oldest - youngest
-        if stop <= self.capacity:
-            return [(start, stop)]
-        return [(0, stop - self.capacity), (start, self.capacity)]
-
-    def _outside(self, slots: Tensor, newest: int) -> Tensor:
-        ages = self.age(slots)
-        return (ages < newest) | (ages >= self.searchable)
+        return merged(young, self._older(queries, k, newest), k)
 
 
 class Int8ScanBank(ApproximateScanBank):
-    """Approximate: scans a copy in 8-bit integers, half the time and memory of bfloat16, and hardly ever wrong.
+    """Approximate: scans a copy in 8-bit integers, in half the time and memory of bfloat16, and hardly ever wrong.
 
     A copy is mixed first (see `_mixed`), after which one scale suits all components of all entries: their products
-    remain integers until the best are known.
+    remain integers until the best are known. Groups of entries are compared, best first, until a query's k-th neighbour
+    is above all others by six standard deviations of what rounding does to a product.
     """
 
     def __init__(
@@ -237,6 +251,7 @@ class Int8ScanBank(ApproximateScanBank):
     ) -> None:
         super().__init__(capacity, dim, dtype, device, max_age=max_age)
         self._signs = _signs(dim).to(self.device)  # [2, D]
+        self._scale = 127 / _INT8_RANGE * dim**0.5
         # CUDA's product takes at least 17 rows, and 8 dimensions at a time.
         self._codes = torch.zeros(capacity + _LEAST_ROWS, _padded(dim, 8), dtype=torch.int8, device=self.device)
 
@@ -244,18 +259,17 @@ class Int8ScanBank(ApproximateScanBank):
         self._codes[start:stop, : self.dim] = self._encode(self._entries[start:stop])
 
     def _index_state(self) -> dict[str, Tensor]:
-        return {"int8.effort": torch.tensor(self._effort)}
+        return {"int8.counters": torch.tensor([self._effort, self._last_push])}
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._encode_all()
-        self._effort = int(state.get("int8.effort", 1))
+        self._effort, self._last_push = state.get("int8.counters", torch.tensor([1, 0])).tolist()
 
     def _encode(self, vectors: Tensor) -> Tensor:
         """[*, D] int8."""
-        scale = 127 / _INT8_RANGE * self.dim**0.5
-        return _mixed(vectors.float(), self._signs).mul_(scale).round_().clamp_(-127, 127).to(torch.int8)
+        return _mixed(vectors.float(), self._signs).mul_(self._scale).round_().clamp_(-127, 127).to(torch.int8)
 
-    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
+    def _older(self, queries: Tensor, k: int, newest: int) -> Neighbors:
         batch = queries.shape[0]
         coarse = self._codes.new_zeros(_padded(batch, 8), self._codes.shape[1])
         coarse[:batch, : self.dim] = self._encode(queries)
@@ -266,8 +280,13 @@ class Int8ScanBank(ApproximateScanBank):
             else:
                 torch._int_mm(self._codes[start:stop], coarse.T, out=out)
 
-        ranges = self._aged(newest, self.searchable)
-        return shortlist(product, torch.int32, ranges, self._effort * (k + MARGIN), coarse).rows[:batch]
+        groups = k + self._effort * (_GROUPS_CUDA if queries.is_cuda else _GROUPS)
+        listed = shortlist(product, torch.int32, self._aged(newest, self.searchable), groups, coarse)
+        bounds = torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)[:batch].float() / self._scale**2
+        # Rounding to whole numbers deviates by 12 ** -0.5 in each component, of the query and of the entry.
+        error = _INT8_SIGMAS * (2 / 12) ** 0.5 / self._scale
+        slots, _ = self._compare(queries, listed.rows[:batch], bounds, k, error)
+        return canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
 
 
 class PqScanBank(ApproximateScanBank):
@@ -335,7 +354,7 @@ class PqScanBank(ApproximateScanBank):
             self._coming.encode(start, min(stop, self._coming.covered))
 
     def _index_state(self) -> dict[str, Tensor]:
-        state = {"pq.effort": torch.tensor(self._effort), "pq.trained_at": torch.tensor(self._trained_at)}
+        state = {"pq.counters": torch.tensor([self._effort, self._trained_at, self._last_push])}
         for name, codes in (("codes", self._codes), ("coming", self._coming)):
             if codes is not None:
                 state[f"pq.{name}.books"] = torch.from_numpy(codes.books)
@@ -343,8 +362,8 @@ class PqScanBank(ApproximateScanBank):
         return state
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
-        self._effort = int(state.get("pq.effort", 1))
-        self._trained_at = int(state.get("pq.trained_at", 0))
+        counters = state.get("pq.counters", torch.tensor([1, 0, 0]))
+        self._effort, self._trained_at, self._last_push = counters.tolist()
         self._codes, self._coming = self._restored(state, "codes"), self._restored(state, "coming")
         if self._codes is None and self._coming is None and len(self) >= _PQ_TRAINING:
             self._train()
@@ -360,15 +379,25 @@ class PqScanBank(ApproximateScanBank):
         codes.extend(int(state[f"pq.{name}.covered"]))
         return codes
 
-    def _can_propose(self, k: int) -> bool:
+    def _can_scan(self, k: int) -> bool:
         # The newest fill up where FAISS's list ends early, or names entries that are too old.
         return self._codes is not None and k <= _PQ_MOST and 4 * self.searchable >= len(self)
 
-    def _propose(self, queries: Tensor, k: int, newest: int) -> Tensor:
-        assert self._codes is not None, "see _can_propose"
+    def _older(self, queries: Tensor, k: int, newest: int) -> Neighbors:
+        assert self._codes is not None, "see _can_scan"
         wanted = self._effort * _PQ_SHORTLIST * (k + MARGIN) * len(self) // self.searchable
         slots = self._codes.search(queries, min(wanted, len(self)))  # [B, C]
-        return torch.where(slots >= 0, slots, (self._pushed - 1) % self.capacity)
+        slots = torch.where(slots >= 0, slots, (self._pushed - 1) % self.capacity)
+        similarities = compare(queries, self._entries, slots).masked_fill_(self._outside(slots, newest), -torch.inf)
+        best = similarities.topk(min(k + MARGIN, slots.shape[1]), dim=1).indices
+        slots = slots.gather(1, best)
+        found = canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        found.similarities.masked_fill_(self._outside(found.slots, newest), -torch.inf)
+        return found
+
+    def _outside(self, slots: Tensor, newest: int) -> Tensor:
+        ages = self.age(slots)
+        return (ages < newest) | (ages >= self.searchable)
 
 
 class _PqCodes:
@@ -424,13 +453,6 @@ def _padded_rows(vectors: Tensor, width: int) -> NDArray[np.float32]:
     padded = torch.nn.functional.pad(vectors.float(), (0, width - vectors.shape[1]))
     found: NDArray[np.float32] = padded.contiguous().numpy()
     return found
-
-
-def _merged(young: Neighbors, old: Neighbors, k: int) -> Neighbors:
-    """The best k of two canonical lists; of equal ones the young come first."""
-    similarities = torch.cat([young.similarities, old.similarities], dim=1)  # [B, K + C]
-    order = similarities.argsort(dim=1, stable=True, descending=True)[:, :k]
-    return Neighbors(similarities.gather(1, order), torch.cat([young.slots, old.slots], dim=1).gather(1, order))
 
 
 def _mixed(vectors: Tensor, signs: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ BFLOAT16_ROUNDING = 2.0**-8  # of a number that is rounded to bfloat16, relative
 class Shortlist(NamedTuple):
     """Rows that may be the most similar ones, and what is known of all others."""
 
-    rows: Tensor  # [B, C] int64, none twice for one query
+    rows: Tensor  # [B, C] int64, none twice for one query: 16 of each group, best group first, then the others
+    maxima: Tensor  # [B, G] of the product's dtype, each group's largest product
     bound: Tensor  # [B] of the product's dtype: no other row's product is above it; the least number if there is none
 
 
@@ -78,12 +79,13 @@ def shortlist(
             starts.append(first + GROUP * places)
     others = torch.cat(rest).expand(batch, -1)  # [B, fewer than 16 a range]
     if not maxima:
-        return Shortlist(others, torch.full((batch,), -math.inf, device=device))
+        least = torch.full((batch, 1), _least(dtype), dtype=dtype, device=device)
+        return Shortlist(others, least[:, :0], least[:, 0])
     best, places = torch.cat(maxima, dim=1).topk(min(count + 1, sum(part.shape[1] for part in maxima)), dim=1)
     groups = torch.cat(starts, dim=1).gather(1, places[:, :count])  # [B, count]
     members = groups.unsqueeze(2) + torch.arange(GROUP, device=device)  # [B, count, 16]
     bound = best[:, count] if best.shape[1] > count else torch.full_like(best[:, 0], _least(best.dtype))
-    return Shortlist(torch.cat([members.flatten(1), others], dim=1), bound)
+    return Shortlist(torch.cat([members.flatten(1), others], dim=1), best[:, :count], bound)
 
 
 def _largest(every: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import Bank, FlatBank, Neighbors, ReferenceBank, engines, ivf, scan
+from msf_faiss.bank import Bank, FlatBank, Neighbors, ReferenceBank, engines, ivf, scan, tiled
 from msf_faiss.bank.faiss_setup import has_gpu
 from msf_faiss.bank.ivf import IvfBank
-from msf_faiss.bank.scan import ApproximateScanBank, Bf16ScanBank, Int8ScanBank, PqScanBank
+from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank, PqScanBank, _PqCodes
+from msf_faiss.bank.tiled import Shortlist
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class BankKind:
     name: str
     create: Callable[..., Bank]
     exact: bool = True  # finds what the oracle finds; otherwise perhaps others, but valid ones
+    indexed: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __call__(self, *arguments: object, **options: object) -> Bank:
@@ -49,11 +51,11 @@ BANKS = [
     BankKind("flat-torch", partial(FlatBank, engine="torch")),
     BankKind("flat-streams", partial(FlatBank, engine="streams"), devices=("cuda",) if has_gpu() else ()),
     BankKind("flat-fastest", _fastest),
-    BankKind("scan-bf16", Bf16ScanBank),
-    BankKind("scan-int8", Int8ScanBank, exact=False),
-    BankKind("scan-pq", PqScanBank, exact=False, devices=("cpu",)),
-    BankKind("ivf", partial(_ivf, segments=1), exact=False, devices=("cpu",)),
-    BankKind("ivf-segments", partial(_ivf, segments=3), exact=False, devices=("cpu",)),
+    BankKind("scan-bf16", Bf16ScanBank, indexed=True),
+    BankKind("scan-int8", Int8ScanBank, exact=False, indexed=True),
+    BankKind("scan-pq", PqScanBank, exact=False, indexed=True, devices=("cpu",)),
+    BankKind("ivf", partial(_ivf, segments=1), exact=False, indexed=True, devices=("cpu",)),
+    BankKind("ivf-segments", partial(_ivf, segments=3), exact=False, indexed=True, devices=("cpu",)),
 ]
 
 ON_CPU = [kind for kind in BANKS if "cpu" in kind.devices]
@@ -71,33 +73,36 @@ def small_indexes() -> Iterator[list[int]]:
     """Indexes at work in banks of a few dozen entries, which would be searched exactly otherwise.
 
     Yields:
-        How many queries of each search an index answered.
+        How many queries of each search were answered with an index, in the banks that have one.
     """
     answered: list[int] = []
+    scanned, listed, probed = scan.shortlist, _PqCodes.search, IvfBank._search
 
-    def proposing(kind: type[ApproximateScanBank]) -> Callable[..., Tensor]:
-        propose = kind._propose
+    def scanning(product: object, dtype: torch.dtype, ranges: object, count: int, queries: Tensor) -> Shortlist:
+        answered.append(len(queries))
+        return scanned(product, dtype, ranges, count, queries)  # type: ignore[arg-type]
 
-        def counted(self: ApproximateScanBank, queries: Tensor, k: int, newest: int) -> Tensor:
-            answered.append(len(queries))
-            return propose(self, queries, k, newest)
+    def listing(self: _PqCodes, queries: Tensor, count: int) -> Tensor:
+        answered.append(len(queries))
+        return listed(self, queries, count)
 
-        return counted
-
-    search = IvfBank._search
-
-    def counted(self: IvfBank, queries: Tensor, k: int) -> Neighbors:
-        exactly = int(self._answered[0])
-        found = search(self, queries, k)
-        answered.append(len(queries) - (int(self._answered[0]) - exactly))
+    def probing(self: IvfBank, queries: Tensor, k: int) -> Neighbors:
+        before = int(self._answered[0])
+        found = probed(self, queries, k)
+        answered.append(len(queries) - (int(self._answered[0]) - before))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_NEWEST", 4)
+        for module in (tiled, scan):
+            patch.setattr(module, "GROUP", 2)
+        patch.setattr(scan, "_GROUPS", 8)
+        patch.setattr(scan, "_UNSCANNED", 0)
+        patch.setattr(scan, "_NEWEST", 8)
+        patch.setattr(scan, "_PQ_MOST", 8)  # at most as many: see `PqScanBank._search`
         patch.setattr(scan, "_PQ_TRAINING", 16)  # as many as a code of 4 bits tells apart: FAISS takes no fewer
         patch.setattr(ivf, "_FIRST", 16)
         patch.setattr(engines, "_TILE", 16)  # and of FAISS's rows several tiles, each on a stream of its own on CUDA
-        patch.setattr(Int8ScanBank, "_propose", proposing(Int8ScanBank))
-        patch.setattr(PqScanBank, "_propose", proposing(PqScanBank))
-        patch.setattr(IvfBank, "_search", counted)
+        patch.setattr(scan, "shortlist", scanning)
+        patch.setattr(_PqCodes, "search", listing)
+        patch.setattr(IvfBank, "_search", probing)
         yield answered

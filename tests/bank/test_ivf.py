@@ -1,5 +1,6 @@
 """Inverted lists that follow a ring: they hold what it holds, wherever it is in its rotation, and go on from a save."""
 
+import ctypes
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from msf_faiss.bank import FlatBank, IvfBank, ReferenceBank
+from msf_faiss.bank.faiss_setup import faiss
 from msf_faiss.bank.inverted import Centroids, InvertedLists, code_scale
 from msf_faiss.bank.watch import RecallWatch
 
@@ -164,6 +166,83 @@ def test_replaced_entries_decode_to_what_the_ring_holds() -> None:
     torch.testing.assert_close(similarities[:, 0], torch.ones(300), rtol=0, atol=0.5 / scale * DIM**0.5)
 
 
+def held(part: InvertedLists, first: int) -> dict[int, tuple[int, bytes]]:
+    """List and code of each place from `first` on, as FAISS has them."""
+    lists, found = part._index.invlists, {}
+    for number in range(lists.nlist):
+        if size := lists.list_size(number):
+            places = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
+            here = {int(place): (number, code.tobytes()) for place, code in zip(places, codes, strict=True)}
+            assert len(here) == size
+            assert not here.keys() & found.keys()
+            found |= here
+    return {place: entry for place, entry in found.items() if place >= first}
+
+
+@pytest.mark.parametrize("segments", [1, 4])
+def test_lists_that_were_updated_are_those_of_an_index_made_from_the_ring(
+    segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same entries in the same lists, by the list that each was given when it came, and with the same codes."""
+    write = InvertedLists.write
+
+    def noted(self: InvertedLists, place: int, vectors: Tensor, lists: Tensor) -> None:
+        self.__dict__.setdefault("given", {}).update(enumerate(lists.tolist(), start=place))
+        write(self, place, vectors, lists)
+
+    monkeypatch.setattr(InvertedLists, "write", noted)
+    bank, source = filled(segments=segments), Clusters(seed=1)
+    size = CAPACITY // segments
+    for vectors, ids in batches(source, 100):
+        bank.push(vectors, ids)
+        assert bank._lists is not None
+        parts = list(bank._lists._held())
+        assert sum(len(part) - first for _, part, first in parts) == CAPACITY
+    for number, part, first in parts:
+        again = InvertedLists(part.centroids, part._scale)
+        entries = bank._entries[number * size : number * size + len(part)]
+        again.write(0, entries, torch.tensor([part.__dict__["given"][place] for place in range(len(part))]))
+        assert held(part, first) == held(again, first)
+        assert held(part, first).keys() == set(range(first, len(part)))
+
+
+def memory_of_lists(bank: IvfBank) -> int:
+    """Bytes that FAISS holds for codes and ids, slack included, as the C library tells."""
+    usable = getattr(ctypes.CDLL(None), "malloc_usable_size", None)
+    if usable is None:
+        pytest.skip("only glibc tells")
+    usable.restype, usable.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+    assert bank._lists is not None
+    every = [faiss.downcast_InvertedLists(part._index.invlists) for _, part, _ in bank._lists._held()]
+    return sum(
+        usable(int(pointer))
+        for lists in every
+        for number in range(lists.nlist)
+        for pointer in (lists.get_codes(number), lists.get_ids(number))
+        if pointer is not None
+    )
+
+
+@pytest.mark.parametrize(("segments", "most"), [(1, 3.0), (4, 2.0)])
+def test_lists_that_never_shrink_take_no_more_and_more(segments: int, most: float) -> None:
+    """FAISS doubles a list that is full, and lists of 23 entries on average are now and then half as long again.
+
+    A segment's lists begin anew in each rotation, so that they only double, but beside those that are leaving.
+    """
+    bank, source = IvfBank(CAPACITY, DIM, segments=segments), Clusters()
+    steps = CAPACITY // BATCH
+    taken = []
+    for _ in range(6):
+        for step in range(steps):
+            source.angle = math.acos(0.3) * (step + 1) / steps
+            bank.push(source.draw(BATCH), torch.arange(BATCH))
+        source.turn()
+        taken.append(memory_of_lists(bank) / (CAPACITY * (DIM + 8)))
+    assert min(taken) >= 1  # what there is to hold
+    assert max(taken) <= most
+
+
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.parametrize("steps", [5, 8, 12, 30, 61])  # before lists, while they are made, and in later rotations
 def test_a_bank_that_was_saved_goes_on_as_if_it_had_not(steps: int, segments: int) -> None:
@@ -290,6 +369,24 @@ def test_improving_ends_in_an_exact_search() -> None:
     assert copy.readings()["exact_share"] == 1.0
 
 
+def test_a_bank_that_is_replaced_while_its_lists_are_remade_gets_lists_again() -> None:
+    bank = filled(lists=16, probes=4)
+    assert "exact until then" in bank.improve()
+    assert "exact already" in bank.improve()
+    source = Clusters(seed=3)
+    bank.push(source.draw(bank.capacity), torch.arange(bank.capacity))
+    for vectors, ids in batches(source, 60):
+        bank.push(vectors, ids)
+    bank.readings()
+    bank.search(vectors, 5)
+    assert bank.readings()["exact_share"] == 0
+
+
+def test_an_empty_bank_is_searched_exactly_too() -> None:
+    found = IvfBank(100, DIM).search_exactly(torch.zeros(3, DIM), 5)
+    assert found.slots.shape == found.similarities.shape == (3, 0)
+
+
 def test_a_watched_bank_raises_its_probes_until_it_keeps_what_it_promised() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = IvfBank(CAPACITY, DIM, lists=64, probes=1)  # of vectors without clusters, one list holds few neighbours
@@ -326,6 +423,30 @@ def test_a_query_that_is_not_a_number_is_answered_with_some_entries() -> None:
     assert found.similarities[1].isnan().all()
     assert ((found.slots >= 0) & (found.slots < CAPACITY)).all()
     assert_same(bank, bank, queries[[0, 2]])
+
+
+@pytest.mark.parametrize("batch", [1, 64, 127])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_which_lists_are_probed_does_not_depend_on_the_batch(batch: int, dtype: torch.dtype) -> None:
+    """Of a whole batch that was just pushed they are known already."""
+    bank, source = IvfBank(CAPACITY, DIM, dtype, lists=64, probes=2), Clusters()
+    for vectors, ids in batches(source, 60):
+        bank.push(vectors, ids)
+    whole, part = bank.search(vectors, K), bank.search(vectors[:batch], K)
+    assert torch.equal(whole.slots[:batch], part.slots)
+    assert torch.equal(whole.similarities[:batch], part.similarities)
+    assert bank.readings()["exact_share"] < 0.1
+
+
+@pytest.mark.parametrize(("older", "newest"), [(20, 1), (0, 40)])
+def test_the_own_entry_is_found_among_many_equals(older: int, newest: int) -> None:
+    """A code is rounded, so that an older equal may seem more similar than the entry itself."""
+    bank, twins = filled(lists=16), Clusters(seed=1).draw(10)
+    for vectors in (twins.repeat(older, 1), Clusters(seed=2).draw(20), twins.repeat(newest, 1)):
+        bank.push(vectors, torch.arange(len(vectors)))
+    bank.readings()
+    assert bank.age(bank.search(twins, 5).slots)[:, 0].tolist() == list(range(9, -1, -1))
+    assert bank.readings()["exact_share"] == 0
 
 
 def test_what_cannot_be_is_named() -> None:

@@ -15,7 +15,7 @@ from msf_faiss.bank.canonical import canonical
 from msf_faiss.bank.faiss_setup import faiss
 from msf_faiss.bank.scan import Int8ScanBank, PqScanBank
 
-CAPACITY, BATCH, K = 400, 50, 12
+CAPACITY, BATCH, K = 400, 50, 8
 
 COMPLETE = [
     BankKind("ivf", lambda *a: IvfBank(*a, lists=8, probes=8)),
@@ -31,6 +31,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     with small_indexes() as answered:
         for module in (scan, ivf):
             monkeypatch.setattr(module, "MARGIN", CAPACITY)
+        monkeypatch.setattr(scan, "_GROUPS", CAPACITY)
         yield answered
 
 
@@ -40,7 +41,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 def life() -> tuple[list[Tensor], Tensor]:
-    """Pushes of more than a rotation, in which four vectors come again and again; and queries, those four among them."""
+    """Pushes of more than a rotation, in which four vectors come again and again, and queries with those four first."""
     rng = np.random.default_rng(0)
     twins = unit(rng, 4)
     pushes = [torch.cat([unit(rng, 30), twins[torch.from_numpy(rng.integers(0, 4, 20))]]) for _ in range(13)]

@@ -43,7 +43,7 @@ def assert_newest_come_first(bank: Bank, oracle: Oracle, embeddings: Tensor) -> 
     found = bank.search(embeddings, 3)
     for row in range(len(embeddings) - min(len(embeddings), oracle.searchable, 4), len(embeddings)):
         [(similarity, slot, _, _)] = oracle.search(embeddings[row], 1)
-        assert (found.similarities[row, 0].item(), found.slots[row, 0].item()) == (similarity, slot)
+        assert (found.similarities[row, 0], found.slots[row, 0]) == (similarity, slot)
 
 
 def live(
@@ -80,13 +80,11 @@ def live(
 
 @pytest.mark.parametrize("kind", ON_CPU, ids=str)
 def test_a_bank_is_the_oracle_whatever_happens_to_it(kind: BankKind) -> None:
-    @(deterministic if kind.exact else many)  # an index is not at work in every life
+    @(many if kind.indexed else deterministic)  # an index is not at work in every life
     @given(capacity=capacities, dtype=st.sampled_from(DTYPES), max_age=st.none() | st.integers(0, 50), life=lives)
-    def each(
-        capacity: int, dtype: torch.dtype, max_age: int | None, life: list[tuple[str, float, int]]
-    ) -> None:
+    def each(capacity: int, dtype: torch.dtype, max_age: int | None, life: list[tuple[str, float, int]]) -> None:
         live(kind, capacity, dtype, max_age, life)
 
     with small_indexes() as answered:
         each()
-    assert kind.exact or sum(answered) > 0
+    assert not kind.indexed or sum(answered) > 100

@@ -1,11 +1,21 @@
 """How many entries a bank gets from what its config says."""
 
+import ctypes
+import gc
+
 import pytest
 import torch
 
-from msf_faiss.bank import create_bank, sizing
+from msf_faiss.bank import Bank, create_bank, sizing
 from msf_faiss.bank.sizing import bytes_per_entry, capacity_of
-from msf_faiss.config import FlatBankConfig, ReferenceBankConfig
+from msf_faiss.config import (
+    BankConfig,
+    FlatBankConfig,
+    IvfBankConfig,
+    IvfConfig,
+    ReferenceBankConfig,
+    ScanBankConfig,
+)
 from msf_faiss.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,6 +35,63 @@ def test_an_entry_of_an_exact_bank_is_its_vector_and_its_id(dtype: str, weight: 
     bank.push(torch.zeros(100, 512), torch.arange(100))
     state = bank.state_dict()
     assert sum(state[name].nbytes for name in ("embeddings", "ids")) == 100 * weight
+
+
+class HeapInfo(ctypes.Structure):
+    """The C library's `struct mallinfo2`."""
+
+    _fields_ = (
+        *((f"other_{number}", ctypes.c_size_t) for number in range(4)),
+        ("mapped", ctypes.c_size_t),
+        *((f"other_{number}", ctypes.c_size_t) for number in range(4, 6)),
+        ("in_use", ctypes.c_size_t),
+        *((f"other_{number}", ctypes.c_size_t) for number in range(6, 8)),
+    )
+
+
+def bytes_in_use() -> int:
+    """What torch, FAISS and everything else here have from the C library."""
+    tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if tell is None:
+        pytest.skip("only glibc 2.33 and newer tells")
+    tell.restype = HeapInfo
+    gc.collect()
+    info = tell()
+    return info.mapped + info.in_use
+
+
+def filled(config: BankConfig, dim: int, rotations: int) -> Bank:
+    bank = create_bank(config, dim=dim, device=CPU)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(rotations * bank.capacity // 250):
+        vectors = torch.nn.functional.normalize(torch.randn(250, dim, generator=generator), dim=1)
+        bank.push(vectors, torch.arange(250))
+    bank.search(vectors, 5)
+    return bank
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [
+        # What there is once for all entries: code books, and the last block of codes.
+        pytest.param(FlatBankConfig(), 0.01, id="flat"),
+        pytest.param(ScanBankConfig(scan="bf16"), 0.01, id="scan-bf16"),
+        pytest.param(ScanBankConfig(scan="int8"), 0.01, id="scan-int8"),
+        pytest.param(ScanBankConfig(scan="pq"), 0.01, id="scan-pq"),
+        # How many lists have just doubled; centroids, one for 39 entries; and the lists that the last push's entries
+        # would probe, which in so small a bank are most of the lists and 49 bytes an entry.
+        pytest.param(IvfBankConfig(), 0.2, id="ivf"),
+        pytest.param(IvfBankConfig(ivf=IvfConfig(segments=4)), 0.2, id="ivf-segments"),
+    ],
+)
+def test_an_entry_takes_what_is_told(kind: BankConfig, tolerance: float, dtype: str) -> None:
+    config = kind.model_copy(update={"capacity": 20_000, "dtype": dtype})
+    filled(config, 64, 1)  # what libraries make but once
+    before = bytes_in_use()
+    bank = filled(config, 64, 2)
+    taken = (bytes_in_use() - before) / len(bank)
+    assert taken == pytest.approx(bytes_per_entry(config, 64), rel=tolerance)
 
 
 @pytest.mark.parametrize(

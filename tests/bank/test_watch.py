@@ -29,7 +29,7 @@ class Forgetful(ReferenceBank):
         if self.lost:
             worst = super()._search(queries, self.searchable)
             for nth, rank in enumerate(self.lost, start=1):
-                found.slots[:, rank] = worst.slots[:, -nth]
+                found.slots[:, rank], found.similarities[:, rank] = worst.slots[:, -nth], worst.similarities[:, -nth]
         return found
 
     def improve(self) -> str:
@@ -116,6 +116,16 @@ def test_a_bank_that_can_find_nothing_but_the_own_entry_has_no_recall() -> None:
         assert watch.check(bank, found, 1) is None
         assert watch.recall is None
         assert bank.improved == 0
+
+
+def test_any_of_many_equals_is_as_right_as_the_others() -> None:
+    """In a collapsed encoder, which of the equals an exact search names is a matter of chance."""
+    bank, watch = Forgetful(), RecallWatch(every=1, queries=6, min_recall=1)
+    bank.push(unit(1).expand(50, -1), torch.arange(50))
+    found = bank.search(unit(1).expand(6, -1), 5)
+    found.slots[:, 1:] -= 20
+    assert watch.check(bank, found, 1) is None
+    assert watch.recall == 1
 
 
 def test_it_is_checked_every_so_many_steps() -> None:

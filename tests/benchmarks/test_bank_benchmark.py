@@ -17,6 +17,8 @@ import bank_rows
 import drift
 import large_bank
 
+from msf_faiss.bank import scan
+
 EXACT = ["authors", "torch", "faiss", "flat", "flat bfloat16", "flat torch"]
 TINY = ["--dim", "32", "--batch", "32", "--rounds", "2", "--threads", "1"]
 
@@ -47,13 +49,24 @@ def test_exact_rows_find_everything_and_files_are_written(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("row", ["scan bf16", "scan int8", "scan pq", "ivf", "ivf segments=4"])
-def test_approximate_rows_run(row: str, tmp_path: Path) -> None:
+def test_rows_with_an_index_are_measured_with_it(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filled in small parts, as a large bank is: one push of everything leaves no time to make lists."""
+    monkeypatch.setattr(bank, "_CHUNK", 500)
+    monkeypatch.setattr(scan, "_PQ_TRAINING", 1000)
+    scanned, listed, shortlist = [], scan._PqCodes.search, scan.shortlist
+    monkeypatch.setattr(scan._PqCodes, "search", lambda *args: scanned.append("pq") or listed(*args))
+    monkeypatch.setattr(scan, "shortlist", lambda *args: scanned.append("other") or shortlist(*args))
     report = tmp_path / "bank.json"
     bank.main(["--sizes", "4000", "--data", "clustered", "--rows", f"faiss,{row}", *TINY, "--json", str(report)])
     yardstick, own = json.loads(report.read_text())["results"]
     assert (yardstick["row"], own["row"]) == ("faiss", row)
     assert own["cost_of_faiss"] > 0
     assert 0.5 < own["recall"] <= 1  # a wrong slot arithmetic finds next to nothing
+    if row.startswith("ivf"):
+        assert own["readings"]["exact_share"] < 0.1
+    else:
+        assert set(scanned) == {"pq" if row == "scan pq" else "other"}
+        assert len(scanned) >= 5  # the timed searches of two rounds and of one that warms up, and two that are checked
 
 
 def test_the_authors_step_is_that_of_float64() -> None:
@@ -224,12 +237,14 @@ def test_frozen_ivf_with_all_lists_probed_is_exact() -> None:
     assert bank_meters.recall(found.slots, exact.slots, torch.full((50,), -1), 6) > 0.98
 
 
-def test_large_bank_reports(tmp_path: Path) -> None:
+def test_large_bank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_bank, "_CHUNK", 512)  # a bank of millions is not filled by one push either
     report = tmp_path / "large.json"
     large_bank.main(["--size", "4096", "--dim", "32", "--steps", "10", "--threads", "1", "--json", str(report)])
     found = json.loads(report.read_text())
     assert len(found["recalls"]) == 5
     assert min(found["recalls"]) > 0.5
+    assert found["readings"]["exact_share"] == 0
     assert found["peak_resident_bytes"] > 4096 * 32 * 2
 
 
