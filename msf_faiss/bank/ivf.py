@@ -24,6 +24,8 @@ _GROWTH = 4  # times as many entries, and lists are made anew, twice as many
 _PER_LIST = 32  # entries of a list there should be at least
 _WORK = 4  # rows that a build compares with all centroids for each pushed entry
 _BULK = 65_536  # rows that are compared at a time when lists are made at once
+_LOPSIDED = 3.0  # times as unequal as they were when they were made, and lists are made anew
+_LOOKS = 8  # at that in a rotation
 _SAMPLED = 64  # queries by which a build finds out how many lists to probe
 _WIDEST = 4  # probing more than a fourth of the lists is no quicker than an exact search
 
@@ -39,7 +41,8 @@ class IvfBank(RingBank):
     An entry is found if one of the lists that a query probes holds it; what is found is compared exactly, in the
     ring. The entries of the last push are always compared. Lists are made while pushes go on, a little at each, when
     the bank holds 16,384 entries, four times as many, and so on up to a quarter of a segment; until there are any, and
-    where they are too bad, the search is exact. A ring that is loaded without its lists gets them at once.
+    where they are too bad, the search is exact. A ring that is loaded without its lists gets them at once. Lists that
+    have become unequal, since an encoder in training left some of them behind, are made anew beside the old ones.
 
     Args:
         lists: of each segment; None: about four times the root of its capacity.
@@ -84,6 +87,7 @@ class IvfBank(RingBank):
         self._build: IvfBuild | None = None
         self._probes = 0
         self._last = 0  # entries of the last push
+        self._imbalance = math.inf  # of the lists when they were made
         self._exact = False  # whether lists are not used: while better ones are made, or for good
         self._remade = -1  # entries pushed when lists were last made anew because they were bad; -1: never
         self._answered = torch.zeros(2, dtype=torch.int64)  # queries answered exactly, and all, since the last reading
@@ -165,8 +169,10 @@ class IvfBank(RingBank):
         """Begin to make the lists that the bank needs by now, and go on with `rows` rows."""
         have = self._lists.lists if self._lists is not None else 0
         given_up = self._exact and self._lists is None and self._build is None
-        if self._build is None and not given_up and self._lists_due() > have:
-            self._build = IvfBuild(self._entries, len(self), self._lists_due(), self._segment)
+        if self._build is None and not given_up:
+            due = self._lists_due()
+            if due > have or (due > 0 and self._looks(rows // _WORK) and self._lopsided()):
+                self._build = IvfBuild(self._entries, len(self), due, self._segment)
         if self._build is None:
             return
         newest = (self._pushed - 1 - torch.arange(min(_SAMPLED, len(self)))) % self.capacity
@@ -176,9 +182,18 @@ class IvfBank(RingBank):
             enough = self._build.enough_probes(self._target)
             self._probes = min(self._wanted_probes or enough, self._lists.lists)
             self._lists.complete(self._pushed % self.capacity)
+            self._imbalance = self._lists.imbalance
             if self._exact:
                 self._remade = self._pushed
             self._build, self._exact = None, False
+
+    def _looks(self, count: int) -> bool:
+        """Whether the last `count` entries are the first of an eighth of a rotation."""
+        period = -(-self.capacity // _LOOKS)
+        return self._pushed // period > (self._pushed - count) // period
+
+    def _lopsided(self) -> bool:
+        return self._lists is not None and self._lists.imbalance > _LOPSIDED * self._imbalance
 
     def _lists_due(self) -> int:
         """Lists that suit the entries by now."""
@@ -197,6 +212,7 @@ class IvfBank(RingBank):
             "ivf": self._settings(),
             "counters": torch.tensor([self._probes, self._last, self._exact, self._remade]),
             "answered": self._answered,
+            "imbalance": torch.tensor(self._imbalance, dtype=torch.float64),
         }
         if self._lists is not None:
             state |= {f"lists.{name}": value for name, value in self._lists.state().items()}
@@ -217,6 +233,7 @@ class IvfBank(RingBank):
         try:
             self._probes, self._last, exact, self._remade = state["counters"].tolist()
             self._exact, self._answered = bool(exact), state["answered"].clone()
+            self._imbalance = float(state["imbalance"])
             if parts["lists"]:
                 self._lists = SegmentedLists.restore(parts["lists"], self._entries, self._segment)
             if parts["build"]:

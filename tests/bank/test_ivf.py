@@ -382,6 +382,21 @@ def test_a_bank_that_is_replaced_while_its_lists_are_remade_gets_lists_again() -
     assert bank.readings()["exact_share"] == 0
 
 
+def test_lists_that_the_encoder_left_behind_are_made_anew() -> None:
+    """All new entries are near one centroid, whose list takes them all in; nothing is missed, but all of it is read."""
+    bank = filled(lists=64)
+    generator = torch.Generator().manual_seed(5)
+    worst = 0.0
+    for number in range(6 * CAPACITY // BATCH):
+        noise = torch.randn(BATCH, DIM, generator=generator)
+        bank.push(normalize(torch.eye(DIM)[0] + 0.1 * noise, dim=1), torch.arange(BATCH) + number)
+        if bank._lists is not None:
+            worst = max(worst, bank._lists.imbalance)
+    assert worst > 10
+    assert bank.readings()["list_imbalance"] < 4
+    assert recall(bank, bank.reconstruct((bank.pushed - 1 - torch.arange(BATCH)) % CAPACITY)) > 0.9
+
+
 def test_an_empty_bank_is_searched_exactly_too() -> None:
     found = IvfBank(100, DIM).search_exactly(torch.zeros(3, DIM), 5)
     assert found.slots.shape == found.similarities.shape == (3, 0)
