@@ -460,6 +460,7 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Scans leave most of a hundred entries alone: how many queries each had."""
     for module in (tiled, scan):
         monkeypatch.setattr(module, "GROUP", 2)
+    monkeypatch.setattr(scan, "_FEWEST", 1)
     monkeypatch.setattr(scan, "_GROUPS", 1)
     monkeypatch.setattr(scan, "_NEWEST", 4)
     monkeypatch.setattr(scan, "_PQ_MOST", 4)

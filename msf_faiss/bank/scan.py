@@ -23,10 +23,12 @@ from msf_faiss.bank.tiled import GROUP, compare, products, shortlist, unrounded
 
 _NEWEST = 256  # entries pushed last that approximate banks search exactly, or all of the last push
 _MOST_EFFORT = 8
-_GROUPS = 128  # groups beyond k that are compared at most, as long as others may hold a neighbour
+_FEWEST = 16  # groups beyond k that are listed at first; twice as many each time that they were too few for a query,
+_GROUPS = 128  # up to so many: listing them takes a tenth of a scan
 _GROUPS_CUDA = 64  # that are compared always
 _UNSCANNED = 15  # searches without a scan after one that proved less than half
 _INT8_RANGE = 4.0  # standard deviations of a mixed component that 127 stands for
+_UNSURE = 1 / 64  # of int8's queries that may be left with too few groups
 _INT8_SIGMAS = 6.0  # of the error of a product that are allowed for
 _LEAST_ROWS = 17
 _UNIT = 1 + 2.0**-8  # norm of a unit vector at most, after rounding to the ring's dtype
@@ -35,7 +37,7 @@ _PQ_SHORTLIST = 40  # entries compared exactly for each candidate wanted
 _PQ_TRAINING = 4096  # entries: half a second; 16 times as many gain .004 of recall
 _PQ_WORK = 8  # entries that are encoded by new code books for each pushed one
 _PQ_BLOCK = 32  # codes that FAISS packs together
-_PQ_MOST = 256  # neighbours: beyond, the shortlists cost more than an exact search
+_PQ_MOST = 256  # neighbours, no more than `_NEWEST`, which fill up where a shortlist ends early
 _ROWS = 1024  # encoded at a time: they stay in the cache
 
 
@@ -77,6 +79,15 @@ class ScanBank(RingBank):
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"a scanning bank holds float32, float16 or bfloat16, found {dtype}")
         super().__init__(capacity, dim, dtype, device, max_age=max_age)
+        self._groups = self._next_groups = self._fewest  # beyond k that a scan lists, until the next push and after
+
+    def push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super().push(embeddings, ids)
+        self._groups = self._next_groups  # not in `search`, so that it gives the same answer twice
+
+    @property
+    def _fewest(self) -> int:
+        return _GROUPS_CUDA if self.device.type == "cuda" else _FEWEST
 
     def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
         return search_exactly(default_engine(self.device), queries, self._entries, ranges, self.age, k)
@@ -151,13 +162,17 @@ class Bf16ScanBank(ScanBank):
             self._residuals[start:stop] = (entries.float() - copy.float()).norm(dim=1)
 
     def _index_state(self) -> dict[str, Tensor]:
-        return {"bf16.counts": self._counts, "bf16.unscanned": torch.tensor(self._unscanned)}
+        return {
+            "bf16.counts": self._counts,
+            "bf16.scan": torch.tensor([self._groups, self._next_groups, self._unscanned]),
+        }
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._residuals.zero_()
         self._encode_all()
         self._counts.copy_(state.get("bf16.counts", torch.zeros(2)))
-        self._unscanned = int(state.get("bf16.unscanned", 0))
+        *groups, self._unscanned = state.get("bf16.scan", torch.zeros(3, dtype=torch.int64)).tolist()
+        self._groups, self._next_groups = (max(number, self._fewest) for number in groups)
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         self._counts[1] += queries.shape[0]
@@ -166,8 +181,7 @@ class Bf16ScanBank(ScanBank):
             return self._exactly(queries, k, self._live())
         slack = default_engine(self.device).error(self.dim)
         scanned = queries.bfloat16()
-        groups = k + (_GROUPS_CUDA if queries.is_cuda else _GROUPS)
-        listed = shortlist(*products(scanned, self._copy), self._live(), groups, queries)
+        listed = shortlist(*products(scanned, self._copy), self._live(), k + self._groups, queries)
         lost = (queries.float() - scanned.float()).norm(dim=1) * _UNIT  # [B]
         lost += scanned.float().norm(dim=1) * self._residuals.amax()
         bounds = unrounded(torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)) + lost.unsqueeze(1)
@@ -178,6 +192,7 @@ class Bf16ScanBank(ScanBank):
         if not queries.is_cuda and (count := int(doubted.sum())):
             again = self._exactly(queries[doubted], k, self._live())
             found.similarities[doubted], found.slots[doubted] = again
+            self._next_groups = min(2 * self._groups, _GROUPS)
             if 2 * count > queries.shape[0]:
                 self._unscanned = _UNSCANNED
         return found
@@ -259,11 +274,12 @@ class Int8ScanBank(ApproximateScanBank):
         self._codes[start:stop, : self.dim] = self._encode(self._entries[start:stop])
 
     def _index_state(self) -> dict[str, Tensor]:
-        return {"int8.counters": torch.tensor([self._effort, self._last_push])}
+        return {"int8.counters": torch.tensor([self._effort, self._last_push, self._groups, self._next_groups])}
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._encode_all()
-        self._effort, self._last_push = state.get("int8.counters", torch.tensor([1, 0])).tolist()
+        self._effort, self._last_push, *groups = state.get("int8.counters", torch.tensor([1, 0, 0, 0])).tolist()
+        self._groups, self._next_groups = (max(number, self._fewest) for number in groups)
 
     def _encode(self, vectors: Tensor) -> Tensor:
         """[*, D] int8."""
@@ -280,13 +296,18 @@ class Int8ScanBank(ApproximateScanBank):
             else:
                 torch._int_mm(self._codes[start:stop], coarse.T, out=out)
 
-        groups = k + self._effort * (_GROUPS_CUDA if queries.is_cuda else _GROUPS)
-        listed = shortlist(product, torch.int32, self._aged(newest, self.searchable), groups, coarse)
+        groups = self._effort * self._groups
+        listed = shortlist(product, torch.int32, self._aged(newest, self.searchable), k + groups, coarse)
         bounds = torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)[:batch].float() / self._scale**2
         # Rounding to whole numbers deviates by 12 ** -0.5 in each component, of the query and of the entry.
         error = _INT8_SIGMAS * (2 / 12) ** 0.5 / self._scale
-        slots, _ = self._compare(queries, listed.rows[:batch], bounds, k, error)
-        return canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        slots, bound = self._compare(queries, listed.rows[:batch], bounds, k, error)
+        found = canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        if self._groups < _GROUPS and not queries.is_cuda:
+            kth = found.similarities[:, min(k, slots.shape[1]) - 1]
+            if unproven(kth, bound, error).double().mean() > _UNSURE:
+                self._next_groups = min(2 * self._groups, _GROUPS)
+        return found
 
 
 class PqScanBank(ApproximateScanBank):

@@ -95,6 +95,7 @@ def small_indexes() -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (tiled, scan):
             patch.setattr(module, "GROUP", 2)
+        patch.setattr(scan, "_FEWEST", 2)
         patch.setattr(scan, "_GROUPS", 8)
         patch.setattr(scan, "_UNSCANNED", 0)
         patch.setattr(scan, "_NEWEST", 8)

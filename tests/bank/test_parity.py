@@ -31,7 +31,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     with small_indexes() as answered:
         for module in (scan, ivf):
             monkeypatch.setattr(module, "MARGIN", CAPACITY)
-        monkeypatch.setattr(scan, "_GROUPS", CAPACITY)
+        monkeypatch.setattr(scan, "_FEWEST", CAPACITY)
         yield answered
 
 

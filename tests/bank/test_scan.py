@@ -128,6 +128,28 @@ def test_where_the_scan_proves_nothing_it_is_left_out_for_a_while() -> None:
     assert resumed == scans[11:]
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_as_many_groups_are_listed_as_queries_need(kind: str) -> None:
+    """Few where entries are far apart, more and more where they are not; a resumed run lists as many as this one."""
+    bank, again = (create_scan_bank(kind, 20_000, 64, torch.float32, "cpu") for _ in range(2))
+    push(bank, unit(20_000, 64))
+    bank.search(unit(64, 64, seed=1), 5)
+    assert bank._groups == 16  # type: ignore[attr-defined]
+    push(bank, torch.nn.functional.normalize(unit(1, 64, seed=5) + 0.1 * unit(20_000, 64), dim=1))
+    listed = []
+    for seed in range(20):  # bf16 leaves fifteen scans out
+        crowd = torch.nn.functional.normalize(unit(1, 64, seed=5) + 0.1 * unit(64, 64, seed), dim=1)
+        found, repeated = bank.search(crowd, 5), bank.search(crowd, 5)
+        assert torch.equal(found.slots, repeated.slots)
+        again.load_state_dict({name: value.clone() for name, value in bank.state_dict().items()})
+        for each in (bank, again):
+            push_at_once(each, crowd)
+        assert again._groups == bank._groups  # type: ignore[attr-defined]
+        listed.append(bank._groups)  # type: ignore[attr-defined]
+    assert listed[0] == 32
+    assert 32 < listed[-1] <= 128
+
+
 def test_ordinary_answers_are_proved() -> None:
     bank = Bf16ScanBank(20_000, 64)
     push(bank, clustered(20_000, 64))
