@@ -192,8 +192,9 @@ class Bf16ScanBank(ScanBank):
         if not queries.is_cuda and (count := int(doubted.sum())):
             again = self._exactly(queries[doubted], k, self._live())
             found.similarities[doubted], found.slots[doubted] = again
-            self._next_groups = min(2 * self._groups, _GROUPS)
-            if 2 * count > queries.shape[0]:
+            if self._groups < _GROUPS:
+                self._next_groups = min(2 * self._groups, _GROUPS)
+            elif 2 * count > queries.shape[0]:
                 self._unscanned = _UNSCANNED
         return found
 
