@@ -24,7 +24,7 @@ from msf_faiss.bank.tiled import GROUP, compare, products, shortlist, unrounded
 _NEWEST = 256  # entries pushed last that approximate banks search exactly, or all of the last push
 _MOST_EFFORT = 8
 _FEWEST = 16  # groups beyond k that are listed at first; twice as many each time that they were too few for a query,
-_GROUPS = 128  # up to so many: listing them takes a tenth of a scan
+_GROUPS = 128  # up to so many: listing more takes longer than what they prove saves
 _GROUPS_CUDA = 64  # that are compared always
 _UNSCANNED = 15  # searches without a scan after one that proved less than half
 _INT8_RANGE = 4.0  # standard deviations of a mixed component that 127 stands for
