@@ -1,6 +1,7 @@
 """The entry point: finds the command, and turns every end into an exit code.
 
-0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 130 interrupted by Ctrl-C
+0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 75 ended early, start it again · 130
+interrupted by Ctrl-C · 128 + n ended at once by the second signal, number n
 """
 
 from __future__ import annotations
@@ -51,10 +52,15 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    from msf_faiss.errors import UserError
+    from msf_faiss.errors import START_AGAIN, ElsewhereError, StartAgainError, UserError
 
     try:
         code = cli.main(prog_name="msf-faiss", standalone_mode=False)
+    except ElsewhereError:
+        code = 2
+    except StartAgainError as error:
+        click.echo(f"error: {error}", err=True)
+        code = START_AGAIN
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         code = 2

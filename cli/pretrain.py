@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from msf_faiss.config import Config
+    from msf_faiss.resume import Resume
+
 
 @click.command(short_help="Train an encoder on images without labels.")
-@click.argument("config", default="demo")
+@click.argument("config", required=False)
 @click.option(
     "--set",
     "overrides",
@@ -28,65 +33,92 @@ import click
 )
 @click.option(
     "--resume",
-    type=click.Choice(["never", "auto"]),
-    default="never",
+    default="auto",
     show_default=True,
-    help="auto: continue the run in --out from its newest checkpoint, if it has one.",
+    metavar="auto|never|PATH",
+    help="auto: continue the run in --out, if it holds one. never: --out must be new. PATH: begin a new run from that "
+    "checkpoint, or from the newest of that run.",
+)
+@click.option(
+    "--allow-config-change",
+    "allow_changes",
+    multiple=True,
+    metavar="KEY",
+    help="Continue although this setting, or all of this section, differs from the run's. Repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the complete effective config and end.")
-def command(config: str, overrides: tuple[str, ...], out: Path | None, resume: str, dry_run: bool) -> int:
+def command(
+    config: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: str,
+    allow_changes: tuple[str, ...],
+    dry_run: bool,
+) -> int:
     """Train an encoder on images without labels.
 
-    CONFIG is a YAML file or the name of a shipped config; "demo" trains on built-in images in about two minutes.
-    Ctrl-C ends the run with a checkpoint; a second Ctrl-C ends it at once.
-    """
-    from msf_faiss.config_file import dump_config, load_config
+    CONFIG is a YAML file or the name of a shipped config; without it a run that is continued keeps its own, and a new
+    one is "demo", which trains on built-in images in about two minutes.
 
-    settings = load_config(config, overrides)
+    Whatever ended a run, the same command continues it. Ctrl-C, SIGTERM and SIGUSR1 end it with a checkpoint after the
+    step in progress; a second one ends it at once. Exit codes: 0 done, 2 something to put right, 75 told to stop by a
+    signal (start it again), 130 the same by Ctrl-C, 128 + the signal's number after a second signal.
+    """
+    from msf_faiss.config_file import dump_config
+
+    source: Resume = "auto" if resume == "auto" else "never" if resume == "never" else Path(resume)
+    settings = _settings(config, overrides, out, source)
     if dry_run:
         click.echo(dump_config(settings), nl=False)
         return 0
 
-    from msf_faiss.reports import RunEnded
+    from msf_faiss.distributed import joined
+    from msf_faiss.errors import UserError
+    from msf_faiss.reports import Report, RunEnded
     from msf_faiss.run_dir import Recorder
     from msf_faiss.train import pretrain
 
     from .console import TrainingDisplay, stderr
+    from .stopping import EndedAtOnce, Stopping
 
-    run_dir = out or Path("runs") / f"{Path(config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if out is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("torchrun starts a run anew where it failed: name its directory with --out")
+    run_dir = out or Path("runs") / f"{Path(config or 'demo').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     ended: RunEnded | None = None
-    with _stop_flag() as stopped, Recorder(run_dir) as record, TrainingDisplay(stderr()) as display:
-        for report in pretrain(settings, run_dir, resume=resume == "auto", should_stop=stopped):
-            record(report)
-            display(report)
-            if isinstance(report, RunEnded):
-                ended = report
-    assert ended is not None, "a run's last report is RunEnded"
-    click.echo(run_dir)
-    return 0 if ended.reason == "finished" else 130
-
-
-class _Stop:
-    """Whether Ctrl-C was pressed; the second time it interrupts at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        click.echo("stopping after this step, with a checkpoint; Ctrl-C again to stop at once", err=True)
-
-
-@contextmanager
-def _stop_flag() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = signal.signal(signal.SIGINT, stop.on_signal)
+    stopping = Stopping(quiet=os.environ.get("RANK", "0") != "0")
     try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+        with stopping.listening(), joined(settings.train.device) as ranks, contextlib.ExitStack() as told:
+            consumers: list[Callable[[Report], None]] = []
+            if ranks.is_main:
+                consumers = [told.enter_context(Recorder(run_dir)), told.enter_context(TrainingDisplay(stderr()))]
+            reports = pretrain(
+                settings, run_dir, resume=source, allow_changes=allow_changes, should_stop=stopping, ranks=ranks
+            )
+            for report in reports:
+                for consume in consumers:
+                    consume(report)
+                if isinstance(report, RunEnded):
+                    ended = report
+    except EndedAtOnce as at_once:
+        sys.stderr.flush()
+        os._exit(at_once.code)  # a checkpoint that is being written is left alone: the next start removes it
+    assert ended is not None, "a run's last report is RunEnded"
+    if ranks.is_main:
+        click.echo(run_dir)
+    return 0 if ended.reason == "finished" else stopping.code
+
+
+def _settings(config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume) -> Config:
+    """The config that is named, or that of the run to continue, with overrides."""
+    from msf_faiss.config_file import load_config, override_config
+
+    if config is None and resume != "never" and out is not None:
+        from msf_faiss.checkpoint import holds_checkpoints
+
+        if holds_checkpoints(out) and (out / "config.yaml").is_file():
+            return load_config(out / "config.yaml", overrides)
+    if config is None and isinstance(resume, Path):
+        from msf_faiss.checkpoint import find_checkpoint
+
+        return override_config(find_checkpoint(resume).config, overrides)
+    return load_config(config, overrides)

@@ -1,12 +1,14 @@
 """Checkpoints: directories that appear whole or not at all, and are verified before they are believed.
 
     RUN/checkpoints/step-00001234/
-        manifest.json          step, epoch, config, versions; size and SHA-256 of each file below
+        manifest.json          step, epoch, config, versions; size and SHA-256 of each file below, and of itself
         model.safetensors      online encoder, predictor, target encoder; parameters and batch statistics
         optimizer.safetensors  momentum buffers, by parameter
-        bank.safetensors       the ring, its ids and its counter
+        bank.safetensors       the ring, its ids and its counter; of a bank that is sharded over W ranks
+                               bank-00000-of-0000W.safetensors and so on
         rng.safetensors        torch's generators
         monitor.safetensors    what was counted since the last report
+    RUN/checkpoints/damaged-step-00001234/   what was found not to be what was saved, left for its owner to look at
 
 Nothing is pickled, so nothing is executed by loading.
 """
@@ -17,14 +19,16 @@ import contextlib
 import datetime
 import errno
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -36,21 +40,29 @@ import msf_faiss
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.config import Config
 from msf_faiss.config_tree import dotted, key_of
+from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.models import MeanShift, build_model
 
 FORMAT = "msf-faiss checkpoint"
-VERSION = 1
+VERSION = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+_NAME = "step-"
 _TEMPORARY = ".saving-"
+_DAMAGED = "damaged-"
+_ENDING = ".safetensors"
 
 Tensors = dict[str, Tensor]
 
 
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was saved: an older one may be."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint on disk whose manifest has been read and whose files have the right sizes."""
+    """A checkpoint on disk whose manifest is what was written and whose files have the right sizes."""
 
     path: Path
     step: int  # finished steps
@@ -58,21 +70,42 @@ class Checkpoint:
     config: Config
     run_dir: Path | None  # None: the checkpoint lies outside a run
     dataset_size: int  # images of the training set, unreadable ones included
+    origin: str | None  # the checkpoint of another run that this run began from
     files: Mapping[str, str]  # name -> SHA-256
+    verified: bool = False  # every file has been compared with its SHA-256
+
+    @property
+    def bank_files(self) -> list[str]:
+        """Names (without ending) of the bank's shards, in their order; one of a bank that is not sharded."""
+        return sorted(name.removesuffix(_ENDING) for name in self.files if name.startswith("bank"))
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Compare files of this checkpoint with their SHA-256.
+
+        Raises:
+            DamagedCheckpointError: if one is not what was saved.
+            UserError: if one may not be read.
+        """
+        for name in names:
+            with _reading(self.path, name):
+                if _sha256(self.path / name) != self.files[name]:
+                    raise DamagedCheckpointError(
+                        _damaged(self.path, f"{name} is not what was saved (its SHA-256 differs)")
+                    )
 
     def tensors(self, name: str) -> Tensors:
         """The tensors of the file `name`.safetensors, on the CPU.
 
         Raises:
-            UserError: if the file is not what was saved.
+            UserError: if the file is not what was saved, or holds anything but tensors.
         """
-        path = self.path / f"{name}.safetensors"
-        try:
-            if path.name not in self.files or _sha256(path) != self.files[path.name]:
-                raise UserError(_damaged(self.path, f"{path.name} is not what was saved (its SHA-256 differs)"))
-            return safetensors.torch.load_file(path)
-        except OSError as error:
-            raise UserError(_damaged(self.path, f"{path.name} cannot be read ({error.strerror})")) from error
+        file = name + _ENDING
+        if file not in self.files:
+            raise DamagedCheckpointError(_damaged(self.path, f"{file} is not in its {MANIFEST}"))
+        if not self.verified:
+            self.verify([file])
+        with _reading(self.path, file):
+            return safetensors.torch.load_file(self.path / file)
 
 
 def save_checkpoint(
@@ -83,8 +116,10 @@ def save_checkpoint(
     config: Config,
     dataset_size: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
+    origin: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
-    """Write a checkpoint of a run: into a temporary folder, synced to disk, then renamed.
+    """Write a checkpoint of a run: into a temporary folder, synced to disk, then renamed. All ranks take part.
 
     Args:
         run_dir: the run's directory.
@@ -92,46 +127,42 @@ def save_checkpoint(
         epoch: finished epochs.
         config: the effective config.
         dataset_size: images of the training set.
-        tensors: for each file (without ending) its tensors by name.
+        tensors: for each file (without ending) that this rank writes, its tensors by name.
+        origin: the checkpoint of another run that this run began from.
+        ranks: that write together; None: this process alone.
 
     Returns:
         The checkpoint's directory.
 
     Raises:
-        UserError: if the disk is full or cannot be written; earlier checkpoints are intact, nothing half-written stays.
+        UserError: if the disk is full or cannot be written, at any rank; earlier checkpoints are intact, nothing
+            half-written stays.
     """
-    final = run_dir / FOLDER / f"step-{step:08d}"
-    temporary = final.with_name(f"{_TEMPORARY}{final.name}-{os.getpid()}")
+    ranks = ranks or Ranks.alone()
+    final = run_dir / FOLDER / f"{_NAME}{step:08d}"
+    temporary = final.with_name(f"{_TEMPORARY}{final.name}")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "epoch": epoch,
+        "dataset_size": dataset_size,
+        "origin": origin,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "msf_faiss": msf_faiss.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+        "config": config.model_dump(mode="json"),
+    }
     try:
-        temporary.mkdir(parents=True)
-        files = {}
-        for name, named in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            safetensors.torch.save_file({key: value.contiguous() for key, value in named.items()}, path)
-            _sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "epoch": epoch,
-            "dataset_size": dataset_size,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": {
-                "msf_faiss": msf_faiss.__version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": sys.version.split()[0],
-            },
-            "files": files,
-            "config": config.model_dump(mode="json"),
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        _sync(temporary / MANIFEST)
-        _sync(temporary)
-        _replace(temporary, final)
-        _sync(final.parent)
-    except (OSError, safetensors.SafetensorError) as error:
+        _together(ranks, lambda: _make_anew(temporary) if ranks.is_main else None)
+        written = _together(ranks, lambda: [_write(temporary, name, tensors[name]) for name in tensors])
+        manifest["files"] = dict(sorted(file for files in written for file in files))
+        _together(ranks, lambda: _finish(temporary, final, manifest) if ranks.is_main else None)
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(_cannot_save(run_dir, step, error)) from error
     except BaseException:
@@ -173,7 +204,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise UserError(
             f"{path}: not a checkpoint of msf-faiss, which is a directory; give the run directory or "
-            f"one of its {FOLDER}/step-… directories"
+            f"one of its {FOLDER}/{_NAME}… directories"
         )
     if (path / MANIFEST).is_file():
         return _read(path)
@@ -188,6 +219,50 @@ def find_checkpoint(path: Path) -> Checkpoint:
                 raise
             raise UserError(f"{error}; the checkpoint before it is {saved[-2]}") from error
     raise UserError(f"{path}: neither a run directory (it has no {FOLDER}/) nor a checkpoint (it has no {MANIFEST})")
+
+
+def newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkpoint, dict[Path, str]]:
+    """The newest checkpoint of a run of which every byte is what was saved; all ranks take part and share the reading.
+
+    Returns:
+        It, and of each newer one what is wrong with it.
+
+    Raises:
+        UserError: if none is whole, or one is not readable for another reason than damage.
+    """
+    ranks = ranks or Ranks.alone()
+    damaged: dict[Path, str] = {}
+    for path in reversed(ranks.broadcast_object(_checkpoints(run_dir))):
+        wrong = None
+        try:
+            checkpoint = _read(path)
+            checkpoint.verify(sorted(checkpoint.files)[ranks.rank :: ranks.size])
+        except DamagedCheckpointError as error:
+            wrong = str(error)
+        wrong = next((text for text in ranks.gather_objects(wrong) if text is not None), None)
+        if wrong is None:
+            return replace(checkpoint, verified=True), damaged
+        damaged[path] = wrong
+    raise UserError(
+        f"{run_dir}: no checkpoint of the run is whole, and nothing was changed; bring one back from a copy, or start a"
+        " new run with another --out:\n  " + "\n  ".join(damaged.values())
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that it counts no longer; nothing is deleted.
+
+    Raises:
+        UserError: if it cannot be renamed.
+    """
+    for number in itertools.count(1):
+        aside = path.with_name(f"{_DAMAGED}{path.name}" + (f"-{number}" if number > 1 else ""))
+        if not aside.exists():
+            break
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise UserError(f"{path}: is damaged and cannot be set aside: {error.strerror}; make it writable") from error
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
@@ -233,23 +308,63 @@ def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
     return bank
 
 
+T = TypeVar("T")
+
+
+def _together(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each rank; where it fails on one, it fails on all, so that none waits for ever.
+
+    Raises:
+        OSError: what the first rank that failed did.
+    """
+    outcome: T | OSError
+    try:
+        outcome = work()
+    except OSError as error:
+        outcome = error
+    except safetensors.SafetensorError as error:
+        outcome = OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error))
+    outcomes: list[T] = []
+    for each in ranks.gather_objects(outcome):
+        if isinstance(each, OSError):
+            raise each
+        outcomes.append(each)
+    return outcomes
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, int | str]]:
+    """Write a file of tensors to disk; its name, and what the manifest says of it."""
+    path = folder / f"{name}{_ENDING}"
+    safetensors.torch.save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    _sync(path)
+    return path.name, {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _finish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest and make the checkpoint appear."""
+    manifest["sha256"] = _digest(manifest)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _sync(temporary / MANIFEST)
+    _sync(temporary)
+    temporary.rename(final)
+    _sync(final.parent)
+
+
 def _read(path: Path) -> Checkpoint:
-    """Read a manifest and compare the files with it."""
+    """Read a manifest and compare the names and sizes of the files with it."""
     manifest = _manifest(path)
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: {MANIFEST} is not that of an msf-faiss checkpoint")
-    if manifest.get("version") != VERSION:
-        raise UserError(
-            f"{path}: the checkpoint has format version {manifest.get('version')}, this msf-faiss reads {VERSION}; "
-            "use the release that wrote it"
-        )
+    files = _files(path, manifest)
+    for name, file in files.items():
+        with _reading(path, name):
+            size = (path / name).stat().st_size
+        if size != file["bytes"]:
+            raise DamagedCheckpointError(_damaged(path, f"{name} has {size:,} bytes instead of {file['bytes']:,}"))
     with _manifest_errors(path):
-        for name, file in manifest["files"].items():
-            found = (path / name).stat().st_size if (path / name).is_file() else None
-            if found is None:
-                raise UserError(_damaged(path, f"{name} is missing"))
-            if found != file["bytes"]:
-                raise UserError(_damaged(path, f"{name} has {found:,} bytes instead of {file['bytes']:,}"))
         return Checkpoint(
             path=path,
             step=int(manifest["step"]),
@@ -257,23 +372,59 @@ def _read(path: Path) -> Checkpoint:
             config=Config.model_validate(manifest["config"]),
             run_dir=path.parent.parent if path.parent.name == FOLDER else None,
             dataset_size=int(manifest["dataset_size"]),
-            files={name: file["sha256"] for name, file in manifest["files"].items()},
+            origin=manifest["origin"],
+            files={name: file["sha256"] for name, file in files.items()},
         )
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, if it is what was written and this release reads its format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(_damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
+        with _reading(path, MANIFEST):
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
     if not isinstance(manifest, dict):
-        raise UserError(_damaged(path, f"{MANIFEST} holds no object"))
+        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} holds no object"))
+    whole = manifest.get("sha256") == _digest(manifest)
+    if manifest.get("format") != FORMAT and (whole or "files" not in manifest):
+        raise UserError(f"{path}: {MANIFEST} is not that of an msf-faiss checkpoint")
+    if manifest.get("version") != VERSION and (whole or manifest.get("version") == 1):
+        raise UserError(
+            f"{path}: the checkpoint has format version {manifest.get('version')}, this msf-faiss reads {VERSION}; "
+            "use the release that wrote it"
+        )
+    if not whole:
+        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} is not what was saved (its SHA-256 differs)"))
     return manifest
+
+
+def _files(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files that a manifest lists; others beside them are refused."""
+    with _manifest_errors(path):
+        files: dict[str, dict[str, Any]] = dict(manifest["files"].items())
+        strange = sorted(name for name in files if not re.fullmatch(rf"[a-z0-9-]+{re.escape(_ENDING)}", name))
+    with _reading(path, "."):
+        strange += sorted(
+            found.name for found in path.iterdir() if found.name not in {MANIFEST, *files} and found.name[0] != "."
+        )
+    if strange:
+        raise UserError(
+            f"{path}: refused: {', '.join(strange[:3])} {'does' if len(strange) == 1 else 'do'} not belong into a"
+            f" checkpoint, which holds {MANIFEST} and the *{_ENDING} files in it alone; nothing of it was opened"
+        )
+    return files
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says but for its own `sha256`."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _manifest_errors(path: Path) -> Iterator[None]:
-    """Turn what a hand-edited or foreign manifest causes into words."""
+    """Turn what a hand-made manifest causes into words."""
     try:
         yield
     except UserError:
@@ -281,30 +432,45 @@ def _manifest_errors(path: Path) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         place = dotted(key_of(first["loc"]))
-        raise UserError(_damaged(path, f"its config does not fit this msf-faiss: {place}: {first['msg']}")) from error
+        raise UserError(f"{path}: its config does not fit this msf-faiss: {place}: {first['msg']}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(_damaged(path, f"{MANIFEST} lacks or garbles {error}")) from error
 
 
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    """Turn what the disk and foreign contents cause into words."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(_damaged(path, f"{name} is missing")) from error
+    except PermissionError as error:
+        raise UserError(f"{path / name}: cannot be read: permission denied; make it readable") from error
+    except OSError as error:
+        raise DamagedCheckpointError(_damaged(path, f"{name} cannot be read ({error.strerror})")) from error
+    except safetensors.SafetensorError as error:
+        if _is_pickle(path / name):
+            raise UserError(
+                f"{path / name}: refused: it is a pickle, which can execute code when it is loaded; it was not opened"
+            ) from error
+        raise UserError(_damaged(path, f"{name} holds no tensors ({error})")) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that holds no tensors looks like torch.save's or pickle's."""
+    with path.open("rb") as file:
+        begins = file.read(2)
+    return begins == b"PK" or (begins[:1] == b"\x80" and begins[1:] <= b"\x05")
+
+
 def _checkpoints(run_dir: Path) -> list[Path]:
     """Directories of a run's checkpoints, the newest last."""
-    return sorted((path for path in (run_dir / FOLDER).glob("step-*") if path.is_dir()), key=_step_of)
+    return sorted((path for path in (run_dir / FOLDER).glob(f"{_NAME}*") if path.is_dir()), key=_step_of)
 
 
 def _step_of(path: Path) -> int:
-    number = path.name.removeprefix("step-")
+    number = path.name.removeprefix(_NAME)
     return int(number) if number.isdigit() else -1
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    """Rename; a damaged checkpoint of the same step, from before a resume, gives way only once the new one is whole."""
-    if final.exists():
-        aside = temporary.with_name(f"{temporary.name}-replaced")
-        final.rename(aside)
-        temporary.rename(final)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(final)
 
 
 def _sync(path: Path) -> None:
@@ -324,12 +490,10 @@ def _damaged(path: Path, what: str) -> str:
     return f"{path}: the checkpoint is damaged: {what}"
 
 
-def _cannot_save(run_dir: Path, step: int, error: Exception) -> str:
-    full = (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}) or "No space left" in str(error)
-    why = "the disk is full" if full else str(error)
+def _cannot_save(run_dir: Path, step: int, error: OSError) -> str:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    why = "the disk is full" if full else error.strerror or str(error)
     remedy = "make room" if full else "make it writable"
     saved = _checkpoints(run_dir)
     last = f"the last good checkpoint is {saved[-1]}" if saved else "no earlier checkpoint exists"
-    return (
-        f"{run_dir / FOLDER}: cannot save step {step}: {why}; {remedy} and continue the run with --resume auto ({last})"
-    )
+    return f"{run_dir / FOLDER}: cannot save step {step}: {why}; {remedy} and start the same command again ({last})"

@@ -371,6 +371,8 @@ class TrainConfig(Section):
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images a step; an incomplete last batch of an epoch is left out (another part of the data each epoch)."""
+    batch_norm: Literal["shuffle_bn", "sync"] = "shuffle_bn"
+    """PLACEHOLDER."""
     max_steps: Positive | None = None
     """End after so many steps, with the schedules as they are. null: after the last epoch."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -381,6 +383,8 @@ class TrainConfig(Section):
     """CPU threads of torch and FAISS. null: one a core."""
     log_every: Positive = 10
     """Steps between two reports (progress, metrics.jsonl, TensorBoard)."""
+    hang_seconds: Annotated[float, Field(gt=0)] | None = None
+    """End the process, with the exit code that asks for a new start, if a step takes longer than this. null: never."""
 
 
 class CheckpointConfig(Section):
@@ -388,6 +392,11 @@ class CheckpointConfig(Section):
 
     every_epochs: Positive = 10
     """Epochs between two checkpoints; the end of the run always makes one."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    """Minutes after which the run is saved in between too, at the next step. null: only after epochs."""
+    background: bool = True
+    """Write while training goes on, from a copy of the state (in host memory, while it is written). false: write from
+    the state itself while training waits; for a bank that fills most of the memory."""
     keep_last: Positive = 2
     """Newest checkpoints that are kept."""
     keep_every_epochs: Positive | None = None

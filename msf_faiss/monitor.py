@@ -6,7 +6,7 @@ Shapes: B queries, K neighbours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,6 +19,11 @@ from msf_faiss.errors import UserError
 
 _SAMPLED = 64  # queries a step of which every neighbour is remembered until the next reading
 _HUBS = 10
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over one rank."""
+    return tensor
 
 
 class NeighborReading(NamedTuple):
@@ -42,9 +47,14 @@ class NeighborMonitor:
     Args:
         labels: [images] int64, -1 for an image without a label; None for an unlabelled data set.
         device: where ids and ages will be.
+        total: sums a tensor over the ranks, each of which counts its own queries; all of them read together then, and
+            percentile and hubs are those of each rank's own.
     """
 
-    def __init__(self, labels: NDArray[np.int64] | None, device: torch.device) -> None:
+    def __init__(
+        self, labels: NDArray[np.int64] | None, device: torch.device, total: Callable[[Tensor], Tensor] = _alone
+    ) -> None:
+        self._total = total
         self._labels = None if labels is None else torch.from_numpy(labels).to(device)
         self._zero = torch.zeros(4, dtype=torch.float64, device=device)
         self._sums = self._zero.clone()  # matches, labelled pairs, ages, pairs
@@ -72,9 +82,9 @@ class NeighborMonitor:
 
     @property
     def pending(self) -> dict[str, Tensor]:
-        """What was counted since the last reading. A resumed run goes on from it."""
+        """What was counted since the last reading, on all ranks. A resumed run goes on from it."""
         sampled = {f"sampled.{number}": tensor for number, tensor in enumerate(self._sampled)}
-        return {"sums": self._sums, **sampled}
+        return {"sums": self._total(self._sums), **sampled}
 
     @pending.setter
     def pending(self, counted: Mapping[str, Tensor]) -> None:
@@ -84,7 +94,7 @@ class NeighborMonitor:
 
     def read(self) -> NeighborReading:
         """The reading, after which counting begins anew."""
-        matches, labelled, ages, pairs = self._sums.tolist()
+        matches, labelled, ages, pairs = self._total(self._sums).tolist()
         queries = sum(tensor.shape[1] for tensor in self._sampled)
         flat = [tensor.flatten(1) for tensor in self._sampled]
         sampled = torch.cat(flat, dim=1).cpu().numpy() if flat else np.empty((3, 0), np.int64)
@@ -100,9 +110,14 @@ class NeighborMonitor:
 
 
 class LossMonitor:
-    """Losses of the steps since the last reading, kept on the device until then."""
+    """Losses of the steps since the last reading, kept on the device until then.
 
-    def __init__(self) -> None:
+    Args:
+        total: sums a tensor over the ranks, each of which is given its share of every loss; all of them read together.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor] = _alone) -> None:
+        self._total = total
         self._losses: list[Tensor] = []
 
     def update(self, loss: Tensor) -> None:
@@ -110,8 +125,8 @@ class LossMonitor:
 
     @property
     def pending(self) -> Tensor:
-        """The losses since the last reading: [n]. A resumed run goes on from them."""
-        return torch.stack(self._losses) if self._losses else torch.empty(0)
+        """The losses since the last reading, over all ranks: [n]. A resumed run goes on from them."""
+        return self._total(torch.stack(self._losses)) if self._losses else torch.empty(0)
 
     @pending.setter
     def pending(self, losses: Tensor) -> None:

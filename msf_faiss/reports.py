@@ -69,10 +69,13 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
+    """A checkpoint is on disk. Training went on meanwhile: its step may be earlier than the last report's."""
+
     step: int
     epoch: float
     path: Path
-    seconds: float
+    seconds: float  # until it was there
+    stalled_seconds: float  # of them, how long training waited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class BankImproved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The last report. `interrupted`: the caller asked to stop; a checkpoint was saved all the same."""
+    """The last report. `interrupted`: the caller asked to stop; the step that it ended with is saved all the same."""
 
     step: int
     epoch: float

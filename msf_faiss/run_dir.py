@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BOARD = "tensorboard"
 LOCK = ".lock"
+_PATIENCE = 3.0  # seconds: a process that was killed takes a while to give all of its memory back, then the lock
 
 
 @contextlib.contextmanager
@@ -48,7 +50,7 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
     lock = filelock.FileLock(run_dir / LOCK)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE)
     except filelock.Timeout as error:
         raise UserError(f"{run_dir}: another process is training there; choose another directory with --out") from error
     except OSError as error:
@@ -64,6 +66,16 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
         except OSError as error:
             raise UserError(_cannot_write(run_dir, error)) from error
         yield continued
+
+
+def sync_records(run_dir: Path) -> None:
+    """Have the disk hold all lines of metrics.jsonl so far: a checkpoint must not survive what led to it.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    with contextlib.suppress(FileNotFoundError), (run_dir / METRICS).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_config(run_dir: Path, config: Config) -> None:
@@ -85,7 +97,8 @@ def _refuse_used(run_dir: Path, *, resume: bool) -> None:
         if resume:
             return
         raise UserError(
-            f"{run_dir}: already holds a run; continue it with --resume auto, or choose another directory with --out"
+            f"{run_dir}: already holds a run; leave out --resume never to continue it, or choose another directory "
+            "with --out"
         )
     # A run that ended before its first checkpoint has nothing to lose.
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()

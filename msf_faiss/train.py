@@ -1,4 +1,4 @@
-"""Mean-shift pretraining: the state of a run, one step of it, and the run as a stream of reports.
+"""Mean-shift pretraining: one step of it, and a run as a stream of reports.
 
 Shapes: B batch, S height and width of a view, D dimensions of an embedding, K neighbours.
 """
@@ -6,98 +6,35 @@ Shapes: B batch, S height and width of a view, D dimensions of an embedding, K n
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from msf_faiss import monitor
 from msf_faiss import run_dir as run_directory
-from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors, create_bank
+from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors
 from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.bank.watch import RecallWatch
-from msf_faiss.checkpoint import Checkpoint, Tensors, find_checkpoint, prune_checkpoints, save_checkpoint
-from msf_faiss.config import Config, IvfBankConfig, OptimizerConfig, ScanBankConfig
+from msf_faiss.checkpoint import Tensors, prune_checkpoints, save_checkpoint, set_aside
+from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.base import Source
 from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches
 from msf_faiss.data.sources import open_source
-from msf_faiss.errors import UserError
+from msf_faiss.distributed import Ranks, lost_peer
+from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.loss import mean_shift_loss
-from msf_faiss.models import MeanShift, build_model, memory_format
+from msf_faiss.models import memory_format
 from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.resume import Beginning, Resume, allowed_changes, find_beginning
+from msf_faiss.saving import BackgroundSaver
 from msf_faiss.schedule import learning_rate, target_momentum
-
-
-@dataclass(slots=True)
-class TrainState:
-    """All that changes while training. Data order and views are functions of the seed and the step."""
-
-    model: MeanShift
-    optimizer: torch.optim.SGD
-    bank: Bank
-    step: int = 0  # finished steps
-
-    @classmethod
-    def create(cls, config: Config, device: torch.device, *, images: int | None = None) -> TrainState:
-        """The state before the first step; `images` is the size of the data set, for a bank of that size.
-
-        Raises:
-            UserError: if the bank does not fit into memory, or not on `device`.
-        """
-        model = build_model(config.model, seed=config.seed)
-        model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
-        try:
-            bank = create_bank(
-                config.bank, dim=model.online.dim, device=device, images=images, batch=config.train.batch_size
-            )
-        except ValueError as error:
-            raise UserError(f"bank: {error}") from error
-        return cls(model, create_optimizer(model, config.optimizer), bank)
-
-    def tensors(self) -> dict[str, Tensors]:
-        """What a checkpoint holds: for each of its files, tensors by name."""
-        momenta = {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.model.named_parameters()
-            if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
-        }
-        rng = {"cpu": torch.get_rng_state()}
-        if self.bank.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.bank.device)
-        return {"model": self.model.state_dict(), "optimizer": momenta, "bank": self.bank.state_dict(), "rng": rng}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the same config.
-
-        Raises:
-            UserError: if it is damaged or its contents do not fit.
-        """
-        parameters = dict(self.model.named_parameters())
-        rng = checkpoint.tensors("rng")
-        try:
-            self.model.load_state_dict(checkpoint.tensors("model"), strict=True)
-            for name, momentum in checkpoint.tensors("optimizer").items():
-                self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(self.bank.device)
-            self.bank.load_state_dict(checkpoint.tensors("bank"))
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and self.bank.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.bank.device)
-        except (KeyError, RuntimeError, ValueError) as error:
-            complaint = " ".join(str(error).split())
-            raise UserError(f"{checkpoint.path}: the checkpoint does not fit its config: {complaint}") from error
-        self.step = checkpoint.step
-
-
-def create_optimizer(model: MeanShift, config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD over the online encoder and the predictor; the learning rate is set at each step."""
-    trained = [*model.online.parameters(), *model.predictor.parameters()]
-    return torch.optim.SGD(trained, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+from msf_faiss.state import TrainState
+from msf_faiss.watchdog import Watchdog
 
 
 def train_step(
@@ -110,6 +47,7 @@ def train_step(
     learning_rate: float,
     momentum: float,
     precision: torch.dtype = torch.float32,
+    share: float = 1.0,
     clock: monitor.Clock | None = None,
 ) -> tuple[Tensor, Neighbors]:
     """One step of mean shift (paper, section 3, algorithm 1; the order is that of the authors' code).
@@ -123,24 +61,27 @@ def train_step(
         learning_rate: of this step.
         momentum: of the target's moving average.
         precision: bfloat16 runs the forwards under autocast; any other dtype runs them as the model is.
+        share: of the step's images that are this rank's, 0..1.
         clock: times push and search.
 
     Returns:
-        The loss, a scalar on the device, and the neighbours that it pulled to. The device is not waited for.
+        This rank's share of the loss, a scalar on the device (the sum over the ranks is the mean over all images), and
+        the neighbours that it pulled to. The device is not waited for.
     """
     autocast = torch.autocast(ids.device.type, precision, enabled=precision == torch.bfloat16)
     with autocast:
-        queries = state.model(online_view)  # [B, D]
+        queries = state.network(online_view)  # [B, D]
     state.model.update_target(momentum)
     with autocast:
-        targets = state.model.embed_target(target_view)  # [B, D]
+        targets = state.embed_target(target_view)  # [B, D]
     with clock.on_device("push") if clock else contextlib.nullcontext():
         state.bank.push(targets, ids)
     with clock.on_device("search") if clock else contextlib.nullcontext():
         found = state.bank.search(targets, k)  # [B, K]
         means = state.bank.mean_of(found.slots)  # [B, D]
-    loss = mean_shift_loss(queries, means)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = mean_shift_loss(queries, means) * share
+    # Gradients are averaged over the ranks, and this loss is a summand.
+    (loss * state.ranks.size).backward()  # type: ignore[no-untyped-call]
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.step()
@@ -153,16 +94,20 @@ def pretrain(
     config: Config,
     run_dir: Path,
     *,
-    resume: bool = False,
+    resume: Resume = "auto",
+    allow_changes: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> Iterator[Report]:
     """Train as `config` says, in `run_dir`, and tell what happens.
 
     Args:
         config: the run's config.
-        run_dir: a new or empty directory, or with `resume` one that holds a run.
-        resume: continue from the newest checkpoint in `run_dir`, if there is one.
-        should_stop: asked after each step; true ends the run with a checkpoint.
+        run_dir: a new or empty directory, or one that holds the run to continue.
+        resume: see `resume.Resume`.
+        allow_changes: config keys, or whole sections, that may differ from the run that is continued.
+        should_stop: asked between two steps; true ends the run with a checkpoint.
+        ranks: that train together, each calling this; None: this process alone. Only rank 0's reports are complete.
 
     Yields:
         `RunStarted`, then step reports, evaluations and checkpoints as they come, then `RunEnded`.
@@ -170,12 +115,23 @@ def pretrain(
     Raises:
         UserError: data, run directory, checkpoint or device are not usable, the disk is full, or the loss is not
             finite. Checkpoints that exist stay as they are.
+        StartAgainError: another rank is gone.
     """
-    run = _Run(config, run_dir, should_stop)
-    with run_directory.claimed(run_dir, config, resume=resume) as continued:
-        if continued:
-            run.resume()
-        yield from run.reports()
+    ranks = ranks or Ranks.alone()
+    try:
+        run = _Run(config, run_dir, should_stop, ranks)
+        with _claimed(run_dir, config, resume, ranks):
+            beginning = find_beginning(run_dir, resume, ranks)
+            if beginning is not None:
+                run.go_on_from(beginning, allow_changes)
+            yield from run.reports()
+    except RuntimeError as error:
+        if ranks.size > 1 and lost_peer(error):
+            raise StartAgainError(
+                f"rank {ranks.rank} lost another rank, whose own message says why; "
+                "start the same command again to continue from the last checkpoint"
+            ) from error
+        raise
 
 
 def select_device(name: str) -> torch.device:
@@ -191,46 +147,92 @@ def select_device(name: str) -> torch.device:
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
+@contextlib.contextmanager
+def _claimed(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterator[None]:
+    """Hold the run directory: rank 0 for all of them."""
+    with contextlib.ExitStack() as held:
+        claim = run_directory.claimed(run_dir, config, resume=resume != "never")
+        _on_main(ranks, lambda: held.enter_context(claim))
+        if not (run_dir / run_directory.CONFIG).is_file():
+            raise UserError(
+                f"{run_dir}: rank {ranks.rank} does not see what rank 0 wrote there; "
+                "the run directory must be on a file system that all hosts share"
+            )
+        yield
+
+
+T = TypeVar("T")
+
+
+def _on_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on all ranks; where it is a mistake of the user's, none goes on."""
+    outcome: T | UserError | None = None
+    if ranks.is_main:
+        try:
+            outcome = work()
+        except UserError as error:
+            ranks.broadcast_object(error)
+            raise
+    outcome = ranks.broadcast_object(outcome)
+    if isinstance(outcome, UserError):
+        raise ElsewhereError(str(outcome)) from outcome
+    return outcome
+
+
 class _Run:
     """A run in progress: what `pretrain` would otherwise pass around."""
 
-    def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool]) -> None:
-        self.config, self.run_dir, self.should_stop = config, run_dir, should_stop
+    def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool], ranks: Ranks) -> None:
+        self.config, self.run_dir, self.should_stop, self.ranks = config, run_dir, should_stop, ranks
         self.device = select_device(config.train.device)
         if config.train.threads is not None:
             set_threads(config.train.threads)
-        self.source = _training_source(config)
-        self.test_source = open_source(config.data, "test")
+        with ranks.in_turn():  # the first downloads and unpacks
+            self.source = _training_source(config)
+            self.test_source = open_source(config.data, "test")
         self.labelled = self.source.labels is not None and bool((self.source.labels >= 0).any())
         self.steps_per_epoch = steps_per_epoch(self.source, config)
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
-        self.state = TrainState.create(config, self.device, images=len(self.source))
+        self.state = TrainState.create(config, self.device, images=len(self.source), ranks=ranks)
         self.memory_format = memory_format(self.state.model, self.device)
-        self.checkpoint: Path | None = None
-        self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device)
-        self.losses = monitor.LossMonitor()
-        self.watch = _watch(config)
+        self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device, ranks.sum)
+        self.losses = monitor.LossMonitor(ranks.sum)
+        self.watch = _watch(config, ranks)
         self.notes: tuple[str, ...] = ()
-        self.images = 0
-        self.reported = 0  # steps finished at the last report
-        self.unreadable: set[int] = set()
+        self.unreadable: dict[int, str] = {}  # by id, what is wrong with images that this rank left out
+        self.origin: str | None = None
+        self.checkpoint: Path | None = None
+        self.saved_step: int | None = None
+        self.saver = BackgroundSaver(self._write, background=config.checkpoint.background)
+        self.save_ranks = ranks.side_channel()
+        self.watchdog = Watchdog(config.train.hang_seconds)
+        self.images = 0  # since the last report, on all ranks
 
     @property
     def epoch(self) -> float:
         return self.state.step / self.steps_per_epoch
 
     def reports(self) -> Iterator[Report]:
-        self.first_step = self.state.step
-        self.reported = self.first_step
-        self.began = time.perf_counter()
+        self.first_step = self.reported = self.state.step
+        self.began = self.saved_at = time.perf_counter()
         self.clock = monitor.Clock(self.device)
         yield self._started()
         interrupted = False
-        with contextlib.closing(training_batches(self.source, self.config, start_step=self.state.step)) as batches:
-            while self.state.step < self.last_step and not interrupted:
-                improvement = self._step(batches)
-                interrupted = self.should_stop()
+        batches = training_batches(
+            self.source, self.config, start_step=self.state.step, ranks=self.ranks, unreadable=self.unreadable
+        )
+        with contextlib.closing(batches), self.saver.finishing(), self.watchdog.watching():
+            while self.state.step < self.last_step:
+                with self.clock.on_host("data"):
+                    batch = next(batches)
+                counts, interrupted, overdue = self._agree(len(batch.ids))
+                if overdue:
+                    self._save()
+                if interrupted:
+                    break
+                with self.ranks.agreed(counts):
+                    improvement = self._step(batch, counts)
                 evaluating = self.labelled and self._due(self.config.knn.every_epochs)
                 saving = self._due(self.config.checkpoint.every_epochs)
                 # Nothing is evaluated or saved before the losses that led to it are known to be finite.
@@ -241,9 +243,15 @@ class _Run:
                     yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
                     yield self._evaluate()
-                if saving or interrupted:
-                    yield self._save()
-        assert self.checkpoint is not None, "the last step saves, and a run that had none to do was resumed from one"
+                if saving:
+                    self._save()
+                yield from self._saved()
+            if self.saved_step != self.state.step:
+                self._save()
+            with self.watchdog.paused():
+                self.saver.wait()
+            yield from self._saved()
+        assert self.checkpoint is not None, "the last step is saved"
         yield RunEnded(
             step=self.state.step,
             epoch=self.epoch,
@@ -252,10 +260,22 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _step(self, batches: Iterator[Batch]) -> str | None:
+    def _agree(self, images: int) -> tuple[list[int], bool, bool]:
+        """What all ranks must know alike before a step: the images of each, whether to stop, whether to save.
+
+        The one exchange of a step that the host waits for.
+        """
+        minutes = self.config.checkpoint.every_minutes
+        overdue = minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
+        # Whoever is told to stop stops all; rank 0's clock is everybody's.
+        mine = torch.tensor([[images, self.should_stop(), overdue and self.ranks.is_main]])  # [1, 3]
+        with self.ranks.agreed([1] * self.ranks.size):
+            everyone = self.ranks.gather_rows(mine)  # [W, 3]
+        return everyone[:, 0].tolist(), bool(everyone[:, 1].any()), bool(everyone[:, 2].any())
+
+    def _step(self, batch: Batch, counts: list[int]) -> str | None:
         """Do one step; in words, what the bank did about a recall below what was promised."""
-        with self.clock.on_host("data"):
-            batch = next(batches).to(self.device)
+        batch = batch.to(self.device)
         with self.clock.on_device("data"):
             online_view, target_view = batch.views(self.config.views)
         step, config = self.state.step, self.config
@@ -273,13 +293,14 @@ class _Run:
             ),
             momentum=target_momentum(step, config=config.target, total_steps=self.schedule_steps),
             precision=getattr(torch, config.train.precision),
+            share=len(batch.ids) / sum(counts),
             clock=self.clock,
         )
+        self.watchdog.heard()
         self.losses.update(loss)
         bank = self.state.bank
         self.neighbors.update(batch.ids, bank.ids(found.slots), bank.age(found.slots), bank.pushed)
-        self.images += len(batch.ids)
-        self.unreadable |= batch.unreadable.keys()
+        self.images += sum(counts)
         if self.watch is None or not isinstance(bank, ApproximateBank):
             return None
         with self.clock.on_host("watch"):
@@ -296,14 +317,14 @@ class _Run:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return RunStarted(
             run_dir=self.run_dir,
-            device=_describe(self.device),
+            device=_describe(self.device, self.ranks),
             images=len(source),
             classes=len(source.classes) if self.labelled and source.classes is not None else None,
             parameters=sum(parameter.numel() for parameter in trained),
             feature_dim=model.online.feature_dim,
             embedding_dim=model.online.dim,
             bank=repr(self.state.bank),
-            engine_ms=self.state.bank.engine_ms if isinstance(self.state.bank, FlatBank) else {},
+            engine_ms=_engine_ms(self.state.bank),
             notes=self.notes,
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.last_step,
@@ -318,6 +339,7 @@ class _Run:
         data, bank_seconds = parts.get("data", 0.0), sum(parts.get(part, 0.0) for part in ("push", "search", "watch"))
         images, self.images = self.images, 0
         steps, self.reported = done - self.reported, done
+        everyone = self.ranks.gather_objects((bank.readings(), set(self.unreadable)))
         return StepReport(
             step=done,
             epoch=self.epoch,
@@ -332,26 +354,29 @@ class _Run:
             recall=self.watch.recall if self.watch else None,
             push_ms=1000 * parts.get("push", 0.0) / steps,
             search_ms=1000 * parts.get("search", 0.0) / steps,
-            bank_readings=bank.readings(),
+            bank_readings=_means([readings for readings, _ in everyone]),
             images_per_second=images / seconds,
             data_share=data / seconds,
             bank_share=bank_seconds / seconds,
             model_share=max(0.0, 1 - (data + bank_seconds) / seconds),
             seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
-            unreadable=len(self.unreadable),
+            unreadable=len(set().union(*(ids for _, ids in everyone))),
         )
 
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()
-        with self.clock.paused():
-            score = evaluate_knn(
-                self.state.model.online.backbone,
-                self.source,
-                self.test_source,
-                config=self.config,
-                device=self.device,
-                k=self.config.knn.k,
-                limit=self.config.knn.images,
+        with self.clock.paused(), self.watchdog.paused():
+            score = _on_main(
+                self.ranks,
+                lambda: evaluate_knn(
+                    self.state.model.online.backbone,
+                    self.source,
+                    self.test_source,
+                    config=self.config,
+                    device=self.device,
+                    k=self.config.knn.k,
+                    limit=self.config.knn.images,
+                ),
             )
         return Evaluated(
             step=self.state.step,
@@ -362,30 +387,47 @@ class _Run:
             seconds=time.perf_counter() - began,
         )
 
-    def _save(self) -> CheckpointSaved:
-        began = time.perf_counter()
-        with self.clock.paused():
+    def _save(self) -> None:
+        """Begin to save the state as it is."""
+        with self.clock.paused(), self.watchdog.paused():
             self.losses.check(self.state.step)
             self._refuse_broken_weights()
             pending = {
                 "losses": self.losses.pending,
                 **{f"neighbors.{name}": tensor for name, tensor in self.neighbors.pending.items()},
                 **({"watch": self.watch.pending} if self.watch else {}),
+                "unreadable": self._unreadable_anywhere(),
             }
-            self.checkpoint = save_checkpoint(
-                self.run_dir,
-                step=self.state.step,
-                epoch=self.epoch,
-                config=self.config,
-                dataset_size=len(self.source),
-                tensors={**self.state.tensors(), "monitor": pending},
-            )
+            tensors = self.state.tensors()
+            if self.ranks.is_main:
+                tensors["monitor"] = pending
+            self.saver.save(self.state.step, self.epoch, tensors)
+        self.saved_step, self.saved_at = self.state.step, time.perf_counter()
+
+    def _write(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> Path:
+        """Write a checkpoint; in a thread, so nothing that a step changes is used."""
+        if self.ranks.is_main:
+            run_directory.sync_records(self.run_dir)
+        path = save_checkpoint(
+            self.run_dir,
+            step=step,
+            epoch=epoch,
+            config=self.config,
+            dataset_size=len(self.source),
+            origin=self.origin,
+            tensors=tensors,
+            ranks=self.save_ranks,
+        )
+        if self.ranks.is_main:
             rule = self.config.checkpoint
             every = (rule.keep_every_epochs or 0) * self.steps_per_epoch
             prune_checkpoints(self.run_dir, keep_last=rule.keep_last, keep=lambda step: every > 0 and step % every == 0)
-        return CheckpointSaved(
-            step=self.state.step, epoch=self.epoch, path=self.checkpoint, seconds=time.perf_counter() - began
-        )
+        return path
+
+    def _saved(self) -> Iterator[CheckpointSaved]:
+        for saved in self.saver.saved():
+            self.checkpoint = saved.path
+            yield saved
 
     def _refuse_broken_weights(self) -> None:
         """A last gradient that is not finite spoils the weights though every loss so far was finite."""
@@ -396,35 +438,59 @@ class _Run:
                     "lower optimizer.learning_rate, or add optimizer.warmup_epochs"
                 )
 
-    def resume(self) -> None:
-        """Take over the newest checkpoint of the run directory."""
-        checkpoint = find_checkpoint(self.run_dir)
-        before, now = (config.model_dump(mode="json") for config in (checkpoint.config, self.config))
-        moved = _differences(before.pop("bank"), now.pop("bank"), "bank.")
-        changed = _differences(before, now) + [text for text in moved if text.startswith("bank.k:")]
-        if changed:
-            raise UserError(
-                f"{self.run_dir}: its run has another config ({'; '.join(changed)}); "
-                "continue it with its own config.yaml, or start a new run with another --out"
-            )
+    def _unreadable_anywhere(self) -> Tensor:
+        """Ids of the images that any rank left out: [n] int64."""
+        everyone = self.ranks.gather_objects(set(self.unreadable))
+        return torch.tensor(sorted(set().union(*everyone)), dtype=torch.int64)
+
+    def go_on_from(self, beginning: Beginning, allow_changes: Sequence[str]) -> None:
+        """Take over a checkpoint; all ranks take part.
+
+        Raises:
+            UserError: if its config or its data are others, or its contents do not fit.
+        """
+        checkpoint = beginning.checkpoint
+        owner = checkpoint.run_dir or checkpoint.path
+        changes = allowed_changes(owner, checkpoint.config, self.config, allow_changes)
         if checkpoint.dataset_size != len(self.source):
             raise UserError(
-                f"{self.run_dir}: its run had {checkpoint.dataset_size:,} training images, now there are "
+                f"{owner}: its run had {checkpoint.dataset_size:,} training images, now there are "
                 f"{len(self.source):,}; continue it with the same data, or start a new run with another --out"
             )
         self.state.restore(checkpoint)
         pending = checkpoint.tensors("monitor")
+        if not self.ranks.is_main:  # what was counted on all ranks goes on at one
+            watch = {name: tensor for name, tensor in pending.items() if name == "watch"}
+            pending = {name: torch.zeros_like(tensor) for name, tensor in pending.items()} | watch
         self.losses.pending = pending["losses"]
         self.neighbors.pending = {
             name.removeprefix("neighbors."): tensor for name, tensor in pending.items() if name.startswith("neighbors.")
         }
+        moved = [text for text in changes if text.startswith("bank.")]
         if self.watch and "watch" in pending and not moved:
             self.watch.pending = pending["watch"]
-        self.checkpoint = checkpoint.path
+        if self.ranks.is_main:
+            self.unreadable = {index: f"image {index}, found earlier" for index in pending["unreadable"].tolist()}
+        self.origin = beginning.origin
+        if checkpoint.run_dir == self.run_dir:
+            self.checkpoint, self.saved_step = checkpoint.path, checkpoint.step
+        notes = self._dealt_with(beginning.damaged) + [f"the config is another one: {text}" for text in changes]
         if moved:
-            taken = f"it took over the newest {len(self.state.bank):,} entries"
-            self.notes = (f"the bank is another one ({'; '.join(moved)}); {taken}",)
+            notes.append(f"the bank took over the newest {len(self.state.bank):,} entries")
+        if changes and self.ranks.is_main:
             run_directory.write_config(self.run_dir, self.config)
+        self.notes = tuple(notes)
+
+    def _dealt_with(self, damaged: Mapping[Path, str]) -> list[str]:
+        """In words, what became of damaged checkpoints that are newer than the one that the run goes on from."""
+        notes = []
+        for path, wrong in damaged.items():
+            if path.parent.parent != self.run_dir:  # another run's, to be left alone
+                notes.append(wrong)
+                continue
+            aside = _on_main(self.ranks, lambda path=path: set_aside(path))  # type: ignore[misc]
+            notes.append(f"{wrong}; it is now {aside.name}, and the run goes on from an older one")
+        return notes
 
 
 def _training_source(config: Config) -> Source:
@@ -433,33 +499,30 @@ def _training_source(config: Config) -> Source:
     return source
 
 
-def _watch(config: Config) -> RecallWatch | None:
+def _watch(config: Config, ranks: Ranks) -> RecallWatch | None:
     """What checks the bank, if it is of a kind that may miss neighbours."""
     match config.bank:
         case ScanBankConfig() | IvfBankConfig() as bank:
-            return RecallWatch(bank.watch.every, bank.watch.queries, bank.min_recall)
+            return RecallWatch(bank.watch.every, bank.watch.queries, bank.min_recall, ranks.sum)
         case _:
             return None
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Each key with another value, as text. Keys that only one of two kinds has follow from `kind`."""
-    found = []
-    for key in [key for key in old if key in new]:
-        before, after, name = old[key], new[key], f"{prefix}{key}"
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{name}.")
-        elif before != after:
-            found.append(f"{name}: {_as_yaml(before)} there, {_as_yaml(after)} now")
-    return found
+def _means(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each reading's mean over the ranks that have it."""
+    names = dict.fromkeys(name for each in readings for name in each)
+    found = {name: [each[name] for each in readings if name in each] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _as_yaml(value: object) -> str:
-    """A setting as a config file spells it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+def _engine_ms(bank: Bank) -> Mapping[str, float]:
+    """Milliseconds of each engine of an exact bank, if they were timed."""
+    return bank.engine_ms if isinstance(bank, FlatBank) else {}
 
 
-def _describe(device: torch.device) -> str:
+def _describe(device: torch.device, ranks: Ranks) -> str:
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+        what = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        what = f"{device} ({torch.get_num_threads()} threads)"
+    return what if ranks.size == 1 else f"{what}, on each of {ranks.size} ranks"

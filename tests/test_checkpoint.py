@@ -1,6 +1,10 @@
+import hashlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -11,13 +15,15 @@ from msf_faiss.checkpoint import (
     find_checkpoint,
     load_bank,
     load_model,
+    newest_valid,
     prune_checkpoints,
     remove_unfinished,
     save_checkpoint,
+    set_aside,
 )
 from msf_faiss.config import Config, FlatBankConfig, IvfBankConfig, ModelConfig, NarrowBackbone
 from msf_faiss.errors import UserError
-from msf_faiss.train import TrainState
+from msf_faiss.state import TrainState
 
 CONFIG = Config(
     seed=4,
@@ -105,23 +111,78 @@ def test_every_file_is_watched(saved: Path) -> None:
         ('{"format": "msf-faiss checkpoint"', "cannot be read"),
         ("[]", "holds no object"),
         ("{}", "not that of an msf-faiss checkpoint"),
-        ('{"format": "msf-faiss checkpoint", "version": 99}', "format version 99, this msf-faiss reads 1"),
-        ('{"format": "msf-faiss checkpoint", "version": 1}', "lacks or garbles 'files'"),
-        ('{"format": "msf-faiss checkpoint", "version": 1, "files": []}', "lacks or garbles"),
+        ('{"format": "msf-faiss checkpoint", "version": 1}', "format version 1, this msf-faiss reads 2"),
+        ('{"format": "msf-faiss checkpoint", "version": 2}', r"manifest.json is not what was saved \(its SHA-256"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"format": "\xff', "cannot be read"),
     ],
 )
 def test_a_manifest_that_is_not_ours(saved: Path, text: str, complaint: str) -> None:
-    (saved / "manifest.json").write_text(text)
+    (saved / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=complaint):
         find_checkpoint(saved)
 
 
+def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest as another program would that knows how it is sealed."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    edit(manifest)
+    manifest["sha256"] = checkpoint._digest(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_config_of_another_release_is_named(saved: Path) -> None:
-    manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["config"]["bank"]["colour"] = "blue"
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(saved, lambda manifest: manifest["config"]["bank"].update(colour="blue"))
     with pytest.raises(UserError, match=r"its config does not fit this msf-faiss: bank.colour"):
         find_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("version", 99, "format version 99, this msf-faiss reads 2; use the release that wrote it"),
+        ("format", "something else", "not that of an msf-faiss checkpoint"),
+        ("files", [], "lacks or garbles"),
+        ("files", {"../../model.safetensors": {"bytes": 1, "sha256": ""}}, "refused: ../../model.safetensors"),
+        ("step", None, "lacks or garbles"),
+    ],
+)
+def test_a_manifest_that_says_something_strange(saved: Path, key: str, value: object, complaint: str) -> None:
+    edit_manifest(saved, lambda manifest: manifest.update({key: value}))
+    with pytest.raises(UserError, match=complaint):
+        find_checkpoint(saved)
+
+
+class Poison:
+    """What a pickle can do when it is loaded."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.victim,)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_pickle_is_refused_and_not_executed(saved: Path, tmp_path: Path, writer: str) -> None:
+    """Beside the tensors, and in their place under a manifest that vouches for it."""
+    for name in ("extra.pt", "model.safetensors"):
+        with (saved / name).open("wb") as file:
+            if writer == "torch":
+                torch.save(Poison(tmp_path / "executed"), file)
+            else:
+                pickle.dump(Poison(tmp_path / "executed"), file)
+        with pytest.raises(UserError, match=r"refused: extra.pt does not belong into a checkpoint"):
+            find_checkpoint(saved)
+    (saved / "extra.pt").unlink()
+    content = (saved / "model.safetensors").read_bytes()
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(saved, lambda manifest: manifest["files"].update({"model.safetensors": facts}))
+    with pytest.raises(UserError, match="refused: it is a pickle, which can execute code"):
+        load_model(find_checkpoint(saved), CPU)
+    with pytest.raises(UserError, match="refused: it is a pickle, which can execute code"):
+        TrainState.create(CONFIG, CPU).restore(newest_valid(saved.parents[1])[0])
+    assert not (tmp_path / "executed").exists()
 
 
 def test_places_that_hold_no_checkpoint(tmp_path: Path) -> None:
@@ -163,9 +224,9 @@ def test_weights_are_loaded_strictly(tmp_path: Path, state: TrainState, change: 
 
 
 def test_a_bank_that_is_none(tmp_path: Path, state: TrainState) -> None:
-    for bank in ({"queue": torch.zeros(3, 4)}, {"embeddings": torch.zeros(3), "ids": torch.zeros(3)}):
+    for step, bank in enumerate(({"queue": torch.zeros(3, 4)}, {"embeddings": torch.zeros(3), "ids": torch.zeros(3)})):
         tensors = {**state.tensors(), "bank": bank}
-        path = save_checkpoint(tmp_path, step=1, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
+        path = save_checkpoint(tmp_path, step=step, epoch=1, config=CONFIG, dataset_size=9, tensors=tensors)
         with pytest.raises(UserError, match="holds no bank"):
             load_bank(find_checkpoint(path), CPU)
 
@@ -223,15 +284,57 @@ def test_an_interrupted_save_leaves_nothing(saved: Path, state: TrainState, monk
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_saving_a_step_again_replaces_it(saved: Path, state: TrainState) -> None:
-    (saved / "bank.safetensors").write_bytes(b"broken")
-    assert save(saved.parents[1], state) == saved
-    assert find_checkpoint(saved).step == 7
+def test_a_checkpoint_is_never_replaced(saved: Path, state: TrainState) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(UserError, match="cannot save step 7"):
+        save(saved.parents[1], state)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, state: TrainState) -> None:
+    paths = [save(tmp_path, state, step) for step in (7, 9, 11, 13)]
+    (paths[3] / "manifest.json").unlink()
+    content = bytearray((paths[2] / "bank.safetensors").read_bytes())
+    content[-1] ^= 1
+    (paths[2] / "bank.safetensors").write_bytes(content)
+    found, damaged = newest_valid(tmp_path)
+    assert (found.path, found.verified) == (paths[1], True)
+    assert list(damaged) == [paths[3], paths[2]]
+    assert "manifest.json is missing" in damaged[paths[3]]
+    assert "bank.safetensors is not what was saved" in damaged[paths[2]]
+    assert set_aside(paths[3]).name == "damaged-step-00000013"
+    paths[3].mkdir()  # it happens again
+    assert set_aside(paths[3]).name == "damaged-step-00000013-2"
+    assert newest_valid(tmp_path)[1].keys() == {paths[2]}
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_changed(tmp_path: Path, state: TrainState) -> None:
+    for step in (7, 9):
+        (save(tmp_path, state, step) / "rng.safetensors").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"no checkpoint of the run is whole(.|\n)*step-00000009(.|\n)*step-00000007"):
+        newest_valid(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in permissions must not send the run back to an older checkpoint."""
+    save(tmp_path, state, 7)
+    save(tmp_path, state, 9)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_sha256", refuse)
+    with pytest.raises(UserError, match=r"step-00000009/.*: cannot be read: permission denied"):
+        newest_valid(tmp_path)
+
+
 def test_what_a_killed_process_left_is_ignored_and_removed(saved: Path) -> None:
-    left = saved.with_name(".saving-step-00000009-123")
+    left = saved.with_name(".saving-step-00000009")
     shutil.copytree(saved, left)
     assert find_checkpoint(saved.parents[1]).path == saved
     remove_unfinished(saved.parents[1])

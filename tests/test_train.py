@@ -1,5 +1,6 @@
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from msf_faiss.config import (
 from msf_faiss.config_file import load_config
 from msf_faiss.errors import UserError
 from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.resume import Resume
 from msf_faiss.run_dir import Recorder
-from msf_faiss.train import TrainState, pretrain, select_device
+from msf_faiss.state import TrainState
+from msf_faiss.train import pretrain, select_device
 
 CONFIG = Config(
     seed=1,
@@ -49,12 +52,21 @@ def changed(**sections: dict[str, object]) -> Config:
     return CONFIG.model_copy(update=updates)
 
 
-def run(config: Config, run_dir: Path, *, resume: bool = False, stop_after: int | None = None) -> list[Report]:
-    """A whole run with its records, or one that is asked to stop after a step."""
-    asked = itertools.count(1)
+def run(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: Resume = "never",
+    stop_after: int | None = None,
+    allow: Sequence[str] = (),
+) -> list[Report]:
+    """A whole run with its records, or one that is asked to stop after so many steps."""
+    asked = itertools.count()
     reports = []
     with Recorder(run_dir) as record:
-        for report in pretrain(config, run_dir, resume=resume, should_stop=lambda: next(asked) == stop_after):
+        for report in pretrain(
+            config, run_dir, resume=resume, allow_changes=allow, should_stop=lambda: next(asked) == stop_after
+        ):
             record(report)
             reports.append(report)
     return reports
@@ -130,7 +142,7 @@ def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
     assert (first[-1].reason, first[-1].step) == ("interrupted", stop_after)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:  # what a kill between two checkpoints leaves
         file.write(json.dumps({"step": 11, "epoch": 2.75, "loss": 9.0}) + '\n{"step": 1')
-    again = run(CONFIG, tmp_path / "run", resume=True)
+    again = run(CONFIG, tmp_path / "run", resume="auto")
     assert isinstance(again[0], RunStarted)
     assert again[0].first_step == stop_after
     expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
@@ -145,14 +157,14 @@ def test_reports_do_not_show_an_interruption(tmp_path: Path, stop_after: int) ->
     config = changed(train={"log_every": 5})
     run(config, tmp_path / "whole")
     run(config, tmp_path / "stopped", stop_after=stop_after)
-    run(config, tmp_path / "stopped", resume=True)
+    run(config, tmp_path / "stopped", resume="auto")
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     assert [line["step"] for line in metrics(tmp_path / "whole") if "purity" in line] == [4, 5, 8, 10, 12]
 
 
 def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Report]]) -> None:
     before = metrics(finished[0])
-    reports = run(CONFIG, finished[0], resume=True)
+    reports = run(CONFIG, finished[0], resume="auto")
     assert [type(report) for report in reports] == [RunStarted, RunEnded]
     assert metrics(finished[0]) == before
 
@@ -160,10 +172,10 @@ def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Report]]) 
 def test_a_run_is_never_overwritten(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
     run_dir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+    with pytest.raises(UserError, match="already holds a run; leave out --resume never to continue it"):
         run(CONFIG, run_dir)
     with pytest.raises(UserError, match=r"another config \(seed: 1 there, 2 now; bank.k: 3 there, 4 now\)"):
-        run(changed(bank={"k": 4}).model_copy(update={"seed": 2}), run_dir, resume=True)
+        run(changed(bank={"k": 4}).model_copy(update={"seed": 2}), run_dir, resume="auto")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"holds other things \(thesis.tex\)"):
@@ -176,11 +188,12 @@ def test_a_run_is_never_overwritten(finished: tuple[Path, list[Report]], tmp_pat
 def test_other_data_than_before_is_refused(
     finished: tuple[Path, list[Report]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from msf_faiss import train
+    from msf_faiss import resume
 
-    monkeypatch.setattr(train, "find_checkpoint", lambda path: replace(find_checkpoint(path), dataset_size=71))
+    found = resume.newest_valid
+    monkeypatch.setattr(resume, "newest_valid", lambda *args: (replace(found(*args)[0], dataset_size=71), {}))
     with pytest.raises(UserError, match="had 71 training images, now there are 70"):
-        run(CONFIG, finished[0], resume=True)
+        run(CONFIG, finished[0], resume="auto")
 
 
 def test_a_mistake_in_the_data_leaves_no_run_directory(tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "mean_shift_loss", lambda q, m: (q * float("nan")).sum())
         with pytest.raises(UserError, match="the loss of step 6 is nan"):
-            run(CONFIG, tmp_path / "good", resume=True)
+            run(CONFIG, tmp_path / "good", resume="auto")
     assert find_checkpoint(tmp_path / "good").step == 5
 
 
@@ -314,9 +327,12 @@ def test_a_run_goes_on_with_another_bank(
     assert torch.equal(state.bank.ids(slots), before["bank.ids"][old_slots])
     entries = before["bank.embeddings"][old_slots].to(state.bank.dtype).float()
     assert torch.equal(state.bank.reconstruct(slots), entries)
-    reports = run(config, tmp_path / "run", resume=True)
+    reports = run(config, tmp_path / "run", resume="auto", allow=["bank"])
     assert isinstance(reports[0], RunStarted)
-    assert reports[0].notes == (f"the bank is another one ({told}); it took over the newest {kept} entries",)
+    assert reports[0].notes == (
+        *(f"the config is another one: {text}" for text in told.split("; ")),
+        f"the bank took over the newest {kept} entries",
+    )
     assert isinstance(reports[-1], RunEnded)
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert find_checkpoint(tmp_path / "run").config == config
@@ -324,7 +340,7 @@ def test_a_run_goes_on_with_another_bank(
         expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     # From here on it is that run, and there is nothing to tell.
-    again = run(config, tmp_path / "run", resume=True)
+    again = run(config, tmp_path / "run", resume="auto", allow=["bank"])
     assert isinstance(again[0], RunStarted)
     assert again[0].notes == ()
 
@@ -334,8 +350,8 @@ def test_another_bank_must_find_as_many_neighbours(tmp_path: Path) -> None:
     run(CONFIG, tmp_path / "run", stop_after=5)
     written = (tmp_path / "run" / "config.yaml").read_text()
     config = CONFIG.model_copy(update={"bank": ReferenceBankConfig(capacity=50, k=4)})
-    with pytest.raises(UserError, match=r"another config \(bank.k: 3 there, 4 now\)"):
-        run(config, tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"another config \(bank.k: 3 there, 4 now\); .* --allow-config-change bank.k,"):
+        run(config, tmp_path / "run", resume="auto", allow=["bank.capacity", "bank.kind"])
     assert (tmp_path / "run" / "config.yaml").read_text() == written
 
 
@@ -399,9 +415,9 @@ class Forgetful(ReferenceBank):
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> Config:
     """A config whose approximate bank is that one; it is checked every five steps."""
-    from msf_faiss import train
+    from msf_faiss import state
 
-    monkeypatch.setattr(train, "create_bank", lambda config, *, dim, **rest: Forgetful(config.capacity, dim))
+    monkeypatch.setattr(state, "create_bank", lambda config, *, dim, **rest: Forgetful(config.capacity, dim))
     bank = ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.9, watch=WatchConfig(every=5, queries=8))
     return changed(train={"log_every": 4}).model_copy(update={"bank": bank})
 
@@ -436,7 +452,7 @@ def test_an_interruption_does_not_change_what_the_watch_sees(
     """What it has counted, and what the bank has become, are in the checkpoint."""
     run(forgetful, tmp_path / "whole")
     run(forgetful, tmp_path / "stopped", stop_after=stop_after)
-    run(forgetful, tmp_path / "stopped", resume=True)
+    run(forgetful, tmp_path / "stopped", resume="auto")
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
     assert "monitor.watch" in expected
@@ -498,7 +514,7 @@ def test_a_run_with_an_index_records_it_and_resumes_bit_for_bit(scanned: list[in
     assert any(key.startswith("bank.index.") for key in expected)
     for stop_after in (3, 5, 10):
         run(config, tmp_path / f"{stop_after}", stop_after=stop_after)
-        run(config, tmp_path / f"{stop_after}", resume=True)
+        run(config, tmp_path / f"{stop_after}", resume="auto")
         found = tensors(tmp_path / f"{stop_after}", 12)
         assert found.keys() == expected.keys()
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
@@ -509,11 +525,13 @@ def test_a_run_with_an_index_records_it_and_resumes_bit_for_bit(scanned: list[in
 def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: str) -> None:
     run(CONFIG, tmp_path / "run", stop_after=9)
     config = CONFIG.model_copy(update={"bank": INDEXED[name]})
-    reports = run(config, tmp_path / "run", resume=True)
+    reports = run(config, tmp_path / "run", resume="auto", allow=["bank.kind"])
     assert isinstance(reports[0], RunStarted)
     kind = INDEXED[name].kind
-    told = f"the bank is another one (bank.kind: flat there, {kind} now); it took over the newest 100 entries"
-    assert reports[0].notes == (told,)
+    assert reports[0].notes == (
+        f"the config is another one: bank.kind: flat there, {kind} now",
+        "the bank took over the newest 100 entries",
+    )
     steps = [report for report in reports if isinstance(report, StepReport)]
     assert [report.step for report in steps] == [10, 11, 12]
     assert all(report.bank_fill == 1 for report in steps)

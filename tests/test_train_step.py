@@ -16,7 +16,8 @@ from msf_faiss.bank import Bank, FlatBank, ReferenceBank
 from msf_faiss.config import ModelConfig, NarrowBackbone, OptimizerConfig
 from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import MeanShift, build_model
-from msf_faiss.train import TrainState, create_optimizer, train_step
+from msf_faiss.state import TrainState, create_optimizer
+from msf_faiss.train import train_step
 
 BATCH, CAPACITY, PUSHED = 12, 45, 70  # the bank has wrapped around before the step, and wraps within it
 RATE, MOMENTUM = 0.05, 0.9

@@ -20,6 +20,7 @@ def create_bank(
     device: torch.device,
     images: int | None = None,
     batch: int | None = None,
+    ranks: object = None,
 ) -> Bank:
     """The empty bank that `config` asks for.
 

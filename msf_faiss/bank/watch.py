@@ -24,7 +24,7 @@ class RecallWatch:
         min_recall: what is promised.
     """
 
-    def __init__(self, every: int, queries: int, min_recall: float) -> None:
+    def __init__(self, every: int, queries: int, min_recall: float, total: object = None) -> None:
         self._every, self._queries, self._min_recall = every, queries, min_recall
         self._counts = torch.zeros(2, dtype=torch.float64)  # found, and to be found
 

@@ -20,6 +20,7 @@ from msf_faiss.data import sampler
 from msf_faiss.data.base import Source, UnreadableImageError
 from msf_faiss.data.loading import load
 from msf_faiss.data.sampler import BatchStream, Position
+from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish
 
@@ -80,11 +81,26 @@ def steps_per_epoch(source: Source, config: Config) -> int:
     return sampler.steps_per_epoch(len(source), config.train.batch_size)
 
 
-def training_batches(source: Source, config: Config, *, start_step: int = 0) -> Generator[Batch, None, None]:
+def training_batches(
+    source: Source,
+    config: Config,
+    *,
+    start_step: int = 0,
+    ranks: Ranks | None = None,
+    unreadable: dict[int, str] | None = None,
+) -> Generator[Batch, None, None]:
     """The batches of all epochs from `start_step` on, without end, on the CPU (pinned if there is CUDA).
 
     Which images a batch holds and how they are cropped follows from the config and the step alone. Closing the iterator
     ends the worker processes.
+
+    Args:
+        source: the images.
+        config: of the run.
+        start_step: finished steps.
+        ranks: of each batch, a rank gets its part; None: this process gets all.
+        unreadable: images already known to be unreadable, with what is wrong; those of each batch that is handed out
+            are added.
 
     Raises:
         UserError: if the images do not fill a batch; if one is unreadable, or with `unreadable: skip` more than the
@@ -92,7 +108,7 @@ def training_batches(source: Source, config: Config, *, start_step: int = 0) -> 
     """
     stream = BatchStream(len(source), config.train.batch_size, seed=config.seed, start_step=start_step)
     maker = _BatchMaker(source, config)
-    unreadable: dict[int, str] = {}
+    unreadable = {} if unreadable is None else unreadable
     for batch in load(maker, stream, workers=worker_count(source, config.data), pin_memory=uses_cuda(config)):
         note_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids) < 2:

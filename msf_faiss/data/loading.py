@@ -6,12 +6,13 @@ spawned process imports torch anew (seconds); the server imports it once and for
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -35,7 +36,7 @@ def load(
     Raises:
         UserError: if `work` does, or a worker process dies.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signals_held():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         results = iter(_loader(work, items, workers, pin_memory))
     try:
@@ -56,6 +57,22 @@ def load(
             yield result
     finally:
         del results  # ends the workers
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Leave SIGTERM and SIGUSR1, which a scheduler may send to every process, to the main one.
+
+    A process inherits which signals are held; the fork server and the workers, started meanwhile, hold them for ever.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _loader(work: Callable[[Item], Result], items: Iterable[Item], workers: int, pin_memory: bool) -> DataLoader[Any]:

@@ -18,6 +18,7 @@ import torch
 from msf_faiss_cli.main import main
 from PIL import Image
 
+from msf_faiss import checkpoint
 from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.data.sources import open_source
 from msf_faiss.evaluate.knn import evaluate_knn
@@ -216,6 +217,7 @@ def change_weights(run_dir: Path, change: Callable[[dict[str, torch.Tensor]], ob
     manifest = json.loads((folder / "manifest.json").read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest["sha256"] = checkpoint._digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

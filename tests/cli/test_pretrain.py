@@ -94,21 +94,54 @@ def test_what_cannot_be_trained_exits_with_2(
 
 
 def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> None:
-    done = msf_faiss("pretrain", *TINY, "--out", tiny_run)
+    done = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "never")
     assert done.returncode == 2
-    assert f"error: {tiny_run}: already holds a run; continue it with --resume auto" in done.stderr
-    again = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "auto")
+    assert f"error: {tiny_run}: already holds a run; leave out --resume never to continue it" in done.stderr
+    other = msf_faiss("pretrain", "demo", "--set", "seed=3", "--out", tiny_run)
+    assert other.returncode == 2
+    assert "its run has another config (seed: 0 there, 3 now; " in other.stderr
+    # With the same settings, or with none, it is continued.
+    for arguments in ([*TINY], []):
+        again = msf_faiss("pretrain", *arguments, "--out", tiny_run)
+        assert again.returncode == 0, again.stderr
+        assert "resumed  after step 6 of 6" in again.stderr
+
+
+def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    """It keeps the other's config, may change what is named, and is continued by the same command."""
+    longer = ["--set", "train.epochs=3", "--allow-config-change", "train.epochs"]
+    command = ["pretrain", *longer, "--resume", tiny_run, "--out", tmp_path / "run"]
+    done = msf_faiss(*command)
+    assert done.returncode == 0, done.stderr
+    assert "resumed  after step 6 of 9" in done.stderr
+    assert "note     the config is another one: train.epochs: 2 there, 3 now" in done.stderr
+    again = msf_faiss(*command)
     assert again.returncode == 0, again.stderr
-    assert "resumed  after step 6 of 6" in again.stderr
+    assert "resumed  after step 9 of 9" in again.stderr
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tiny_run, tmp_path / "other" / "run")
+    refused = msf_faiss("pretrain", "--resume", tmp_path / "run", "--out", tmp_path / "other" / "run")
+    assert refused.returncode == 2
+    assert "holds a run that goes on from step-00000006, not from" in refused.stderr
+    unknown = msf_faiss("pretrain", "--allow-config-change", "train.epoch", "--out", tmp_path / "run")
+    assert unknown.returncode == 2
+    assert "--allow-config-change train.epoch: there is no such key; did you mean train.epochs?" in unknown.stderr
+    shape = ["--set", "model.dim=3", "--allow-config-change", "model"]
+    fixed = msf_faiss("pretrain", *shape, "--out", tmp_path / "run")
+    assert fixed.returncode == 2
+    assert "(model.dim: null there, 3 now), and these cannot change within a run" in fixed.stderr
 
 
 def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
-    arguments = [*TINY, "--set", "bank.capacity=30", "--out", str(tmp_path / "run"), "--resume", "auto"]
-    done = msf_faiss("pretrain", *arguments)
+    arguments = [*TINY, "--set", "bank.capacity=30", "--out", str(tmp_path / "run")]
+    refused = msf_faiss("pretrain", *arguments)
+    assert refused.returncode == 2
+    assert "allow the change with --allow-config-change bank.capacity, or start" in refused.stderr
+    done = msf_faiss("pretrain", *arguments, "--allow-config-change", "bank")
     assert done.returncode == 0, done.stderr
-    note = "note     the bank is another one (bank.capacity: 40 there, 30 now); it took over the newest 30 entries"
-    assert note in done.stderr
+    assert "note     the config is another one: bank.capacity: 40 there, 30 now" in done.stderr
+    assert "note     the bank took over the newest 30 entries" in done.stderr
     assert "capacity: 30" in (tmp_path / "run" / "config.yaml").read_text()
 
 
