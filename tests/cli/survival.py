@@ -1,0 +1,108 @@
+"""Runs in processes of their own that are ended at random moments, and what must be the same in spite of it."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from conftest import TINY
+
+LONG = [
+    *TINY,
+    *("--set", "train.epochs=300", "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=20"),
+    *("--set", "train.log_every=4"),
+]
+"""The tiny run with 900 steps, saved after every third."""
+
+_TIMED = {"images_per_second", "seconds_left", "knn_seconds", "data_share", "bank_share", "model_share"}
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """`msf-faiss pretrain` in a process group of its own; nothing of it outlives the context."""
+    command = [sys.executable, "-m", "msf_faiss_cli", "pretrain", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"it ended without {text!r}: {''.join(told)}")
+
+
+def interrupt_at_random(run_dir: Path, number: signal.Signals, *, times: int, seed: int) -> list[tuple[int, str]]:
+    """Start the long run so often, and send it a signal at a random moment of its training.
+
+    Returns:
+        Exit code and last words of each.
+    """
+    moments, ends = random.Random(seed), []
+    for _ in range(times):
+        with started(*LONG, "--out", run_dir) as process:
+            read_until(process, "device   ")
+            time.sleep(moments.uniform(0, 0.4))
+            process.send_signal(number)
+            _, told = process.communicate(timeout=60)
+            ends.append((process.returncode, told))
+    return ends
+
+
+def finish(run_dir: Path) -> None:
+    """Let the long run come to its end."""
+    with started(*LONG, "--out", run_dir) as process:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+
+
+def outcome(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
+    """The tensors of the last checkpoint, and metrics.jsonl without what a clock decides."""
+    last = max((run_dir / "checkpoints").glob("step-*"))
+    tensors = {
+        f"{path.stem}.{name}": tensor
+        for path in last.glob("*.safetensors")
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    untimed = [
+        {key: value for key, value in line.items() if key not in _TIMED and not key.endswith("_ms")} for line in lines
+    ]
+    return tensors, untimed
+
+
+def assert_same_outcome(run_dir: Path, undisturbed: Path) -> None:
+    """Bit for bit: weights, momenta, bank, counters, and every reported number."""
+    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(undisturbed)
+    assert tensors.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(tensors[name], expected[name])] == []
+    assert {"step": 900}.items() <= lines[-1].items()
+    assert lines == expected_lines
+
+
+def workers_of(main: int) -> list[int]:
+    """Processes that prepare images for the process `main`: children of its fork server."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+    children = [process for process, parent in parents.items() if parent == main]
+    found = [process for process, parent in parents.items() if parent in children]
+    assert found
+    return found

@@ -1,0 +1,19 @@
+"""Whatever kills a run, the next start continues it as if nothing had happened."""
+
+import signal
+from pathlib import Path
+
+from survival import assert_same_outcome, finish, interrupt_at_random
+
+
+def test_a_run_that_is_killed_twenty_times_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    finish(tmp_path / "undisturbed")
+    ends, caught_saving = [], 0
+    for kill in range(20):
+        ends += interrupt_at_random(tmp_path / "run", signal.SIGKILL, times=1, seed=kill)
+        caught_saving += any((tmp_path / "run" / "checkpoints").glob(".saving-*"))
+    assert [code for code, _ in ends] == [-signal.SIGKILL] * 20
+    assert caught_saving > 0  # the run saves about half of its time
+    finish(tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob(".saving-*"))
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")

@@ -1,0 +1,68 @@
+"""Signals end a run with a checkpoint and an exit code that says whether to start it again."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from survival import LONG, assert_same_outcome, finish, interrupt_at_random, read_until, started, workers_of
+
+
+def test_a_run_that_is_terminated_twenty_times_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    finish(tmp_path / "undisturbed")
+    ends = interrupt_at_random(tmp_path / "run", signal.SIGTERM, times=20, seed=0)
+    assert [code for code, _ in ends] == [75] * 20
+    for _, told in ends:
+        assert "SIGTERM: stopping after this step, with a checkpoint" in told or "stopped before the first step" in told
+        assert "Traceback" not in told
+    finish(tmp_path / "run")
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGUSR1", 75), ("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_to_every_process_of_a_run_ends_it_with_a_checkpoint(tmp_path: Path, number: str, code: int) -> None:
+    """A scheduler signals workers too: they must not take the run with them."""
+    if not hasattr(signal, number):
+        pytest.skip(f"no {number} here")
+    with started(*LONG, "--set", "data.workers=2", "--out", tmp_path / "run") as process:
+        read_until(process, "step 4 ")
+        os.killpg(process.pid, getattr(signal, number))
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert f"{number}: stopping after this step, with a checkpoint" in told
+    assert "interrupted after step" in told
+    assert "Traceback" not in told
+
+
+def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path: Path) -> None:
+    """Also while a step hangs, here because its data do not come: a worker that was stopped hands nothing out."""
+    with started(*LONG, "--set", "data.workers=1", "--out", tmp_path / "run") as process:
+        read_until(process, "step 40 ")
+        for worker in workers_of(process.pid):
+            os.kill(worker, signal.SIGSTOP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "SIGTERM: stopping after this step")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    assert process.returncode == 128 + signal.SIGTERM
+    with started(*LONG, "--set", "data.workers=1", "--out", tmp_path / "run") as process:
+        read_until(process, "resumed  after step")
+
+
+def test_a_watchdog_ends_a_hung_step(tmp_path: Path) -> None:
+    arguments = [*TINY, "--set", "data.workers=1", "--set", "train.epochs=1000", "--set", "train.hang_seconds=3"]
+    with started(*arguments, "--out", tmp_path / "run") as process:
+        read_until(process, "step 5 ")
+        for worker in workers_of(process.pid):
+            os.kill(worker, signal.SIGSTOP)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "no step was finished for 3 seconds (train.hang_seconds); every thread stands here" in told
+    assert "training_batches" in told
+    assert "start the same command again to continue" in told
