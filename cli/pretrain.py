@@ -65,15 +65,21 @@ def command(
     signal (start it again), 130 the same by Ctrl-C, 128 + the signal's number after a second signal.
     """
     from msf_faiss.config_file import dump_config
+    from msf_faiss.errors import ElsewhereError, UserError
 
     source: Resume = "auto" if resume == "auto" else "never" if resume == "never" else Path(resume)
-    settings = _settings(config, overrides, out, source)
+    quiet = os.environ.get("RANK", "0") != "0"
+    try:
+        settings = _settings(config, overrides, out, source)
+    except UserError as error:
+        if quiet:  # rank 0 tells it
+            raise ElsewhereError(str(error)) from error
+        raise
     if dry_run:
         click.echo(dump_config(settings), nl=False)
         return 0
 
     from msf_faiss.distributed import joined
-    from msf_faiss.errors import UserError
     from msf_faiss.reports import Report, RunEnded
     from msf_faiss.run_dir import Recorder
     from msf_faiss.train import pretrain
@@ -85,7 +91,7 @@ def command(
         raise UserError("torchrun starts a run anew where it failed: name its directory with --out")
     run_dir = out or Path("runs") / f"{Path(config or 'demo').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     ended: RunEnded | None = None
-    stopping = Stopping(quiet=os.environ.get("RANK", "0") != "0")
+    stopping = Stopping(quiet=quiet)
     try:
         with stopping.listening(), joined(settings.train.device) as ranks, contextlib.ExitStack() as told:
             consumers: list[Callable[[Report], None]] = []

@@ -38,6 +38,7 @@ from torch import Tensor
 
 import msf_faiss
 from msf_faiss.bank import Bank, create_bank
+from msf_faiss.bank.parallel import load_shards, saved_capacity
 from msf_faiss.config import Config
 from msf_faiss.config_tree import dotted, key_of
 from msf_faiss.distributed import Ranks
@@ -283,28 +284,34 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
 
 
 def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
-    """The bank of a checkpoint, on `device`.
+    """The bank of a checkpoint, whole, on `device`, with the capacity that it had.
 
     Raises:
-        UserError: if the saved bank does not fit the config, its kind cannot be searched on `device`, or the file is
+        UserError: if the saved bank does not fit the config, its kind cannot be searched on `device`, or a file is
             damaged.
     """
-    state = checkpoint.tensors("bank")
-    config = checkpoint.config.bank
+    shards = checkpoint.bank_files
+    where = f"{shards[0]}{_ENDING}" if shards else f"bank{_ENDING}"
+    state = checkpoint.tensors(where.removesuffix(_ENDING))
+    config = checkpoint.config.bank.model_copy(update={"placement": "replicated"})
     if config.kind == "flat":
         config = config.model_copy(update={"engine": "auto"})  # the run's may not exist here
     try:
         dim = state["embeddings"].shape[1]
+        if (capacity := saved_capacity(state)) is not None:
+            config = config.model_copy(update={"capacity": capacity})
     except (KeyError, IndexError) as error:
-        raise UserError(_damaged(checkpoint.path, f"bank.safetensors holds no bank: {error}")) from error
+        raise UserError(_damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
     try:
         bank = create_bank(config, dim=dim, device=device, images=checkpoint.dataset_size)
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: its bank cannot be searched on {device}: {error}") from error
     try:
-        bank.load_state_dict(state)
+        load_shards(bank, len(shards), lambda number: checkpoint.tensors(shards[number]))
+    except UserError:
+        raise
     except (KeyError, ValueError) as error:
-        raise UserError(_damaged(checkpoint.path, f"bank.safetensors holds no bank: {error}")) from error
+        raise UserError(_damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
     return bank
 
 

@@ -266,8 +266,11 @@ class RingConfig(Section):
     """What every kind of bank has in common."""
 
     capacity: Positive | Memory | Literal["dataset"] = 131_072
-    """Entries (the oldest give way); or the memory they may take with all that finds them, as in 8GiB; or "dataset",
-    one an image."""
+    """Entries (the oldest give way); or the memory they may take with all that finds them, as in 8GiB, of each rank; or
+    "dataset", one an image."""
+    placement: Literal["replicated", "sharded"] = "replicated"
+    """Where several ranks train together. replicated: each holds all entries. sharded: each holds its part of them and
+    searches it for all, so that a bank may be as large as the memory of all ranks. The neighbours are the same."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Storage of an entry."""
     k: Positive = 5
@@ -370,9 +373,11 @@ class TrainConfig(Section):
     epochs: Positive = 200
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 256
-    """Images a step; an incomplete last batch of an epoch is left out (another part of the data each epoch)."""
+    """Images a step, of all ranks together; an incomplete last batch of an epoch is left out (another part of the data
+    each epoch)."""
     batch_norm: Literal["shuffle_bn", "sync"] = "shuffle_bn"
-    """PLACEHOLDER."""
+    """Batch statistics where several ranks train together. shuffle_bn: of each rank's own images, and the target
+    encoder's images are shuffled across the ranks (the authors' code). sync: of the whole batch, as on one rank."""
     max_steps: Positive | None = None
     """End after so many steps, with the schedules as they are. null: after the last epoch."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,58 +1,298 @@
-"""Placeholder until the ranks arrive: one process."""
+"""The ranks of a run: processes that train together, and the few things they tell each other.
+
+The only module that imports torch.distributed. Shapes: W ranks, b rows of this rank, B rows of all.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import datetime
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from msf_faiss.errors import ElsewhereError, UserError
+
+# A peer that dies is noticed at once, and a step that hangs by the watchdog; but rank 0 may unpack a large data set.
+_TIMEOUT = datetime.timedelta(hours=6)
+
+# torch 2.14 renamed both and warns of the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+T = TypeVar("T")
 
 
 class Ranks:
-    """One process."""
+    """This process among those that train together. Every method is called by all of them, in the same order.
 
-    rank, size, local_rank, local_size, is_main = 0, 1, 0, 1, True
+    Args:
+        rank: of this process, 0..size - 1.
+        size: number of ranks.
+        local_rank: of this process among those of its host.
+        local_size: ranks on this host.
+        group: torch's process group; None: all processes, or none if this is the only one.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        local_rank: int = 0,
+        local_size: int = 1,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self._group = group
+        self._counts: tuple[int, ...] | None = None
 
     @classmethod
     def alone(cls) -> Ranks:
+        """A single process."""
         return cls()
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        return [value]
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes for all."""
+        return self.rank == 0
 
-    def broadcast_object(self, value: Any) -> Any:
-        return value
+    def share_of(self, count: int) -> slice:
+        """Which of `count` things are this rank's: as many as any other's, or one more or less."""
+        share, more = divmod(count, self.size)
+        start = self.rank * share + min(self.rank, more)
+        return slice(start, start + share + (self.rank < more))
 
-    def barrier(self) -> None:
-        pass
+    def gather_objects(self, value: T) -> list[T]:
+        """What every rank gave, by rank. Waits for all of them."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        return tensor
+    def broadcast_object(self, value: T) -> T:
+        """What rank 0 gave."""
+        if self.size == 1:
+            return value
+        holder: list[Any] = [value]
+        dist.broadcast_object_list(holder, src=0, group=self._group)
+        return holder[0]  # type: ignore[no-any-return]
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        return rows
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on all ranks.
 
-    @contextlib.contextmanager
-    def agreed(self, counts: list[int]) -> Iterator[None]:
-        yield
+        Raises:
+            UserError: what `work` raised, on rank 0; an `ElsewhereError` on the others.
+        """
+        outcome: T | UserError | None = None
+        if self.is_main:
+            try:
+                outcome = work()
+            except UserError as error:
+                self.broadcast_object(error)
+                raise
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, UserError):
+            raise ElsewhereError(str(outcome)) from outcome
+        return outcome  # type: ignore[return-value]
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        yield
+        """Rank 0 goes first, then one rank of every other host, then the rest: what one prepares the others find.
+
+        Raises:
+            ElsewhereError: if another rank raised a `UserError`.
+        """
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
+        self._meet(turn, None)
+        try:
+            yield
+        except UserError as error:
+            self._meet(1, error)
+            raise
+        self._meet(1, None)
+        self._meet(2 - turn, None)
+
+    def _meet(self, times: int, error: UserError | None) -> None:
+        for _ in range(times):
+            for rank, other in enumerate(self.gather_objects(error)):
+                if other is not None and rank != self.rank:
+                    raise ElsewhereError(str(other)) from other
+
+    @contextlib.contextmanager
+    def agreed(self, counts: Sequence[int] | None) -> Iterator[None]:
+        """Meanwhile the rows that each rank brings are as many as `counts` says, [W].
+
+        Where that is not known (None, and outside of this) every gathering of rows begins with an exchange of their
+        numbers, for which the host has to wait.
+        """
+        before, self._counts = self._counts, None if counts is None else tuple(counts)
+        try:
+            yield
+        finally:
+            self._counts = before
+
+    def counts(self, mine: int) -> tuple[int, ...]:
+        """The rows that each rank brings, this one `mine`: [W]."""
+        if self.size == 1:
+            return (mine,)
+        if self._counts is not None:
+            assert self._counts[self.rank] == mine, "another number of rows than was agreed"
+            return self._counts
+        return tuple(self.gather_objects(mine))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, as a new tensor of the same shape."""
+        total = tensor.clone()
+        if self.size > 1:
+            dist.all_reduce(total, group=self._group)
+        return total
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks in the order of the ranks: [b, ...] -> [B, ...]. Receives (W - 1) / W of the result."""
+        if self.size == 1:
+            return rows
+        counts = self.counts(rows.shape[0])
+        most, mine = max(counts), as_bytes(rows)
+        padded = mine if len(mine) == most else torch.cat([mine, mine.new_zeros(most - len(mine), mine.shape[1])])
+        everyone = mine.new_empty(self.size * most, mine.shape[1])
+        _all_gather(everyone, padded, group=self._group)
+        if min(counts) < most:
+            parts = everyone.view(self.size, most, -1)
+            everyone = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return as_rows(everyone, rows)
+
+    def exchange_rows(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Send the first sent[0] of `rows` to rank 0, the next sent[1] to rank 1, ...; what came, by rank: [n, ...]."""
+        if self.size == 1:
+            return rows
+        mine = as_bytes(rows)
+        came = mine.new_empty(sum(received), mine.shape[1])
+        dist.all_to_all_single(came, mine, list(received), list(sent), group=self._group)
+        return as_rows(came, rows)
+
+    def scatter_sums(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Sum `rows` over the ranks, and keep those that are this rank's: [B, ...] -> [b, ...], B = sum(counts)."""
+        if self.size == 1:
+            return rows
+        most, mine = max(counts), counts[self.rank]
+        if min(counts) < most:
+            padded, done = rows.new_zeros(self.size, most, *rows.shape[1:]), 0
+            for place, count in zip(padded, counts, strict=True):
+                place[:count] = rows[done : done + count]
+                done += count
+            rows = padded.flatten(0, 1)
+        summed = rows.new_empty(most, *rows.shape[1:])
+        _reduce_scatter(summed, rows.contiguous(), group=self._group)
+        return summed[:mine]
 
     def side_channel(self) -> Ranks:
-        return self
-
-
-def lost_peer(error: BaseException) -> bool:
-    return False
-
-
-def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
-    return module
+        """The same ranks, for another thread: what it exchanges does not get mixed up with what this one does."""
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
+        return Ranks(self.rank, self.size, local_rank=self.local_rank, local_size=self.local_size, group=group)
 
 
 @contextlib.contextmanager
-def joined(device_type: str) -> Iterator[Ranks]:
-    yield Ranks.alone()
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun (or whoever set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) started together.
+
+    Meanwhile they are connected: by NCCL for tensors on a GPU and by gloo for others. Each rank's current CUDA device
+    is that of its number on the host.
+
+    Args:
+        device: a config's `train.device`: auto, cpu or cuda.
+
+    Raises:
+        UserError: if the environment is incomplete or the others cannot be reached, or there are fewer GPUs than ranks.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        yield Ranks.alone()
+        return
+    rank, size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
+    local_rank, local_size = _from_environment("LOCAL_RANK", rank), _from_environment("LOCAL_WORLD_SIZE", size)
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {rank} is number {local_rank} on its host, which has {torch.cuda.device_count()} GPUs; start at"
+                " most one process a GPU, or set train.device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    if size == 1:
+        yield Ranks(local_rank=local_rank)
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=_TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"rank {rank} of {size} cannot join the others: {error}; start all ranks by torchrun, or set RANK,"
+            " WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+        ) from error
+    # After an error the others may be gone, and leaving in good order would wait for them.
+    yield Ranks(rank, size, local_rank=local_rank, local_size=local_size)
+    dist.destroy_process_group()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of a collective says that another rank is gone."""
+    if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, dist.DistStoreError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
+    """`module` with its gradients averaged over the ranks in its backward, and with rank 0's weights.
+
+    Args:
+        module: its parameters that take no gradient are left alone, and so are its buffers: each rank has its own.
+        ranks: that train together.
+        example: an input of it, [b, ...] on its device, b >= 2.
+    """
+    if ranks.size == 1:
+        return module
+    devices = [example.device] if example.is_cuda else None
+    parallel = nn.parallel.DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    # After its first backward it lays out its buckets anew, and in what order three or more summands are added depends
+    # on that: without this a resumed run would differ in the last bits from one that went on.
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    with ranks.agreed([len(example)] * ranks.size), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        parallel(example).sum().backward()
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    parallel.zero_grad(set_to_none=True)
+    return parallel
+
+
+def as_bytes(rows: Tensor) -> Tensor:
+    """[b, ...] of any dtype as [b, n] uint8: what is moved is moved bit for bit, and every backend can."""
+    width = rows.shape[1:].numel() * rows.itemsize
+    return rows.detach().contiguous().flatten().view(torch.uint8).view(rows.shape[0], width)
+
+
+def as_rows(flat: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `as_bytes`, for rows of the shape and dtype of those of `like`."""
+    return flat.contiguous().flatten().view(like.dtype).view(len(flat), *like.shape[1:])
+
+
+def _from_environment(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdecimal():
+        raise UserError(
+            f"the environment variable {name} {'is missing' if text is None else f'is {text!r}, no number'}; start all"
+            " ranks by torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+        )
+    return int(text)

@@ -30,7 +30,8 @@ class TrainState:
     network: nn.Module = field(init=False)  # the model, with its gradients averaged over the ranks
 
     def __post_init__(self) -> None:
-        self.network = data_parallel(self.model, self.ranks)
+        first = next(self.model.parameters())
+        self.network = data_parallel(self.model, self.ranks, torch.zeros(2, 3, 32, 32).to(first))
 
     @classmethod
     def create(
@@ -79,8 +80,9 @@ class TrainState:
         """
         if self.shuffle_seed is None:
             return self.model.embed_target(images)
+        layout = memory_format(self.model, images.device)
         others, undo = shuffled(images, self.ranks, seed=self.shuffle_seed, step=self.step)
-        return undo(self.model.embed_target(others))
+        return undo(self.model.embed_target(others.contiguous(memory_format=layout)))
 
     def tensors(self) -> dict[str, Tensors]:
         """What this rank writes into a checkpoint: for each of its files, tensors by name."""

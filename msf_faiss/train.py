@@ -6,17 +6,17 @@ Shapes: B batch, S height and width of a view, D dimensions of an embedding, K n
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from msf_faiss import monitor
 from msf_faiss import run_dir as run_directory
-from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors
+from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors, ParallelBank
 from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.bank.watch import RecallWatch
 from msf_faiss.checkpoint import Tensors, prune_checkpoints, save_checkpoint, set_aside
@@ -152,7 +152,7 @@ def _claimed(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Ite
     """Hold the run directory: rank 0 for all of them."""
     with contextlib.ExitStack() as held:
         claim = run_directory.claimed(run_dir, config, resume=resume != "never")
-        _on_main(ranks, lambda: held.enter_context(claim))
+        ranks.on_main(lambda: held.enter_context(claim))
         if not (run_dir / run_directory.CONFIG).is_file():
             raise UserError(
                 f"{run_dir}: rank {ranks.rank} does not see what rank 0 wrote there; "
@@ -161,37 +161,21 @@ def _claimed(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Ite
         yield
 
 
-T = TypeVar("T")
-
-
-def _on_main(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on all ranks; where it is a mistake of the user's, none goes on."""
-    outcome: T | UserError | None = None
-    if ranks.is_main:
-        try:
-            outcome = work()
-        except UserError as error:
-            ranks.broadcast_object(error)
-            raise
-    outcome = ranks.broadcast_object(outcome)
-    if isinstance(outcome, UserError):
-        raise ElsewhereError(str(outcome)) from outcome
-    return outcome
-
-
 class _Run:
     """A run in progress: what `pretrain` would otherwise pass around."""
 
     def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool], ranks: Ranks) -> None:
         self.config, self.run_dir, self.should_stop, self.ranks = config, run_dir, should_stop, ranks
-        self.device = select_device(config.train.device)
         if config.train.threads is not None:
             set_threads(config.train.threads)
-        with ranks.in_turn():  # the first downloads and unpacks
+        elif ranks.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            set_threads(max(1, torch.get_num_threads() // ranks.local_size))
+        with ranks.in_turn():  # the first downloads and unpacks, and tells what is wrong
+            self.device = select_device(config.train.device)
             self.source = _training_source(config)
             self.test_source = open_source(config.data, "test")
+            self.steps_per_epoch = steps_per_epoch(self.source, config, ranks)
         self.labelled = self.source.labels is not None and bool((self.source.labels >= 0).any())
-        self.steps_per_epoch = steps_per_epoch(self.source, config)
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
         self.state = TrainState.create(config, self.device, images=len(self.source), ranks=ranks)
@@ -225,12 +209,13 @@ class _Run:
         with contextlib.closing(batches), self.saver.finishing(), self.watchdog.watching():
             while self.state.step < self.last_step:
                 with self.clock.on_host("data"):
-                    batch = next(batches)
-                counts, interrupted, overdue = self._agree(len(batch.ids))
+                    batch = _next(batches)
+                counts, interrupted, overdue = self._agree(batch)
                 if overdue:
                     self._save()
                 if interrupted:
                     break
+                assert isinstance(batch, Batch), "a mistake ends the run"
                 with self.ranks.agreed(counts):
                     improvement = self._step(batch, counts)
                 evaluating = self.labelled and self._due(self.config.knn.every_epochs)
@@ -260,18 +245,26 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _agree(self, images: int) -> tuple[list[int], bool, bool]:
+    def _agree(self, batch: Batch | UserError) -> tuple[list[int], bool, bool]:
         """What all ranks must know alike before a step: the images of each, whether to stop, whether to save.
 
         The one exchange of a step that the host waits for.
+
+        Raises:
+            UserError: what there is instead of a batch; an `ElsewhereError` if another rank has none.
         """
         minutes = self.config.checkpoint.every_minutes
         overdue = minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
         # Whoever is told to stop stops all; rank 0's clock is everybody's.
-        mine = torch.tensor([[images, self.should_stop(), overdue and self.ranks.is_main]])  # [1, 3]
+        images = 0 if isinstance(batch, UserError) else len(batch.ids)
+        told = [images, isinstance(batch, UserError), self.should_stop(), overdue and self.ranks.is_main]
         with self.ranks.agreed([1] * self.ranks.size):
-            everyone = self.ranks.gather_rows(mine)  # [W, 3]
-        return everyone[:, 0].tolist(), bool(everyone[:, 1].any()), bool(everyone[:, 2].any())
+            everyone = self.ranks.gather_rows(torch.tensor([told]))  # [W, 4]
+        if isinstance(batch, UserError):
+            raise batch
+        if everyone[:, 1].any():
+            raise ElsewhereError(f"rank {int(everyone[:, 1].argmax())} cannot go on, and says why")
+        return everyone[:, 0].tolist(), bool(everyone[:, 2].any()), bool(everyone[:, 3].any())
 
     def _step(self, batch: Batch, counts: list[int]) -> str | None:
         """Do one step; in words, what the bank did about a recall below what was promised."""
@@ -303,7 +296,7 @@ class _Run:
         self.images += sum(counts)
         if self.watch is None or not isinstance(bank, ApproximateBank):
             return None
-        with self.clock.on_host("watch"):
+        with self.clock.on_host("watch"), self.ranks.agreed(None):
             return self.watch.check(bank, found, self.state.step)
 
     def _due(self, every_epochs: int | None) -> bool:
@@ -366,8 +359,7 @@ class _Run:
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()
         with self.clock.paused(), self.watchdog.paused():
-            score = _on_main(
-                self.ranks,
+            score = self.ranks.on_main(
                 lambda: evaluate_knn(
                     self.state.model.online.backbone,
                     self.source,
@@ -488,7 +480,7 @@ class _Run:
             if path.parent.parent != self.run_dir:  # another run's, to be left alone
                 notes.append(wrong)
                 continue
-            aside = _on_main(self.ranks, lambda path=path: set_aside(path))  # type: ignore[misc]
+            aside = self.ranks.on_main(lambda path=path: set_aside(path))  # type: ignore[misc]
             notes.append(f"{wrong}; it is now {aside.name}, and the run goes on from an older one")
         return notes
 
@@ -508,6 +500,14 @@ def _watch(config: Config, ranks: Ranks) -> RecallWatch | None:
             return None
 
 
+def _next(batches: Iterator[Batch]) -> Batch | UserError:
+    """The next batch, or a mistake of the user's that other ranks must hear of before it ends this one."""
+    try:
+        return next(batches)
+    except UserError as error:
+        return error
+
+
 def _means(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Each reading's mean over the ranks that have it."""
     names = dict.fromkeys(name for each in readings for name in each)
@@ -517,6 +517,7 @@ def _means(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _engine_ms(bank: Bank) -> Mapping[str, float]:
     """Milliseconds of each engine of an exact bank, if they were timed."""
+    bank = bank.local if isinstance(bank, ParallelBank) else bank
     return bank.engine_ms if isinstance(bank, FlatBank) else {}
 
 

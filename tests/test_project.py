@@ -66,7 +66,7 @@ def test_the_library_does_not_know_the_command_line() -> None:
 
 
 def test_the_bank_knows_no_models_and_no_data() -> None:
-    allowed = ("msf_faiss.bank", "msf_faiss.config.", "msf_faiss.errors")
+    allowed = ("msf_faiss.bank", "msf_faiss.config.", "msf_faiss.distributed", "msf_faiss.errors")
     for path in (ROOT / "msf_faiss" / "bank").glob("*.py"):
         for name in imports(path):
             assert not name.startswith("msf_faiss") or name.startswith(allowed), (named(path), name)

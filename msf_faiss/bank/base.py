@@ -84,6 +84,12 @@ class Bank(Protocol):
     def age(self, slots: Tensor) -> Tensor:
         """Entries pushed since each entry in `slots` [...]: [...] int64, 0 for the newest."""
 
+    def newest(self, count: int) -> Tensor:
+        """Slots of the last `count` entries that this process pushed, oldest first, or of as many as are still there.
+
+        [n] int64 with n <= count.
+        """
+
     def readings(self) -> dict[str, float]:
         """What this kind of bank knows about itself since the last reading, by name; see each kind."""
 

@@ -39,6 +39,11 @@ def canonical(
         similarities[part] = chosen.double().mul_(queries[part].double().unsqueeze(1)).sum(dim=2)
     if valid is not None:
         similarities.masked_fill_(~valid, -torch.inf)
+    return ordered(similarities, candidates, ages, k)
+
+
+def ordered(similarities: Tensor, candidates: Tensor, ages: Tensor, k: int) -> Neighbors:
+    """The first k in canonical order, by similarity, of equal ones the youngest: of [B, C] each."""
     by_age = ages.argsort(dim=1, stable=True)
     by_similarity = similarities.gather(1, by_age).argsort(dim=1, stable=True, descending=True)
     order = by_age.gather(1, by_similarity)[:, :k]  # [B, K]

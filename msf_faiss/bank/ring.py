@@ -44,7 +44,7 @@ class RingBank(ABC):
             raise ValueError(f"max_age must be at least 0, found {max_age}")
         if not dtype.is_floating_point:
             raise ValueError(f"a bank holds floating-point vectors, found {dtype}")
-        self._max_age = max_age
+        self.max_age = max_age  # may be changed between two searches; -1: nothing is found
         self._entries = torch.zeros(capacity, dim, dtype=dtype, device=device)  # [N, D]
         self._ids = torch.zeros(capacity, dtype=torch.int64, device=device)  # [N]
         self._pushed = 0
@@ -77,22 +77,37 @@ class RingBank(ABC):
         return f"{type(self).__name__}({fill}, dim {self.dim}, {self.dtype}, {self.device})"
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
+        self.check_push(embeddings, ids)
+        self._pushed += embeddings.shape[0]
+        kept = min(embeddings.shape[0], self.capacity)
+        self._write(embeddings.detach()[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
+
+    def check_push(self, embeddings: Tensor, ids: Tensor) -> None:
+        """Raise the error of `push` if these cannot be pushed."""
         self._check_vectors(embeddings, "embeddings")
         if ids.shape != embeddings.shape[:1] or ids.dtype != torch.int64 or ids.device != self.device:
             raise ValueError(
                 f"ids must be [{embeddings.shape[0]}] int64 on {self.device}, "
                 f"found {list(ids.shape)} {ids.dtype} on {ids.device}"
             )
-        self._pushed += embeddings.shape[0]
-        kept = min(embeddings.shape[0], self.capacity)
-        self._write(embeddings.detach()[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
         return self._answer(queries, k, self._search)
 
+    def check_queries(self, queries: Tensor, k: int) -> Tensor:
+        """Queries as the ring would store them: [B, D], in the bank's dtype, contiguous.
+
+        Raises:
+            ValueError: see `Bank.search`.
+        """
+        self._check_vectors(queries, "queries")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}")
+        return queries.detach().to(self.dtype).contiguous()
+
     def _answer(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
         """What `search` finds, which is called as `_search` is."""
-        queries = self._queries(queries, k)
+        queries = self.check_queries(queries, k)
         kept = min(k, self.searchable)
         if kept == 0 or queries.shape[0] == 0:
             shape = (queries.shape[0], kept)
@@ -109,7 +124,7 @@ class RingBank(ABC):
     @property
     def searchable(self) -> int:
         """Filled slots that are not too old to be found."""
-        return len(self) if self._max_age is None else min(len(self), self._max_age + 1)
+        return len(self) if self.max_age is None else min(len(self), self.max_age + 1)
 
     def _live(self) -> list[tuple[int, int]]:
         """The searchable slots as one or two ranges [start, stop), the one that lies first in the ring first."""
@@ -149,6 +164,10 @@ class RingBank(ABC):
 
     def age(self, slots: Tensor) -> Tensor:
         return (self._pushed - 1 - slots) % self.capacity
+
+    def newest(self, count: int) -> Tensor:
+        ages = torch.arange(min(count, len(self)) - 1, -1, -1, device=self.device)
+        return (self._pushed - 1 - ages) % self.capacity
 
     def readings(self) -> dict[str, float]:
         return {}
@@ -217,13 +236,6 @@ class RingBank(ABC):
                 self._entries[slot : slot + last - first].copy_(embeddings[first:last])
                 self._ids[slot : slot + last - first].copy_(ids[first:last])
                 self._written(slot, slot + last - first)
-
-    def _queries(self, queries: Tensor, k: int) -> Tensor:
-        """Checked queries as the ring would store them: [B, D], in the bank's dtype, contiguous."""
-        self._check_vectors(queries, "queries")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}")
-        return queries.detach().to(self.dtype).contiguous()
 
     def _check_vectors(self, vectors: Tensor, what: str) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:

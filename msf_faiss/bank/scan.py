@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_faiss.bank.base import Bank, Neighbors
+from msf_faiss.bank.base import Neighbors
 from msf_faiss.bank.canonical import canonical, merged
 from msf_faiss.bank.engines import default_engine
 from msf_faiss.bank.exact import MARGIN, search_exactly, unproven
@@ -43,7 +43,7 @@ _ROWS = 1024  # encoded at a time: they stay in the cache
 
 def create_scan_bank(
     scan: str, capacity: int, dim: int, dtype: torch.dtype, device: torch.device | str, *, max_age: int | None = None
-) -> Bank:
+) -> ScanBank:
     """The empty bank that scans the copy called `scan`: "bf16", "int8" or "pq".
 
     Raises:

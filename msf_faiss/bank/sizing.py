@@ -9,6 +9,7 @@ import torch
 
 from msf_faiss.bank import ivf, scan
 from msf_faiss.config import BankConfig, IvfBankConfig, ScanBankConfig
+from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -28,18 +29,28 @@ def bytes_per_entry(config: BankConfig, dim: int) -> float:
             return ring
 
 
-def capacity_of(config: BankConfig, *, dim: int, device: torch.device, images: int | None = None) -> int:
-    """The capacity in entries that `config` asks for.
+def capacity_of(
+    config: BankConfig,
+    *,
+    dim: int,
+    device: torch.device,
+    images: int | None = None,
+    ranks: Ranks | None = None,
+) -> int:
+    """The capacity in entries that `config` asks for, of all ranks together.
 
     Args:
         config: its capacity is a count, an amount of memory, or "dataset".
         dim: dimensions of an entry.
         device: where the bank will be.
         images: size of the data set, for "dataset".
+        ranks: that hold the bank; an amount of memory is that of each. None: this process alone.
 
     Raises:
         UserError: if it is fewer than k entries, or more than the memory of `device` holds.
     """
+    ranks = ranks or Ranks.alone()
+    parts = ranks.size if config.placement == "sharded" else 1
     weight = bytes_per_entry(config, dim)
     if isinstance(config.capacity, int):
         capacity = config.capacity
@@ -49,17 +60,23 @@ def capacity_of(config: BankConfig, *, dim: int, device: torch.device, images: i
         capacity = images
     else:
         number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]+)", config.capacity).groups()  # type: ignore[union-attr]
-        capacity = int(float(number) * _UNITS[unit] / weight)
+        capacity = int(float(number) * _UNITS[unit] / weight) * parts
     if capacity < config.k:
         raise UserError(
             f"bank.capacity: {config.capacity} is {capacity:,} entries of {weight:,.0f} bytes, fewer than bank.k "
             f"({config.k})"
         )
     present = memory_of(device)
-    if present is not None and capacity * weight > present:
+    own = -(-capacity // parts)
+    if present is not None and device.type != "cuda":
+        present //= ranks.local_size  # which all ranks of a host share
+    if present is not None and own * weight > present:
+        remedy = "lower it, or choose bank.dtype bfloat16"
+        if ranks.size > 1 and parts == 1:
+            remedy += " or bank.placement sharded"
         raise UserError(
-            f"bank.capacity: {capacity:,} entries of {weight:,.0f} bytes take {capacity * weight / 2**30:,.1f} GiB, "
-            f"and {device} has {present / 2**30:,.1f}; lower it, or choose bank.dtype bfloat16"
+            f"bank.capacity: {own:,} entries of {weight:,.0f} bytes take {own * weight / 2**30:,.1f} GiB, "
+            f"and {device} has {present / 2**30:,.1f}{' for each rank' if ranks.size > 1 else ''}; {remedy}"
         )
     return capacity
 

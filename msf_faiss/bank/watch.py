@@ -5,6 +5,8 @@ Shapes: B queries of a step, Q of them checked, K neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,15 @@ class RecallWatch:
 
     Args:
         every: steps between two checks.
-        queries: queries in a check.
+        queries: queries in a check, of each rank.
         min_recall: what is promised.
+        total: sums a tensor over the ranks, all of which check together; None: this process alone.
     """
 
-    def __init__(self, every: int, queries: int, min_recall: float, total: object = None) -> None:
+    def __init__(
+        self, every: int, queries: int, min_recall: float, total: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self._total = total or (lambda counts: counts)
         self._every, self._queries, self._min_recall = every, queries, min_recall
         self._counts = torch.zeros(2, dtype=torch.float64)  # found, and to be found
 
@@ -56,13 +62,12 @@ class RecallWatch:
         """
         if step % self._every != 0:
             return None
-        count = min(self._queries, found.slots.shape[0], bank.capacity)
-        ages = torch.arange(count - 1, -1, -1, device=bank.device)
-        own = (bank.pushed - 1 - ages) % bank.capacity  # [Q]
+        own = bank.newest(min(self._queries, found.slots.shape[0]))  # [Q]
         # A query is compared as the ring would store it, so its entry is as good as the query.
         exact = bank.search_exactly(bank.reconstruct(own), found.slots.shape[1])
-        hits, pairs = _agreement(Neighbors(*(each[-count:] for each in found)), exact, own)
-        self._counts = _DECAY * self._counts + torch.tensor([hits, pairs], dtype=torch.float64)
+        newest = Neighbors(*(each[found.slots.shape[0] - len(own) :] for each in found))
+        counts = torch.tensor(_agreement(newest, exact, own), dtype=torch.float64)
+        self._counts = _DECAY * self._counts + self._total(counts)
         recall = self.recall
         if recall is None or recall >= self._min_recall:
             return None

@@ -25,6 +25,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish
 
 _MOST_WORKERS = 16
+_LEAST = 2  # images that have batch statistics
 _NAMED = 5  # unreadable images that an error lists
 
 
@@ -72,12 +73,17 @@ class Decoded(NamedTuple):
     unreadable: dict[int, str]
 
 
-def steps_per_epoch(source: Source, config: Config) -> int:
+def steps_per_epoch(source: Source, config: Config, ranks: Ranks | None = None) -> int:
     """Batches in an epoch.
 
     Raises:
-        UserError: if the images do not fill one batch.
+        UserError: if the images do not fill one batch, or a batch is too small for its `ranks`.
     """
+    if ranks is not None and config.train.batch_size < _LEAST * ranks.size:
+        raise UserError(
+            f"a batch of {config.train.batch_size} is too small for {ranks.size} ranks, each of which needs {_LEAST}"
+            f" images; set train.batch_size to {_LEAST * ranks.size} or more, or start fewer ranks"
+        )
     return sampler.steps_per_epoch(len(source), config.train.batch_size)
 
 
@@ -106,14 +112,19 @@ def training_batches(
         UserError: if the images do not fill a batch; if one is unreadable, or with `unreadable: skip` more than the
             limit, or all but one of a batch; if a worker process dies.
     """
-    stream = BatchStream(len(source), config.train.batch_size, seed=config.seed, start_step=start_step)
+    ranks = ranks or Ranks.alone()
+    stream = BatchStream(
+        len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.share_of
+    )
     maker = _BatchMaker(source, config)
     unreadable = {} if unreadable is None else unreadable
-    for batch in load(maker, stream, workers=worker_count(source, config.data), pin_memory=uses_cuda(config)):
+    workers = worker_count(source, config.data, processes=ranks.local_size)
+    for batch in load(maker, stream, workers=workers, pin_memory=uses_cuda(config)):
         note_unreadable(unreadable, batch.unreadable, config.data)
-        if len(batch.ids) < 2:
+        if len(batch.ids) < _LEAST:
+            asked = len(batch.ids) + len(batch.unreadable)
             raise UserError(
-                f"only {len(batch.ids)} of a batch of {config.train.batch_size} images can be read, too few to train;"
+                f"only {len(batch.ids)} of a batch of {asked} images can be read, too few to train;"
                 f" repair the others, or raise train.batch_size:{_list_some(batch.unreadable)}"
             )
         yield batch
@@ -154,15 +165,15 @@ def note_unreadable(known: dict[int, str], new: dict[int, str], config: SourceCo
         )
 
 
-def worker_count(source: Source, config: SourceConfig) -> int:
-    """Processes that decode `source`."""
+def worker_count(source: Source, config: SourceConfig, *, processes: int = 1) -> int:
+    """Processes that decode `source` for each of so many `processes` on this host."""
     if config.workers != "auto":
         return config.workers
     if source.in_memory:
         return 0
     # What this process may use, which in a container is less than the machine has; only Linux tells.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return max(1, min(cores // processes, _MOST_WORKERS))
 
 
 def uses_cuda(config: Config) -> bool:

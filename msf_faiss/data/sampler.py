@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -42,11 +42,27 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 class BatchStream:
-    """The batches of all epochs from a given step on, without end."""
+    """The batches of all epochs from a given step on, without end.
 
-    def __init__(self, images: int, batch_size: int, *, seed: int, start_step: int = 0) -> None:
+    Args:
+        images: size of the data set.
+        batch_size: images of a whole batch.
+        seed: of the order.
+        start_step: finished steps.
+        share: which of so many images are this rank's; all of them by default.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        share: Callable[[int], slice] = slice,
+    ) -> None:
         self._images, self._batch_size, self._seed = images, batch_size, seed
-        self._start_step = start_step
+        self._start_step, self._share = start_step, share(batch_size)
         self._steps = steps_per_epoch(images, batch_size)
 
     def __iter__(self) -> Iterator[Position]:
@@ -54,5 +70,6 @@ class BatchStream:
         while True:
             order = epoch_order(self._images, self._seed, epoch)
             for batch in range(first, self._steps):
-                yield Position(epoch, batch, order[batch * self._batch_size : (batch + 1) * self._batch_size])
+                whole = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+                yield Position(epoch, batch, whole[self._share])
             epoch, first = epoch + 1, 0
