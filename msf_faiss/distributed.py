@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,13 @@ from msf_faiss.errors import ElsewhereError, UserError
 # A peer that dies is noticed at once, and a step that hangs by the watchdog; but rank 0 may unpack a large data set.
 _TIMEOUT = datetime.timedelta(hours=6)
 
-# torch 2.14 renamed both and warns of the old names.
+# torch 2.14 renamed these and warns of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_DDP: Any = nn.parallel.DistributedDataParallel
+_SYNC_BUFFERS = next(
+    name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(_DDP).parameters
+)
 
 T = TypeVar("T")
 
@@ -36,7 +41,7 @@ class Ranks:
         size: number of ranks.
         local_rank: of this process among those of its host.
         local_size: ranks on this host.
-        group: torch's process group; None: all processes, or none if this is the only one.
+        group: of torch's, of all ranks; None: the one that they have to begin with, if they are several.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Ranks:
         if self.size == 1:
             return value
         holder: list[Any] = [value]
-        dist.broadcast_object_list(holder, src=0, group=self._group)
+        dist.broadcast_object_list(holder, group_src=0, group=self._group)
         return holder[0]  # type: ignore[no-any-return]
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -260,9 +265,7 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
     if ranks.size == 1:
         return module
     devices = [example.device] if example.is_cuda else None
-    parallel = nn.parallel.DistributedDataParallel(
-        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    parallel: nn.Module = _DDP(module, device_ids=devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
     # After its first backward it lays out its buckets anew, and in what order three or more summands are added depends
     # on that: without this a resumed run would differ in the last bits from one that went on.
     buffers = [buffer.clone() for buffer in module.buffers()]

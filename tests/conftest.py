@@ -1,9 +1,11 @@
 """Fixtures that several folders of tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pool import RankPool
 
 from msf_faiss.bank.faiss_setup import set_threads
 
@@ -19,3 +21,11 @@ def shared_data() -> Path:
     if not (folder / "cifar10_train.parquet").is_file():
         pytest.skip(f"the real test images are not at {folder}; set MSF_FAISS_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """Processes that are the ranks of a test."""
+    ranks = RankPool(tmp_path_factory.mktemp("pool"))
+    yield ranks
+    ranks.close()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from msf_faiss.bank.base import ApproximateBank, Bank, Neighbors
 from msf_faiss.bank.canonical import ordered
-from msf_faiss.bank.ring import RingBank
+from msf_faiss.bank.ring import RingBank, check_state
 from msf_faiss.distributed import Ranks, as_bytes, as_rows
 
 _SHARD = "shard."  # begins the names of what a shard adds to the state of a bank
@@ -202,7 +202,9 @@ class ShardedBank(ParallelBank):
         return self._look_up(slots, self.local.ids)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """This rank's shard, with what its place among the others follows from."""
+        """This rank's shard, with its place among the others; of a single rank the state of any bank."""
+        if self._ranks.size == 1:
+            return self.local.state_dict()
         layout = _Layout(self._capacity, self._ranks.size, self._ranks.rank, self._pushed)
         place = {f"{_SHARD}{name}": torch.tensor(value) for name, value in layout._asdict().items()}
         return {**self.local.state_dict(), **place}
@@ -278,15 +280,22 @@ def load_shards(bank: Bank, count: int, read: Callable[[int], dict[str, Tensor]]
     Raises:
         ValueError: if the states are not those of one bank, or it has another dimension.
     """
-    ranks = bank._ranks if isinstance(bank, ShardedBank) else Ranks.alone()
-    first, layout = _split(read(ranks.rank if count == ranks.size else 0), count)
-    if isinstance(bank, ShardedBank) and count == ranks.size and layout.capacity == bank.capacity:
-        bank.load_shard(first, layout.pushed)
-    elif count == 1 and not isinstance(bank, ShardedBank):
-        bank.load_state_dict(first)
-    else:
-        shards = [_split(read(number), count) for number in range(count)]
-        _deal(bank, ranks, [state for state, _ in shards], [found for _, found in shards])
+    sharded = isinstance(bank, ShardedBank)
+    size, rank = (bank._ranks.size, bank._ranks.rank) if isinstance(bank, ShardedBank) else (1, 0)
+    state, layout = _split(read(rank if count == size else 0), bank.dim)
+    if count == size and (layout.capacity == bank.capacity or not sharded):
+        if isinstance(bank, ShardedBank):
+            bank.load_shard(state, layout.pushed)
+        else:
+            bank.load_state_dict(state)
+        return
+    shards = [_split(read(number), bank.dim) for number in range(count)]
+    saved = [layout for _, layout in shards]
+    filled = sum(len(state["ids"]) for state, _ in shards)
+    expected = [saved[0]._replace(rank=number, size=count) for number in range(count)]
+    if saved != expected or filled != min(saved[0].pushed, saved[0].capacity):
+        raise ValueError(f"the {count} saved shards, which hold {filled} entries, are not those of one bank")
+    _deal(bank, size, rank, [state for state, _ in shards], saved[0])
 
 
 def saved_capacity(state: dict[str, Tensor]) -> int | None:
@@ -304,41 +313,28 @@ class _Layout(NamedTuple):
     pushed: int
 
 
-def _split(state: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], _Layout]:
+def _split(state: dict[str, Tensor], dim: int) -> tuple[dict[str, Tensor], _Layout]:
     """A saved shard as the state of a bank of its own, and its layout; a whole bank is its only shard."""
     own = {name: value for name, value in state.items() if not name.startswith(_SHARD)}
-    if own == {} or "embeddings" not in own or "pushed" not in own:
-        raise ValueError(f"not the state of a bank: its keys are {sorted(state)}")
+    check_state(own, dim)
     if len(own) == len(state):
-        layout = _Layout(max(1, own["embeddings"].shape[0]), 1, 0, int(own["pushed"]))
-    else:
-        try:
-            layout = _Layout(*(int(state[f"{_SHARD}{name}"]) for name in _Layout._fields))
-        except KeyError as error:
-            raise ValueError(f"not the state of a shard: {error} is missing") from error
-    if layout.size != count:
-        raise ValueError(f"a shard of {layout.size} is among {count}")
-    return own, layout
+        return own, _Layout(max(1, len(own["ids"])), 1, 0, int(own["pushed"]))
+    if {name for name in state if name not in own} != {f"{_SHARD}{name}" for name in _Layout._fields}:
+        raise ValueError(f"not the state of a shard: its keys are {sorted(state)}")
+    return own, _Layout(*(int(state[f"{_SHARD}{name}"]) for name in _Layout._fields))
 
 
-def _deal(bank: Bank, ranks: Ranks, shards: Sequence[dict[str, Tensor]], layouts: Sequence[_Layout]) -> None:
-    """Give each rank of `bank` its part of the newest entries in `shards`."""
-    saved = layouts[0]
-    filled = [shard["embeddings"].shape[0] for shard in shards]
-    if [layout.rank for layout in layouts] != list(range(saved.size)) or any(
-        layout[:2] != saved[:2] or layout.pushed != saved.pushed for layout in layouts
-    ):
-        raise ValueError("the saved shards are not those of one bank")
-    if sum(filled) != min(saved.pushed, saved.capacity):
-        raise ValueError(f"the saved shards hold {sum(filled)} entries of {min(saved.pushed, saved.capacity)}")
-    kept = min(sum(filled), bank.capacity)
+def _deal(bank: Bank, size: int, rank: int, shards: Sequence[dict[str, Tensor]], saved: _Layout) -> None:
+    """Give `rank` of `size` that hold `bank` its part of the newest entries in `shards`."""
+    filled = min(saved.pushed, saved.capacity)
+    kept = min(filled, bank.capacity)
     # As in `RingBank.load_state_dict`: a bank that grows while full starts its count anew.
     pushed = saved.pushed if kept == min(saved.pushed, bank.capacity) else kept
     new = np.arange(pushed - kept, pushed)  # numbers of the entries in `bank`, the oldest first
-    new = new[new % bank.capacity % ranks.size == ranks.rank]
+    new = new[new % bank.capacity % size == rank]
     old = (new + saved.pushed - pushed) % saved.capacity  # their slots in the saved bank
-    places = new % bank.capacity // ranks.size  # their slots in this rank's part
-    embeddings = shards[0]["embeddings"].new_empty(len(new), *shards[0]["embeddings"].shape[1:])
+    places = new % bank.capacity // size  # their slots in this rank's part
+    embeddings = shards[0]["embeddings"].new_empty(len(new), bank.dim)
     ids = torch.empty(len(new), dtype=torch.int64)
     for number, shard in enumerate(shards):
         of = np.flatnonzero(old % saved.size == number)
@@ -367,4 +363,6 @@ def _pack(left: Tensor, right: Tensor) -> Tensor:
 def _unpack(packed: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The two tensors in `packed` [n, ...], of which `left` and `right` are like rows."""
     width = left.shape[1:].numel() * left.itemsize
-    return as_rows(packed[:, :width], left), as_rows(packed[:, width:], right)
+    # Copies: a view of other bytes than the first may not be aligned for its dtype.
+    parts = (part.clone(memory_format=torch.contiguous_format) for part in (packed[:, :width], packed[:, width:]))
+    return as_rows(next(parts), left), as_rows(next(parts), right)

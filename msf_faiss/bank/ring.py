@@ -182,20 +182,10 @@ class RingBank(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        check_state(state, self.dim)
         index = {name.removeprefix(_INDEX): value for name, value in state.items() if name.startswith(_INDEX)}
-        if {name for name in state if not name.startswith(_INDEX)} != {"embeddings", "ids", "pushed"}:
-            raise ValueError(f"not the state of a bank: its keys are {sorted(state)}")
         entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
-        if entries.ndim != 2 or entries.shape[1] != self.dim:
-            raise ValueError(
-                f"the saved bank has entries of shape {list(entries.shape)}, this one holds [n, {self.dim}]"
-            )
         filled = entries.shape[0]
-        if ids.shape != (filled,) or ids.dtype != torch.int64 or not min(pushed, 1) <= filled <= pushed:
-            raise ValueError(
-                f"the saved bank is inconsistent: {filled} entries, {list(ids.shape)} ids of {ids.dtype}, "
-                f"{pushed} pushed"
-            )
         kept = min(filled, self.capacity)
         # One counter tells the fill too, so a bank that grows while full starts its count anew.
         self._pushed = pushed if kept == min(pushed, self.capacity) else kept
@@ -244,3 +234,17 @@ class RingBank(ABC):
             raise ValueError(f"{what} must be floating point, found {vectors.dtype}")
         if vectors.device != self.device:
             raise ValueError(f"{what} are on {vectors.device}, the bank is on {self.device}")
+
+
+def check_state(state: dict[str, Tensor], dim: int) -> None:
+    """Raise a ValueError if `state` is not that of a bank of `dim` dimensions."""
+    if {name for name in state if not name.startswith(_INDEX)} != {"embeddings", "ids", "pushed"}:
+        raise ValueError(f"not the state of a bank: its keys are {sorted(state)}")
+    entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
+    if entries.ndim != 2 or entries.shape[1] != dim:
+        raise ValueError(f"the saved bank has entries of shape {list(entries.shape)}, this one holds [n, {dim}]")
+    filled = entries.shape[0]
+    if ids.shape != (filled,) or ids.dtype != torch.int64 or not min(pushed, 1) <= filled <= pushed:
+        raise ValueError(
+            f"the saved bank is inconsistent: {filled} entries, {list(ids.shape)} ids of {ids.dtype}, {pushed} pushed"
+        )

@@ -9,11 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import Bank, FlatBank, Neighbors, ReferenceBank, engines, ivf, scan, tiled
+from msf_faiss.bank import (
+    Bank,
+    FlatBank,
+    Neighbors,
+    ReferenceBank,
+    ReplicatedBank,
+    ShardedBank,
+    engines,
+    ivf,
+    scan,
+    tiled,
+)
 from msf_faiss.bank.faiss_setup import has_gpu
 from msf_faiss.bank.ivf import IvfBank
 from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank, PqScanBank, _PqCodes
 from msf_faiss.bank.tiled import Shortlist
+from msf_faiss.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,16 @@ def _ivf(capacity: int, *arguments: object, segments: int, **options: object) ->
     return IvfBank(capacity, *arguments, lists=lists, segments=segments, **options)
 
 
+def _replicated(*arguments: object, **options: object) -> Bank:
+    return ReplicatedBank(FlatBank(*arguments, **options), Ranks.alone())  # type: ignore[arg-type]
+
+
+def _sharded(capacity: int, *arguments: object, max_age: int | None = None) -> Bank:
+    """All of it on one rank; tests/bank/test_parallel.py has more."""
+    shard = FlatBank(capacity, *arguments, max_age=max_age)  # type: ignore[arg-type]
+    return ShardedBank(shard, capacity, Ranks.alone(), max_age=max_age)
+
+
 BANKS = [
     BankKind("reference", ReferenceBank),
     BankKind("flat-faiss", partial(FlatBank, engine="faiss")),
@@ -55,6 +77,8 @@ BANKS = [
     BankKind("scan-int8", Int8ScanBank, exact=False, indexed=True),
     BankKind("scan-pq", PqScanBank, exact=False, indexed=True, devices=("cpu",)),
     BankKind("ivf", partial(_ivf, segments=1), exact=False, indexed=True, devices=("cpu",)),
+    BankKind("replicated", _replicated),
+    BankKind("sharded", _sharded),
     BankKind("ivf-segments", partial(_ivf, segments=3), exact=False, indexed=True, devices=("cpu",)),
 ]
 

@@ -1,0 +1,95 @@
+"""Processes connected by gloo, for tests of several ranks: started once, since starting takes seconds."""
+
+import multiprocessing
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from msf_faiss.bank.faiss_setup import set_threads
+from msf_faiss.distributed import Ranks
+
+_PATIENCE = 60.0  # seconds, after which a test that hangs is given up
+
+
+class RankPool:
+    """Runs functions of a module on so many ranks; each number of ranks has processes of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._started = folder, 0
+        self._members: dict[int, list[tuple[BaseProcess, Connection]]] = {}
+
+    def run(self, size: int, function: Callable[..., Any], *arguments: object) -> list[Any]:
+        """What `function(ranks, *arguments)` returns on each of `size` ranks.
+
+        Raises:
+            AssertionError: with the traceback, if it raises on one.
+        """
+        if size not in self._members:
+            self._start(size)
+        waiting: dict[object, int] = {}
+        for rank, (_, pipe) in enumerate(self._members[size]):
+            pipe.send((function, arguments))
+            waiting[pipe] = rank
+        answers: dict[int, Any] = {}
+        while waiting:
+            ready = wait([pipe for _, pipe in self._members[size] if pipe in waiting], timeout=_PATIENCE)
+            if not ready:
+                self._end(size)
+                raise AssertionError(f"ranks {sorted(waiting.values())} of {size} have hung in {function.__name__}")
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                rank = waiting.pop(pipe)
+                try:
+                    well, answer = pipe.recv()
+                except EOFError:
+                    well, answer = False, "the process died"
+                if not well:
+                    self._end(size)  # the others may wait for this one
+                    raise AssertionError(f"on rank {rank} of {size}:\n{answer}")
+                answers[rank] = answer
+        return [answers[rank] for rank in range(size)]
+
+    def close(self) -> None:
+        for size in list(self._members):
+            self._end(size)
+
+    def _end(self, size: int) -> None:
+        for process, pipe in self._members.pop(size):
+            process.kill()
+            process.join()
+            pipe.close()
+
+    def _start(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._started += 1
+        store = self._folder / f"store-{self._started}"
+        self._members[size] = []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, size, there, store), daemon=True)
+            process.start()
+            there.close()
+            self._members[size].append((process, here))
+
+
+def _serve(rank: int, size: int, pipe: Connection, store: Path) -> None:
+    set_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    warnings.simplefilter("error")
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            torch.manual_seed(0)
+            pipe.send((True, function(Ranks(rank, size, local_rank=rank, local_size=size), *arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
