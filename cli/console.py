@@ -10,7 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import (
+    BankImproved,
+    CheckpointSaved,
+    Collapsing,
+    Evaluated,
+    Report,
+    RunEnded,
+    RunStarted,
+    StepReport,
+)
 
 
 def stdout() -> Console:
@@ -68,9 +77,15 @@ class TrainingDisplay:
                 self._say(f"epoch {report.epoch:.4g}: checkpoint saved: {report.path}")
             case BankImproved():
                 self._say(f"step {report.step:,}: bank: {report.text}")
+            case Collapsing():
+                self._say(
+                    f"warning: step {report.step:,}: the embeddings are collapsing since step {report.since:,} "
+                    f"(deviation {report.embedding_std:.2g} of 1, effective rank {report.effective_rank:.3g}): lower "
+                    "optimizer.learning_rate or raise target.momentum, and go on from a checkpoint before that"
+                )
             case RunEnded():
                 done = f"step {report.step:,} (epoch {report.epoch:.4g})"
-                self._say(f"{report.reason} after {done} in {_duration(report.seconds)}")
+                self._say(f"{report.reason} after {done} in {duration(report.seconds)}")
 
     def _start(self, report: RunStarted) -> None:
         self._epochs = report.total_steps / report.steps_per_epoch
@@ -101,10 +116,12 @@ def _values(report: StepReport, epochs: float) -> dict[str, str]:
         "loss": f"{report.loss:.4f}",
         "purity": "–" if report.purity is None else f"{report.purity:.3f}",
         "images/s": f"{report.images_per_second:,.0f}",
-        "left": _duration(report.seconds_left),
+        "left": duration(report.seconds_left),
         "data": f"{report.data_share:.0%}",
         "bank": f"{report.bank_share:.0%}",
         "model": f"{report.model_share:.0%}",
+        "spread": f"{report.embedding_std:.2f}",
+        "rank": f"{report.effective_rank:.0f}",
     }
     return values | ({"unreadable": f"{report.unreadable:,}"} if report.unreadable else {})
 
@@ -137,8 +154,9 @@ def _line(report: StepReport, epochs: float) -> str:
     return f"step {report.step:,}  {values}  |  bank: {bank}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def duration(seconds: float) -> str:
+    """As hours, minutes and seconds."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,7 +1,7 @@
 """The entry point: finds the command, and turns every end into an exit code.
 
-0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 75 ended early, start it again · 130
-interrupted by Ctrl-C · 128 + n ended at once by the second signal, number n
+0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 3 `status`: the run does not train · 75
+ended early, start it again · 130 interrupted by Ctrl-C · 128 + n ended at once by the second signal, number n
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 # A command's module is imported only when it runs, so that `--help` does not wait for torch.
 _COMMANDS = {
     "pretrain": "Train an encoder on images without labels.",
+    "status": "See how a run goes, from another terminal.",
     "eval-knn": "Score a checkpoint's frozen features by their nearest neighbours.",
     "eval-linear": "Score a checkpoint's frozen features by a linear probe, the paper's protocol.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",

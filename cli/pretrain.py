@@ -46,6 +46,19 @@ if TYPE_CHECKING:
     metavar="KEY",
     help="Continue although this setting, or all of this section, differs from the run's. Repeatable.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Serve the run's gauges for Prometheus at this port; 0: at a free one.",
+)
+@click.option(
+    "--metrics-address",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where to serve them; 0.0.0.0 lets other hosts read them too.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the complete effective config and end.")
 def command(
     config: str | None,
@@ -53,6 +66,8 @@ def command(
     out: Path | None,
     resume: str,
     allow_changes: tuple[str, ...],
+    metrics_port: int | None,
+    metrics_address: str,
     dry_run: bool,
 ) -> int:
     """Train an encoder on images without labels.
@@ -97,6 +112,12 @@ def command(
             consumers: list[Callable[[Report], None]] = []
             if ranks.is_main:
                 consumers = [told.enter_context(Recorder(run_dir)), told.enter_context(TrainingDisplay(stderr()))]
+                if metrics_port is not None:
+                    from .metrics import MetricsServer
+
+                    server = told.enter_context(MetricsServer(metrics_port, metrics_address))
+                    click.echo(f"metrics  http://{metrics_address}:{server.port}/metrics", err=True)
+                    consumers.append(server)
             reports = pretrain(
                 settings, run_dir, resume=source, allow_changes=allow_changes, should_stop=stopping, ranks=ranks
             )
@@ -111,7 +132,13 @@ def command(
     assert ended is not None, "a run's last report is RunEnded"
     if ranks.is_main:
         click.echo(run_dir)
-    return 0 if ended.reason == "finished" else stopping.code
+    code = 0 if ended.reason == "finished" else stopping.code
+    if ranks.size > 1:
+        # All is written and closed. What torch takes down when Python ends has aborted a rank that was done (torch 2.14).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _settings(config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume) -> Config:

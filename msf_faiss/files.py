@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, sync: bool = True) -> None:
     """Write beside `path`, sync, rename; missing folders are made, an older file gives way. Text is UTF-8.
+
+    Without `sync` the disk is not waited for: readers still see the old file or the new one, but a machine that fails
+    may lose both.
 
     Raises:
         OSError: if the file cannot be written; an older one is then intact, and nothing half-written stays.
@@ -19,7 +22,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):

@@ -19,6 +19,8 @@ from msf_faiss.errors import UserError
 
 _SAMPLED = 64  # queries a step of which every neighbour is remembered until the next reading
 _HUBS = 10
+_LEAST_STD, _LEAST_RANK = 0.1, 2.0  # of embeddings that have not collapsed
+_LOW_IN_A_ROW = 3
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -152,6 +154,61 @@ class LossMonitor:
         losses = self.check(step)
         self._losses.clear()
         return float(np.mean(losses))
+
+
+class Spread(NamedTuple):
+    """How far embeddings are from all being the same."""
+
+    std: float  # mean standard deviation of a dimension, times sqrt(D): 1 if evenly on the sphere, 0 if all are equal
+    rank: float  # exp of the entropy of the normalised singular values: 1 if all lie on a line, at most min(M, D)
+
+
+def spread_of(embeddings: Tensor) -> Spread:
+    """Spread of unit vectors [M, D], M >= 1, computed on the CPU, which waits for the device.
+
+    The deviation is SimSiam's sign of collapse (CVPR 2021, section 4.1), the rank RankMe's (ICML 2023), after Roy and
+    Vetterli (2007).
+    """
+    vectors = embeddings.double().cpu()
+    deviation = vectors.std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
+    gram = vectors @ vectors.T if len(vectors) <= vectors.shape[1] else vectors.T @ vectors
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    shares = singular / singular.sum().clamp_min(1e-12)
+    return Spread(float(deviation), float(torch.special.entr(shares).sum().exp()))
+
+
+class CollapseWatch:
+    """Says once when embeddings have come to lie close together, and since which step.
+
+    A low reading may be chance, as in a bank with a few entries: three in a row are not.
+    """
+
+    def __init__(self) -> None:
+        self._since, self._low = -1, 0  # step of the first of the low readings in a row, and their number
+
+    @property
+    def since(self) -> int | None:
+        """Where the collapse began; None: there is none."""
+        return self._since if self._low >= _LOW_IN_A_ROW else None
+
+    @property
+    def pending(self) -> Tensor:
+        """What the next reading builds on: [2] int64. A resumed run goes on from it."""
+        return torch.tensor([self._since, self._low])
+
+    @pending.setter
+    def pending(self, counters: Tensor) -> None:
+        self._since, self._low = counters.tolist()
+
+    def update(self, spread: Spread, step: int) -> bool:
+        """Take in the reading of a step; true if the collapse is certain now and was not before."""
+        if spread.std >= _LEAST_STD and spread.rank >= _LEAST_RANK:
+            self._since, self._low = -1, 0
+            return False
+        if self._low == 0:
+            self._since = step
+        self._low += 1
+        return self._low == _LOW_IN_A_ROW
 
 
 class Clock:

@@ -44,6 +44,8 @@ class StepReport:
         float  # share of the queries that find one of the ten most found entries (mean of the ten), own entry left out
     )
     recall: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
+    embedding_std: float  # of the newest embeddings, see `monitor.Spread`: 1 evenly spread, 0 all the same
+    effective_rank: float  # of the same, at most the smaller of 256 and their dimensions
     push_ms: float  # a step
     search_ms: float  # a step; the mean of the neighbours included
     bank_readings: Mapping[str, float]  # what only this kind of bank knows about itself
@@ -88,6 +90,17 @@ class BankImproved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Collapsing:
+    """The embeddings have come to lie close together: the run learns nothing more."""
+
+    step: int
+    epoch: float
+    since: int  # step of the first report that showed it
+    embedding_std: float
+    effective_rank: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """The last report. `interrupted`: the caller asked to stop; the step that it ended with is saved all the same."""
 
@@ -98,4 +111,4 @@ class RunEnded:
     seconds: float
 
 
-Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | RunEnded
+Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | Collapsing | RunEnded

@@ -3,6 +3,7 @@
 RUN/config.yaml        the effective config
 RUN/metrics.jsonl      one object a report: step, epoch, loss and more
 RUN/tensorboard/       the same for TensorBoard
+RUN/status.json        how it goes, see `status`
 RUN/checkpoints/       see `checkpoint`
 RUN/results/           what the evaluations found
 RUN/neighbors/         galleries
@@ -13,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,12 +29,21 @@ from msf_faiss.config import Config
 from msf_faiss.config_file import dump_config
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_whole
-from msf_faiss.reports import BankImproved, Evaluated, Report, RunStarted, StepReport
+from msf_faiss.reports import (
+    BankImproved,
+    CheckpointSaved,
+    Collapsing,
+    Evaluated,
+    Report,
+    RunEnded,
+    RunStarted,
+    StepReport,
+)
+from msf_faiss.status import LOCK, STATUS, Heartbeat, State
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BOARD = "tensorboard"
-LOCK = ".lock"
 _PATIENCE = 3.0  # seconds: a process that was killed takes a while to give all of its memory back, then the lock
 
 
@@ -102,7 +113,7 @@ def _refuse_used(run_dir: Path, *, resume: bool) -> None:
         )
     # A run that ended before its first checkpoint has nothing to lose.
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK})
+    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS})
     if strange:
         raise UserError(
             f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "
@@ -126,6 +137,7 @@ class Recorder:
         self._run_dir = run_dir
         self._board: SummaryWriter | None = None
         self._last: StepReport | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def __enter__(self) -> Recorder:
         return self
@@ -135,6 +147,13 @@ class Recorder:
     ) -> None:
         if self._board is not None:
             self._board.close()
+        if error is not None and self._heartbeat is not None:
+            with contextlib.suppress(OSError):  # the disk may be what went wrong
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self._beat(
+                    state="interrupted" if interrupted else "failed",
+                    message=None if interrupted else str(error) or type(error).__name__,
+                )
 
     def __call__(self, report: Report) -> None:
         try:
@@ -144,9 +163,17 @@ class Recorder:
                 f"{self._run_dir}: cannot write the metrics: {error.strerror}; checkpoints already saved are intact"
             ) from error
 
+    def _beat(self, **changes: Any) -> None:
+        """Tell `msf-faiss status` what is new."""
+        assert self._heartbeat is not None, "the first report of a run is RunStarted"
+        self._heartbeat = replace(self._heartbeat, time=time.time(), **changes)
+        write_whole(self._run_dir / STATUS, json.dumps(asdict(self._heartbeat), indent=2) + "\n", sync=False)
+
     def _record(self, report: Report) -> None:
         match report:
             case RunStarted():
+                self._heartbeat = Heartbeat.begin(step=report.first_step, total_steps=report.total_steps)
+                self._beat()
                 _drop_lines_after(self._run_dir / METRICS, report.first_step)
                 self._board = SummaryWriter(
                     str(self._run_dir / BOARD), purge_step=report.first_step + 1 if report.first_step else None
@@ -157,6 +184,26 @@ class Recorder:
                 values |= {f"bank_{name}": value for name, value in values.pop("bank_readings").items()}
                 self._line(values)
                 self._scalars("train", values, report.step)
+                shown = (
+                    "step",
+                    "epoch",
+                    "loss",
+                    "purity",
+                    "images_per_second",
+                    "seconds_left",
+                    "data_share",
+                    "bank_share",
+                )
+                self._beat(**{name: values[name] for name in shown})
+            case CheckpointSaved():
+                self._beat(checkpoint=str(report.path), checkpoint_step=report.step, checkpoint_time=time.time())
+            case Collapsing():
+                loss = self._last.loss if self._last else None
+                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "collapsing_since": report.since})
+                self._beat(collapsing_since=report.since)
+            case RunEnded():
+                state: State = "finished" if report.reason == "finished" else "interrupted"
+                self._beat(state=state, step=report.step, epoch=report.epoch, checkpoint=str(report.checkpoint))
             case Evaluated():
                 loss = self._last.loss if self._last else None
                 knn = {f"knn_{name}": value for name, value in asdict(report).items() if name not in {"step", "epoch"}}

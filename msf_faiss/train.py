@@ -29,12 +29,23 @@ from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import memory_format
-from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import (
+    BankImproved,
+    CheckpointSaved,
+    Collapsing,
+    Evaluated,
+    Report,
+    RunEnded,
+    RunStarted,
+    StepReport,
+)
 from msf_faiss.resume import Beginning, Resume, allowed_changes, find_beginning
 from msf_faiss.saving import BackgroundSaver
 from msf_faiss.schedule import learning_rate, target_momentum
 from msf_faiss.state import TrainState
 from msf_faiss.watchdog import Watchdog
+
+_SPREAD = 256  # newest embeddings whose spread a report tells
 
 
 def train_step(
@@ -166,6 +177,7 @@ class _Run:
 
     def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool], ranks: Ranks) -> None:
         self.config, self.run_dir, self.should_stop, self.ranks = config, run_dir, should_stop, ranks
+        torch.manual_seed(config.seed)  # nothing of ours draws from it, but torch may begin with any other state
         if config.train.threads is not None:
             set_threads(config.train.threads)
         elif ranks.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -183,6 +195,7 @@ class _Run:
         self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device, ranks.sum)
         self.losses = monitor.LossMonitor(ranks.sum)
         self.watch = _watch(config, ranks)
+        self.collapse = monitor.CollapseWatch()
         self.notes: tuple[str, ...] = ()
         self.unreadable: dict[int, str] = {}  # by id, what is wrong with images that this rank left out
         self.origin: str | None = None
@@ -223,7 +236,9 @@ class _Run:
                 # Nothing is evaluated or saved before the losses that led to it are known to be finite.
                 reporting = evaluating or saving or improvement is not None
                 if reporting or self.state.step % self.config.train.log_every == 0:
-                    yield self._progress()
+                    progress = self._progress()
+                    yield progress
+                    yield from self._collapsing(progress)
                 if improvement is not None:
                     yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
@@ -333,6 +348,8 @@ class _Run:
         images, self.images = self.images, 0
         steps, self.reported = done - self.reported, done
         everyone = self.ranks.gather_objects((bank.readings(), set(self.unreadable)))
+        newest = bank.reconstruct(bank.newest(max(1, _SPREAD // self.ranks.size)))
+        spread = monitor.spread_of(self.ranks.gather_rows(newest))
         return StepReport(
             step=done,
             epoch=self.epoch,
@@ -345,6 +362,8 @@ class _Run:
             neighbor_age_p95=neighbors.age_p95,
             hubness=neighbors.hubness,
             recall=self.watch.recall if self.watch else None,
+            embedding_std=spread.std,
+            effective_rank=spread.rank,
             push_ms=1000 * parts.get("push", 0.0) / steps,
             search_ms=1000 * parts.get("search", 0.0) / steps,
             bank_readings=_means([readings for readings, _ in everyone]),
@@ -355,6 +374,18 @@ class _Run:
             seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
             unreadable=len(set().union(*(ids for _, ids in everyone))),
         )
+
+    def _collapsing(self, progress: StepReport) -> Iterator[Collapsing]:
+        spread = monitor.Spread(progress.embedding_std, progress.effective_rank)
+        if self.collapse.update(spread, progress.step):
+            assert self.collapse.since is not None
+            yield Collapsing(
+                step=progress.step,
+                epoch=progress.epoch,
+                since=self.collapse.since,
+                embedding_std=spread.std,
+                effective_rank=spread.rank,
+            )
 
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()
@@ -388,6 +419,7 @@ class _Run:
                 "losses": self.losses.pending,
                 **{f"neighbors.{name}": tensor for name, tensor in self.neighbors.pending.items()},
                 **({"watch": self.watch.pending} if self.watch else {}),
+                "collapse": self.collapse.pending,
                 "unreadable": self._unreadable_anywhere(),
             }
             tensors = self.state.tensors()
@@ -455,6 +487,7 @@ class _Run:
             watch = {name: tensor for name, tensor in pending.items() if name == "watch"}
             pending = {name: torch.zeros_like(tensor) for name, tensor in pending.items()} | watch
         self.losses.pending = pending["losses"]
+        self.collapse.pending = checkpoint.tensors("monitor")["collapse"]
         self.neighbors.pending = {
             name.removeprefix("neighbors."): tensor for name, tensor in pending.items() if name.startswith("neighbors.")
         }

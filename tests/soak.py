@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-
 _OWN = ("Pss_Anon:", "Pss_Shmem:")
 
 

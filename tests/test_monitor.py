@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from msf_faiss.errors import UserError
-from msf_faiss.monitor import Clock, LossMonitor, NeighborMonitor
+from msf_faiss.monitor import Clock, CollapseWatch, LossMonitor, NeighborMonitor, Spread, spread_of
 
 CPU = torch.device("cpu")
 
@@ -88,3 +88,35 @@ def test_the_clock_divides_the_time() -> None:
     assert parts.keys() == {"data", "bank"}
     assert 0 < sum(parts.values()) <= total
     assert clock.read()[1] == {}
+
+
+def test_the_spread_of_embeddings() -> None:
+    rng = torch.Generator().manual_seed(0)
+    even = torch.nn.functional.normalize(torch.randn(256, 32, generator=rng), dim=1)
+    spread = spread_of(even)
+    assert spread.std == pytest.approx(1, abs=0.01)
+    assert 28 < spread.rank <= 32
+    same = even[:1].expand(256, -1)
+    assert spread_of(same) == pytest.approx((0, 1), abs=1e-3)
+    plane = torch.nn.functional.normalize(even[:, :2], dim=1)
+    assert spread_of(torch.cat([plane, torch.zeros(256, 30)], dim=1)).rank == pytest.approx(2, abs=0.05)
+    wide = torch.nn.functional.normalize(torch.randn(10, 500, generator=rng), dim=1)
+    assert 9 < spread_of(wide).rank <= 10
+    # as by the singular values themselves
+    values = torch.linalg.svdvals(even.double())
+    shares = values / values.sum()
+    assert spread.rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-9)
+
+
+def test_a_collapse_is_told_once_with_the_step_where_it_began() -> None:
+    watch, well, low = CollapseWatch(), Spread(0.9, 20.0), Spread(0.05, 20.0)
+    assert [watch.update(low, step) for step in (10, 20)] == [False, False]
+    assert not watch.update(well, 30)  # the two were chance
+    assert [watch.update(low, step) for step in (40, 50)] == [False, False]
+    assert watch.since is None
+    again = CollapseWatch()
+    again.pending = watch.pending
+    assert [again.update(Spread(0.9, 1.5), 60), again.update(low, 70)] == [True, False]
+    assert again.since == 40
+    again.update(well, 80)
+    assert again.since is None

@@ -37,6 +37,8 @@ STEP = StepReport(
     neighbor_age_p95=4321.0,
     hubness=0.034,
     recall=0.98765,
+    embedding_std=0.876,
+    effective_rank=25.4,
     push_ms=0.1234,
     search_ms=12.345,
     bank_readings={"list_imbalance": 1.5, "proved": 1.0},
@@ -78,7 +80,7 @@ def test_each_report_shows_what_the_bank_knows_about_itself(terminal: bool) -> N
 
 def test_a_line_in_a_pipe_holds_everything() -> None:
     assert shown([STARTED, STEP], terminal=False).splitlines()[-1] == (
-        "step 6  epoch 0.60/5  loss 1.2500  purity –  images/s 2,000  left 1:01  data 10%  bank 20%  model 70%  |  "
+        "step 6  epoch 0.60/5  loss 1.2500  purity –  images/s 2,000  left 1:01  data 10%  bank 20%  model 70%  spread 0.88  rank 25  |  "
         "bank: full 50%  push 0.123 ms  search 12.3 ms  recall 0.988  age 1,234  95 % 4,321  hubs 3.4%  "
         "list imbalance 1.5  proved 1"
     )

@@ -12,7 +12,7 @@ from conftest import TINY, Cli
 
 def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
     assert {path.name for path in tiny_run.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", ".lock")
+        *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "status.json", ".lock")
     }
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6

@@ -1,0 +1,168 @@
+"""Several ranks from the command line: by torchrun, and each by itself as a scheduler starts them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Cli
+from survival import LONG, outcome, read_until
+
+FEW = [*LONG, "--set", "train.max_steps=60", "--set", "bank.placement=sharded", "--set", "data.workers=0"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
+def torchrun(*arguments: object, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks under torchrun; nothing of them outlives the context."""
+    address = [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.2",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *address, "-m", "msf_faiss_cli"]
+    process = subprocess.Popen(
+        [*command, "pretrain", *map(str, arguments)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    run_dir = tmp_path_factory.mktemp("ranks") / "run"
+    with torchrun(*FEW, "--out", run_dir) as process:
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    return run_dir, told
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(undisturbed)
+    assert tensors.keys() == expected.keys()
+    assert [name for name in expected if not (tensors[name] == expected[name]).all()] == []
+    assert lines == expected_lines
+
+
+def test_ranks_train_together_and_one_of_them_tells(undisturbed: tuple[Path, str], msf_faiss: Cli) -> None:
+    run_dir, told = undisturbed
+    assert told.count("run      ") == 1
+    assert told.count("step 60 ") == 1
+    assert "on each of 2 ranks" in told
+    assert "ShardedBank(0 of 40 entries, on 2 ranks" in told
+    assert "Warning" not in told
+    last = max((run_dir / "checkpoints").glob("step-*"))
+    assert sorted(path.name for path in last.glob("bank*")) == [
+        f"bank-0000{rank}-of-00002.safetensors" for rank in (0, 1)
+    ]
+    page = run_dir.parent / "neighbors.json"
+    shown = msf_faiss("inspect-neighbors", run_dir, "--queries", "3", "--out", page)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_torchrun_restarts_what_was_killed_and_the_bits_are_the_same(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    with torchrun(*FEW, "--out", tmp_path / "run", restarts=2) as process:
+        for moment in ("step 8 ", "step 32 "):
+            read_until(process, moment)
+            os.kill(ranks_of(process)[-1], signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert "resumed  after step" in told
+    assert_same(tmp_path / "run", undisturbed[0])
+
+
+def test_torchrun_that_is_terminated_leaves_a_checkpoint_of_that_step(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    with torchrun(*FEW, "--out", tmp_path / "run") as process:
+        read_until(process, "step 20 ")
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert told.count("SIGTERM: stopping after this step, with a checkpoint") == 1
+    assert "interrupted after step" in told
+    with torchrun(*FEW, "--out", tmp_path / "run") as process:
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert_same(tmp_path / "run", undisturbed[0])
+
+
+@contextmanager
+def by_hand(*arguments: object, size: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """Ranks as `srun` starts them, each with what it must know of the others in its environment."""
+    port, processes = free_port(), []
+    for rank in range(size):
+        names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "msf_faiss_cli", "pretrain", *map(str, arguments)],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        )
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    with by_hand(*LONG, "--out", tmp_path / "run") as processes:
+        read_until(processes[0], "step 8 ")
+        processes[1].send_signal(signal.SIGUSR1)
+        ends = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], ends
+    assert "interrupted after step" in ends[0]
+    assert "Traceback" not in ends[0] + ends[1]
+
+
+def test_the_loss_of_a_rank_ends_the_others_in_words(tmp_path: Path) -> None:
+    with by_hand(*LONG, "--out", tmp_path / "run") as processes:
+        read_until(processes[0], "step 8 ")
+        processes[1].kill()
+        told = processes[0].communicate(timeout=60)[1]
+        assert processes[0].returncode == 75, told
+    assert "error: rank 0 lost another rank, whose own message says why; start the same command again" in told
+    assert "Traceback" not in told
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    for setting, complaint in [("train.batch_size=3", "too small for 2 ranks"), ("train.epochs=none", "train.epochs")]:
+        with by_hand(*TINY, "--set", setting, "--out", tmp_path / "run") as processes:
+            ends = [process.communicate(timeout=60)[1] for process in processes]
+            assert [process.returncode for process in processes] == [2, 2], ends
+        assert complaint in ends[0]
+        assert ends[1] == ""
+
+
+def test_a_run_under_torchrun_must_be_named(msf_faiss: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    done = msf_faiss("pretrain", *TINY)
+    assert done.returncode == 2
+    assert "name its directory with --out" in done.stderr
