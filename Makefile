@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 DEMO ?=
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow soak check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -17,10 +17,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/msf-faiss results $(RUN)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -134,7 +134,7 @@ def command(
         click.echo(run_dir)
     code = 0 if ended.reason == "finished" else stopping.code
     if ranks.size > 1:
-        # All is written and closed. What torch takes down when Python ends has aborted a rank that was done (torch 2.14).
+        # All is written and closed; what torch takes down when Python ends has aborted a rank (once, torch 2.14).
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -236,7 +236,11 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(local_rank=local_rank)
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=_TIMEOUT)
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=_TIMEOUT))  # type: ignore[attr-defined]
+        # torchrun keeps its store when it starts ranks again, with the addresses of those that are gone (torch 2.14).
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{size}", store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"rank {rank} of {size} cannot join the others: {error}; start all ranks by torchrun, or set RANK,"

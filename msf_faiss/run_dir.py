@@ -12,6 +12,7 @@ RUN/neighbors/         galleries
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -146,7 +147,11 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as failure:
+                if error is None:
+                    raise UserError(_cannot_record(self._run_dir, failure)) from failure
         if error is not None and self._heartbeat is not None:
             with contextlib.suppress(OSError):  # the disk may be what went wrong
                 interrupted = isinstance(error, KeyboardInterrupt)
@@ -159,9 +164,7 @@ class Recorder:
         try:
             self._record(report)
         except OSError as error:
-            raise UserError(
-                f"{self._run_dir}: cannot write the metrics: {error.strerror}; checkpoints already saved are intact"
-            ) from error
+            raise UserError(_cannot_record(self._run_dir, error)) from error
 
     def _beat(self, **changes: Any) -> None:
         """Tell `msf-faiss status` what is new."""
@@ -224,6 +227,15 @@ class Recorder:
         for name, value in values.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _cannot_record(run_dir: Path, error: OSError) -> str:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    why, remedy = ("the disk is full", "make room") if full else (error.strerror, "make it writable")
+    return (
+        f"{run_dir}: cannot write the metrics: {why}; {remedy} and start the same command again: checkpoints "
+        "already saved are intact"
+    )
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

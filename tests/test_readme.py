@@ -31,10 +31,11 @@ def shell_blocks() -> list[str]:
 
 def made_small(command: str) -> list[str]:
     words = shlex.split(command)
-    assert words[0] == "msf-faiss", command
-    if words[1] == "pretrain":
-        words += [part for setting in SMALL[words[2]].split() for part in ("--set", setting)]
-    return [sys.executable, "-m", "msf_faiss_cli", *words[1:]]
+    modules = {"msf-faiss": "msf_faiss_cli", "torchrun": "torch.distributed.run"}
+    if "pretrain" in words:
+        config = words[words.index("pretrain") + 1]
+        words += [part for setting in SMALL[config].split() for part in ("--set", setting)]
+    return [sys.executable, "-m", modules[words[0]], *words[1:]]
 
 
 def test_the_readme_begins_with_two_commands() -> None:
@@ -110,7 +111,7 @@ def test_make_demo_shows_learning(tmp_path: Path, seed: int) -> None:
     assert np.mean(purities[-5:]) > 2 * np.mean(purities[3:8])
 
 
-@pytest.mark.parametrize("target", ["test", "check", "test-slow"])
+@pytest.mark.parametrize("target", ["test", "check", "test-slow", "soak"])
 def test_every_make_target_that_is_named_exists(target: str) -> None:
     """`make test` runs these tests, so here it is only planned; CI runs `make check`."""
     assert f"make {target}" in README

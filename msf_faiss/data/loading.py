@@ -45,8 +45,10 @@ def load(
                 result = next(results)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
+            except (RuntimeError, OSError, EOFError) as error:
+                # A worker that is killed while it hands something over breaks the pipe rather than being missed.
+                broken = workers > 0 and isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
+                if "Caught " in str(error) or not (broken or str(error).startswith("DataLoader worker")):
                     raise
                 raise UserError(
                     f"a process that prepares images died ({error}); often memory ran out, or space in /dev/shm:"

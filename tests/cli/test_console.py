@@ -80,7 +80,8 @@ def test_each_report_shows_what_the_bank_knows_about_itself(terminal: bool) -> N
 
 def test_a_line_in_a_pipe_holds_everything() -> None:
     assert shown([STARTED, STEP], terminal=False).splitlines()[-1] == (
-        "step 6  epoch 0.60/5  loss 1.2500  purity –  images/s 2,000  left 1:01  data 10%  bank 20%  model 70%  spread 0.88  rank 25  |  "
+        "step 6  epoch 0.60/5  loss 1.2500  purity –  images/s 2,000  left 1:01  data 10%  bank 20%  model 70%  "
+        "spread 0.88  rank 25  |  "
         "bank: full 50%  push 0.123 ms  search 12.3 ms  recall 0.988  age 1,234  95 % 4,321  hubs 3.4%  "
         "list imbalance 1.5  proved 1"
     )

@@ -1,6 +1,6 @@
 """What goes wrong around a run: it ends with words and an exit code, and what was saved goes on by the same command."""
 
-import errno
+import contextlib
 import os
 import shutil
 import signal
@@ -91,11 +91,9 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, tiny_run: Path, free:
         with started(*arguments) as process:
             read_until(process, "step 8 ")
             with (folder / "ballast").open("wb", buffering=0) as ballast:
-                try:
+                with contextlib.suppress(OSError):
                     while True:
                         ballast.write(bytes(4096))
-                except OSError as error:
-                    assert error.errno == errno.ENOSPC
                 ballast.truncate(ballast.tell() - 1024 * free)
             _, told = process.communicate(timeout=60)
         assert process.returncode == 2, told
@@ -185,7 +183,6 @@ def test_images_that_vanish_during_a_run(tmp_path: Path) -> None:
     assert_goes_on(*arguments, run_dir=run_dir)
 
 
-@pytest.mark.xfail(reason="loading.load lets OSError of a worker killed while it hands a batch over pass", strict=False)
 def test_a_process_that_prepares_images_is_killed(tmp_path: Path) -> None:
     """As the kernel does where memory runs out."""
     arguments = [*ENDLESS, "--set", "data.workers=1", "--out", tmp_path / "run"]

@@ -67,7 +67,7 @@ def assert_same(run_dir: Path, undisturbed: Path) -> None:
 def test_ranks_train_together_and_one_of_them_tells(undisturbed: tuple[Path, str], msf_faiss: Cli) -> None:
     run_dir, told = undisturbed
     assert told.count("run      ") == 1
-    assert told.count("step 60 ") == 1
+    assert told.count("\nstep 60 ") == 1
     assert "on each of 2 ranks" in told
     assert "ShardedBank(0 of 40 entries, on 2 ranks" in told
     assert "Warning" not in told
@@ -166,3 +166,23 @@ def test_a_run_under_torchrun_must_be_named(msf_faiss: Cli, monkeypatch: pytest.
     done = msf_faiss("pretrain", *TINY)
     assert done.returncode == 2
     assert "name its directory with --out" in done.stderr
+
+
+def test_the_launch_example_starts_ranks(tmp_path: Path) -> None:
+    """On one host; the directory that torchrun is in comes first in the path, as in an activated environment."""
+    script = Path(__file__).parents[2] / "docs" / "launch" / "torchrun.sh"
+    names = {
+        "PORT": str(free_port()),
+        "RANKS_PER_HOST": "2",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [script, "1", "127.0.0.1", "demo", tmp_path / "run", *TINY],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **names},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on each of 2 ranks" in done.stderr
+    assert "finished after step 6" in done.stderr
