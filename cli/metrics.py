@@ -7,7 +7,7 @@ from dataclasses import asdict
 from types import TracebackType
 
 from msf_faiss.errors import UserError
-from msf_faiss.reports import CheckpointSaved, Collapsing, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import CheckpointSaved, Report, RunEnded, RunStarted, StepReport
 
 _STEP_GAUGES = {
     "step": "Finished steps.",
@@ -88,11 +88,10 @@ class MetricsServer:
                 for name, gauge in self._steps.items():
                     if values[name] is not None:
                         gauge.set(values[name])
+                self._collapse.set(-1 if report.collapsing_since is None else report.collapsing_since)
             case CheckpointSaved():
                 self._saved_step.set(report.step)
                 self._saved_time.set(time.time())
-            case Collapsing():
-                self._collapse.set(report.since)
             case RunEnded():
                 self._training.set(0)
             case _:

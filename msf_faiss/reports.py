@@ -46,6 +46,7 @@ class StepReport:
     recall: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
     embedding_std: float  # of the newest embeddings, see `monitor.Spread`: 1 evenly spread, 0 all the same
     effective_rank: float  # of the same, at most the smaller of 256 and their dimensions
+    collapsing_since: int | None  # step; None: the embeddings are not collapsing
     push_ms: float  # a step
     search_ms: float  # a step; the mean of the neighbours included
     bank_readings: Mapping[str, float]  # what only this kind of bank knows about itself

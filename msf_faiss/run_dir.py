@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -187,23 +187,13 @@ class Recorder:
                 values |= {f"bank_{name}": value for name, value in values.pop("bank_readings").items()}
                 self._line(values)
                 self._scalars("train", values, report.step)
-                shown = (
-                    "step",
-                    "epoch",
-                    "loss",
-                    "purity",
-                    "images_per_second",
-                    "seconds_left",
-                    "data_share",
-                    "bank_share",
-                )
-                self._beat(**{name: values[name] for name in shown})
+                told = {field.name for field in fields(Heartbeat)}
+                self._beat(**{name: value for name, value in values.items() if name in told})
             case CheckpointSaved():
                 self._beat(checkpoint=str(report.path), checkpoint_step=report.step, checkpoint_time=time.time())
             case Collapsing():
                 loss = self._last.loss if self._last else None
-                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "collapsing_since": report.since})
-                self._beat(collapsing_since=report.since)
+                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "collapse": asdict(report)})
             case RunEnded():
                 state: State = "finished" if report.reason == "finished" else "interrupted"
                 self._beat(state=state, step=report.step, epoch=report.epoch, checkpoint=str(report.checkpoint))

@@ -195,7 +195,7 @@ class _Run:
         self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device, ranks.sum)
         self.losses = monitor.LossMonitor(ranks.sum)
         self.watch = _watch(config, ranks)
-        self.collapse = monitor.CollapseWatch()
+        self.collapse, self.collapsed = monitor.CollapseWatch(), False  # the latter: as of the last report
         self.notes: tuple[str, ...] = ()
         self.unreadable: dict[int, str] = {}  # by id, what is wrong with images that this rank left out
         self.origin: str | None = None
@@ -238,7 +238,8 @@ class _Run:
                 if reporting or self.state.step % self.config.train.log_every == 0:
                     progress = self._progress()
                     yield progress
-                    yield from self._collapsing(progress)
+                    if self.collapsed:
+                        yield _collapsing(progress)
                 if improvement is not None:
                     yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
@@ -350,6 +351,7 @@ class _Run:
         everyone = self.ranks.gather_objects((bank.readings(), set(self.unreadable)))
         newest = bank.reconstruct(bank.newest(max(1, _SPREAD // self.ranks.size)))
         spread = monitor.spread_of(self.ranks.gather_rows(newest))
+        self.collapsed = self.collapse.update(spread, done)
         return StepReport(
             step=done,
             epoch=self.epoch,
@@ -364,6 +366,7 @@ class _Run:
             recall=self.watch.recall if self.watch else None,
             embedding_std=spread.std,
             effective_rank=spread.rank,
+            collapsing_since=self.collapse.since,
             push_ms=1000 * parts.get("push", 0.0) / steps,
             search_ms=1000 * parts.get("search", 0.0) / steps,
             bank_readings=_means([readings for readings, _ in everyone]),
@@ -374,18 +377,6 @@ class _Run:
             seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
             unreadable=len(set().union(*(ids for _, ids in everyone))),
         )
-
-    def _collapsing(self, progress: StepReport) -> Iterator[Collapsing]:
-        spread = monitor.Spread(progress.embedding_std, progress.effective_rank)
-        if self.collapse.update(spread, progress.step):
-            assert self.collapse.since is not None
-            yield Collapsing(
-                step=progress.step,
-                epoch=progress.epoch,
-                since=self.collapse.since,
-                embedding_std=spread.std,
-                effective_rank=spread.rank,
-            )
 
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()
@@ -531,6 +522,17 @@ def _watch(config: Config, ranks: Ranks) -> RecallWatch | None:
             return RecallWatch(bank.watch.every, bank.watch.queries, bank.min_recall, ranks.sum)
         case _:
             return None
+
+
+def _collapsing(progress: StepReport) -> Collapsing:
+    assert progress.collapsing_since is not None
+    return Collapsing(
+        step=progress.step,
+        epoch=progress.epoch,
+        since=progress.collapsing_since,
+        embedding_std=progress.embedding_std,
+        effective_rank=progress.effective_rank,
+    )
 
 
 def _next(batches: Iterator[Batch]) -> Batch | UserError:

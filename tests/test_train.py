@@ -28,7 +28,16 @@ from msf_faiss.config import (
 )
 from msf_faiss.config_file import load_config
 from msf_faiss.errors import UserError
-from msf_faiss.reports import BankImproved, CheckpointSaved, Evaluated, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.reports import (
+    BankImproved,
+    CheckpointSaved,
+    Collapsing,
+    Evaluated,
+    Report,
+    RunEnded,
+    RunStarted,
+    StepReport,
+)
 from msf_faiss.resume import Resume
 from msf_faiss.run_dir import Recorder
 from msf_faiss.state import TrainState
@@ -542,6 +551,22 @@ def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: s
         assert scanned == [16] * 3
     assert isinstance(reports[-1], RunEnded)
     assert find_checkpoint(tmp_path / "run").config == config
+
+
+def test_a_collapse_is_told_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msf_faiss import monitor
+
+    measured = monitor.spread_of
+    low = iter(range(1, 100))
+    monkeypatch.setattr(
+        monitor, "spread_of", lambda rows: monitor.Spread(0.01, 9.0) if next(low) >= 4 else measured(rows)
+    )
+    first = run(CONFIG, tmp_path / "run", stop_after=5)
+    reports = first + run(CONFIG, tmp_path / "run", resume="auto")
+    told = [report for report in reports if isinstance(report, Collapsing)]
+    assert [(report.step, report.since, report.embedding_std) for report in told] == [(6, 4, 0.01)]
+    assert [line["step"] for line in metrics(tmp_path / "run") if "collapse" in line] == [6]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["collapsing_since"] == 4
 
 
 def test_cuda_where_there_is_none_is_a_mistake() -> None:

@@ -39,6 +39,7 @@ STEP = StepReport(
     recall=0.98765,
     embedding_std=0.876,
     effective_rank=25.4,
+    collapsing_since=None,
     push_ms=0.1234,
     search_ms=12.345,
     bank_readings={"list_imbalance": 1.5, "proved": 1.0},
