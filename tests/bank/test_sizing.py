@@ -16,6 +16,7 @@ from msf_faiss.config import (
     ReferenceBankConfig,
     ScanBankConfig,
 )
+from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 
 CPU = torch.device("cpu")
@@ -168,3 +169,23 @@ def test_a_bank_is_made_as_its_config_says(config: type[FlatBankConfig | Referen
     assert (bank.capacity, bank.dim, bank.dtype, bank.device) == (1_000_000 // 68, 30, torch.float16, CPU)
     bank.push(torch.eye(30), torch.arange(30))
     assert bank.search(torch.eye(30), 30).slots.shape == (30, 6)  # max_age is passed on
+
+
+def test_memory_is_that_of_each_rank() -> None:
+    one, four = Ranks.alone(), Ranks(0, 4, local_size=2)
+    config = FlatBankConfig(capacity="1GiB")
+    whole = capacity_of(config, dim=512, device=CPU, ranks=one)
+    assert capacity_of(config, dim=512, device=CPU, ranks=four) == whole
+    sharded = config.model_copy(update={"placement": "sharded"})
+    assert capacity_of(sharded, dim=512, device=CPU, ranks=one) == whole
+    assert capacity_of(sharded, dim=512, device=CPU, ranks=four) == 4 * whole
+    assert capacity_of(FlatBankConfig(capacity=100, placement="sharded"), dim=512, device=CPU, ranks=four) == 100
+
+
+def test_what_fits_one_rank_may_not_fit_all_of_a_host() -> None:
+    config = FlatBankConfig(capacity="12GiB")
+    capacity_of(config, dim=512, device=CPU, ranks=Ranks(0, 2))
+    with pytest.raises(UserError, match=r"12.0 GiB, and cpu has 8.0 for each rank; .* or bank.placement sharded"):
+        capacity_of(config, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))
+    entries = FlatBankConfig(capacity=12 * 2**30 // 2056, placement="sharded")
+    capacity_of(entries, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))

@@ -162,6 +162,7 @@ def test_workers_are_for_images_that_must_be_decoded() -> None:
     assert worker_count(memory, config(workers="auto").data) == 0
     assert 1 <= worker_count(FakeSource(4), config(workers="auto").data) <= 16
     assert worker_count(memory, config(workers=3).data) == 3
+    assert worker_count(FakeSource(4), config(workers="auto").data, processes=1000) == 1
 
 
 # -- evaluation

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from msf_faiss.data.sampler import BatchStream, epoch_order, steps_per_epoch
+from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 
 
@@ -63,3 +64,12 @@ def test_images_must_fill_a_batch() -> None:
     assert steps_per_epoch(17, 8) == 2
     with pytest.raises(UserError, match=r"7 training images do not fill a batch of 8; set train\.batch_size to 7"):
         steps_per_epoch(7, 8)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_each_batch_without_loss_or_duplicates(ranks: int) -> None:
+    whole = list(islice(BatchStream(30, 8, seed=4, start_step=2), 7))
+    shares = [BatchStream(30, 8, seed=4, start_step=2, share=Ranks(rank, ranks).share_of) for rank in range(ranks)]
+    for expected, *parts in zip(whole, *[islice(share, 7) for share in shares], strict=True):
+        assert all(part[:2] == expected[:2] for part in parts)
+        assert np.concatenate([part.ids for part in parts]).tolist() == expected.ids.tolist()
