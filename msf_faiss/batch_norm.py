@@ -128,8 +128,8 @@ def shuffled(rows: Tensor, ranks: Ranks, *, seed: int, step: int) -> tuple[Tenso
     goes_to, comes_from = owner[place[mine]], owner[order[mine]]
     sent, received = (np.bincount(of, minlength=ranks.size).tolist() for of in (goes_to, comes_from))
     # A rank's rows travel in the order of their places, so that what comes from each rank is in that order too.
-    outgoing = torch.from_numpy(np.argsort(place[mine], kind="stable")).to(rows.device)
-    came = torch.from_numpy(np.argsort(comes_from, kind="stable")).to(rows.device)
+    outgoing = torch.from_numpy(np.argsort(place[mine], kind="stable")).to(rows.device, non_blocking=True)
+    came = torch.from_numpy(np.argsort(comes_from, kind="stable")).to(rows.device, non_blocking=True)
 
     def undo(results: Tensor) -> Tensor:
         back = ranks.exchange_rows(results[came], received, sent)

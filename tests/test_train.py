@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from runs import metrics, tensors
 
 from msf_faiss.bank import Neighbors, ReferenceBank, scan, tiled
 from msf_faiss.checkpoint import find_checkpoint, load_bank
@@ -79,23 +79,6 @@ def run(
             record(report)
             reports.append(report)
     return reports
-
-
-def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    return {
-        f"{path.stem}.{name}": tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
-
-
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    shares = {"data_share", "bank_share", "model_share", "push_ms", "search_ms"}
-    timed = {"images_per_second", "seconds_left", "knn_seconds", *shares}
-    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
 @pytest.fixture(scope="module")

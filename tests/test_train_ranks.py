@@ -1,13 +1,12 @@
 """Whole runs of several ranks: against one rank, resumed by as many, by fewer and by more."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from pool import RankPool
+from runs import metrics, tensors
 
 from msf_faiss.checkpoint import find_checkpoint, load_bank
 from msf_faiss.config import (
@@ -78,21 +77,6 @@ def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None 
         return f"here: {error}"
     assert isinstance(report, RunEnded)
     return f"{report.reason} {started.first_step} to {report.step}"
-
-
-def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    return {
-        f"{path.stem}.{name}": tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
-
-
-def metrics(run_dir: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timed = {"images_per_second", "seconds_left", "knn_seconds", "data_share", "bank_share", "model_share"}
-    return [{k: v for k, v in line.items() if k not in timed and not k.endswith("_ms")} for line in lines]
 
 
 @pytest.mark.parametrize(

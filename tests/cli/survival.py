@@ -1,6 +1,5 @@
 """Runs in processes of their own that are ended at random moments, and what must be the same in spite of it."""
 
-import json
 import random
 import signal
 import subprocess
@@ -10,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from conftest import TINY
+from runs import metrics, tensors
 
 LONG = [
     *TINY,
@@ -20,8 +19,6 @@ LONG = [
     *("--set", "train.log_every=4"),
 ]
 """The tiny run with 900 steps, saved after every third."""
-
-_TIMED = {"images_per_second", "seconds_left", "knn_seconds", "data_share", "bank_share", "model_share"}
 
 
 @contextmanager
@@ -73,16 +70,7 @@ def finish(run_dir: Path) -> None:
 def outcome(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
     """The tensors of the last checkpoint, and metrics.jsonl without what a clock decides."""
     last = max((run_dir / "checkpoints").glob("step-*"))
-    tensors = {
-        f"{path.stem}.{name}": tensor
-        for path in last.glob("*.safetensors")
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    untimed = [
-        {key: value for key, value in line.items() if key not in _TIMED and not key.endswith("_ms")} for line in lines
-    ]
-    return tensors, untimed
+    return tensors(run_dir, int(last.name.removeprefix("step-"))), metrics(run_dir)
 
 
 def assert_same_outcome(run_dir: Path, undisturbed: Path) -> None:

@@ -1,0 +1,29 @@
+"""What a run has left behind, as far as it must be the same in another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+_TIMED = {"images_per_second", "seconds_left", "knn_seconds", "data_share", "bank_share", "model_share"}
+
+
+def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything in the checkpoint of a step, by file and name."""
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return {
+        f"{path.stem}.{name}": tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in _TIMED and not name.endswith("_ms")}
+        for line in lines
+    ]
