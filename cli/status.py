@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,21 +35,26 @@ def command(run: Path, watch: bool, every: float, as_json: bool) -> int:
     Exit codes: 0 it trains, or has finished; 3 it does not train and is not finished (interrupted, failed, or dead: the
     process is gone without a word); 2 there is no run. So it serves as a health check.
     """
-    from msf_faiss.status import read_status
+    from rich.live import Live
+    from rich.text import Text
 
     from .console import stdout
 
     console = stdout()
-    shown = None
+    if not watch or as_json or not console.is_terminal:
+        return _look(run, every if watch else None, as_json, lambda text: console.print(text, markup=False))
+    with Live(console=console, auto_refresh=False) as live:
+        return _look(run, every, as_json, lambda text: live.update(Text(text), refresh=True))
+
+
+def _look(run: Path, every: float | None, as_json: bool, show: Callable[[str], None]) -> int:
+    """Show a run's status, once or every so many seconds until it ends; the exit code."""
+    from msf_faiss.status import read_status
+
     while True:
         status = read_status(run)
-        text = json.dumps({**asdict(status), "well": status.well}) if as_json else _words(run, status)
-        if text != shown:
-            if shown is not None and not as_json:
-                console.print()
-            console.print(text, markup=False)
-            shown = text
-        if not watch or not status.alive:
+        show(json.dumps({**asdict(status), "well": status.well}) if as_json else _words(run, status))
+        if every is None or not status.alive:
             return 0 if status.well else _NOT_WELL
         try:
             time.sleep(every)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
@@ -139,19 +140,28 @@ class Recorder:
         self._board: SummaryWriter | None = None
         self._last: StepReport | None = None
         self._heartbeat: Heartbeat | None = None
+        self._on_thread_error = threading.excepthook
 
     def __enter__(self) -> Recorder:
+        self._on_thread_error, threading.excepthook = threading.excepthook, self._keep_quiet
         return self
+
+    def _keep_quiet(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard's writer prints the traceback of a full disk, and hands the error to whoever writes next too."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")):
+            self._on_thread_error(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._board is not None:
-            try:
+        try:
+            if self._board is not None:
                 self._board.close()
-            except OSError as failure:
-                if error is None:
-                    raise UserError(_cannot_record(self._run_dir, failure)) from failure
+        except OSError as failure:
+            if error is None:
+                raise UserError(_cannot_record(self._run_dir, failure)) from failure
+        finally:
+            threading.excepthook = self._on_thread_error
         if error is not None and self._heartbeat is not None:
             with contextlib.suppress(OSError):  # the disk may be what went wrong
                 interrupted = isinstance(error, KeyboardInterrupt)

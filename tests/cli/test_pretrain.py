@@ -97,9 +97,9 @@ def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> N
     done = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "never")
     assert done.returncode == 2
     assert f"error: {tiny_run}: already holds a run; leave out --resume never to continue it" in done.stderr
-    other = msf_faiss("pretrain", "demo", "--set", "seed=3", "--out", tiny_run)
+    other = msf_faiss("pretrain", *TINY, "--set", "seed=3", "--out", tiny_run)
     assert other.returncode == 2
-    assert "its run has another config (seed: 0 there, 3 now; " in other.stderr
+    assert "its run has another config (seed: 0 there, 3 now); continue it" in other.stderr
     # With the same settings, or with none, it is continued.
     for arguments in ([*TINY], []):
         again = msf_faiss("pretrain", *arguments, "--out", tiny_run)
@@ -129,7 +129,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: P
     shape = ["--set", "model.dim=3", "--allow-config-change", "model"]
     fixed = msf_faiss("pretrain", *shape, "--out", tmp_path / "run")
     assert fixed.returncode == 2
-    assert "(model.dim: null there, 3 now), and these cannot change within a run" in fixed.stderr
+    assert "(model.dim: 64 there, 3 now), and these cannot change within a run" in fixed.stderr
 
 
 def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
