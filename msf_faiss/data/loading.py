@@ -13,6 +13,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -36,6 +37,8 @@ def load(
     Raises:
         UserError: if `work` does, or a worker process dies.
     """
+    if workers:  # starting it lets go of SIGTERM, which must not happen while that is held
+        resource_tracker.ensure_running()
     with warnings.catch_warnings(), _signals_held():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         results = iter(_loader(work, items, workers, pin_memory))
