@@ -37,8 +37,6 @@ def load(
     Raises:
         UserError: if `work` does, or a worker process dies.
     """
-    if workers:  # starting it lets go of SIGTERM, which must not happen while that is held
-        resource_tracker.ensure_running()
     with warnings.catch_warnings(), _signals_held():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         results = iter(_loader(work, items, workers, pin_memory))
@@ -73,7 +71,10 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    held = {signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    resource_tracker.ensure_running()  # is to hold SIGUSR1 too, and lets go of SIGTERM while it is started
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield
     finally:
