@@ -224,7 +224,7 @@ class _Run:
                 with self.clock.on_host("data"):
                     batch = _next(batches)
                 counts, interrupted, overdue = self._agree(batch)
-                if overdue:
+                if overdue and self.saved_step != self.state.step:
                     self._save()
                 if interrupted:
                     break

@@ -232,6 +232,15 @@ def test_losses_are_known_before_anything_is_evaluated_or_saved(tmp_path: Path) 
             run(changed(train={"log_every": 1000}), tmp_path / "bad")
 
 
+def test_a_run_that_saves_at_every_chance_saves_each_step_once(tmp_path: Path) -> None:
+    """By the clock and by the epoch: neither may save again what the other has saved, nor what a run began from."""
+    config = changed(checkpoint={"every_minutes": 1e-9, "keep_last": 100})
+    first = run(config, tmp_path / "run", stop_after=5)
+    again = run(config, tmp_path / "run", resume="auto")
+    saved = [report.step for report in first + again if isinstance(report, CheckpointSaved)]
+    assert saved == [*range(6), *range(6, 13)]
+
+
 def test_max_steps_ends_early_with_the_schedule_of_the_whole(
     finished: tuple[Path, list[Report]], tmp_path: Path
 ) -> None:
