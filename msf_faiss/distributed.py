@@ -108,6 +108,20 @@ class Ranks:
         return outcome  # type: ignore[return-value]
 
     @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """What follows from the same numbers on all ranks goes wrong on all of them alike, and rank 0 tells it.
+
+        Raises:
+            ElsewhereError: instead of a `UserError`, on the others.
+        """
+        try:
+            yield
+        except UserError as error:
+            if self.is_main:
+                raise
+            raise ElsewhereError(str(error)) from error
+
+    @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
         """Rank 0 goes first, then one rank of every other host, then the rest: what one prepares the others find.
 

@@ -342,7 +342,8 @@ class _Run:
 
     def _progress(self) -> StepReport:
         done, config, bank = self.state.step, self.config, self.state.bank
-        loss = self.losses.read(done)
+        with self.ranks.alike():
+            loss = self.losses.read(done)
         neighbors = self.neighbors.read()
         seconds, parts = self.clock.read()
         data, bank_seconds = parts.get("data", 0.0), sum(parts.get(part, 0.0) for part in ("push", "search", "watch"))
@@ -404,8 +405,9 @@ class _Run:
     def _save(self) -> None:
         """Begin to save the state as it is."""
         with self.clock.paused(), self.watchdog.paused():
-            self.losses.check(self.state.step)
-            self._refuse_broken_weights()
+            with self.ranks.alike():
+                self.losses.check(self.state.step)
+                self._refuse_broken_weights()
             pending = {
                 "losses": self.losses.pending,
                 **{f"neighbors.{name}": tensor for name, tensor in self.neighbors.pending.items()},

@@ -174,6 +174,13 @@ def test_too_small_a_batch_is_told_once(pool: RankPool, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_is_told_once(pool: RankPool, tmp_path: Path) -> None:
+    settings = config().model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
+    told = pool.run(2, train, settings, tmp_path / "run")
+    assert told[0].startswith("here: the loss of step ")
+    assert told[1] == told[0].replace("here: ", "elsewhere: ")
+
+
 def test_a_bank_that_cannot_be_sharded_is_named(pool: RankPool, tmp_path: Path) -> None:
     settings = config("sharded")
     small = settings.model_copy(update={"bank": FlatBankConfig(capacity=1, k=1, placement="sharded")})
