@@ -37,13 +37,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import msf_faiss
-from msf_faiss.bank import Bank, create_bank
-from msf_faiss.bank.parallel import load_shards, saved_capacity
 from msf_faiss.config import Config
 from msf_faiss.config_tree import dotted, key_of
 from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model
 
 FORMAT = "msf-faiss checkpoint"
 VERSION = 2
@@ -52,7 +49,7 @@ MANIFEST = "manifest.json"
 _NAME = "step-"
 _TEMPORARY = ".saving-"
 _DAMAGED = "damaged-"
-_ENDING = ".safetensors"
+ENDING = ".safetensors"
 
 Tensors = dict[str, Tensor]
 
@@ -78,7 +75,7 @@ class Checkpoint:
     @property
     def bank_files(self) -> list[str]:
         """Names (without ending) of the bank's shards, in their order; one of a bank that is not sharded."""
-        return sorted(name.removesuffix(_ENDING) for name in self.files if name.startswith("bank"))
+        return sorted(name.removesuffix(ENDING) for name in self.files if name.startswith("bank"))
 
     def verify(self, names: Iterable[str]) -> None:
         """Compare files of this checkpoint with their SHA-256.
@@ -91,7 +88,7 @@ class Checkpoint:
             with _reading(self.path, name):
                 if _sha256(self.path / name) != self.files[name]:
                     raise DamagedCheckpointError(
-                        _damaged(self.path, f"{name} is not what was saved (its SHA-256 differs)")
+                        damaged(self.path, f"{name} is not what was saved (its SHA-256 differs)")
                     )
 
     def tensors(self, name: str) -> Tensors:
@@ -100,9 +97,9 @@ class Checkpoint:
         Raises:
             UserError: if the file is not what was saved, or holds anything but tensors.
         """
-        file = name + _ENDING
+        file = name + ENDING
         if file not in self.files:
-            raise DamagedCheckpointError(_damaged(self.path, f"{file} is not in its {MANIFEST}"))
+            raise DamagedCheckpointError(damaged(self.path, f"{file} is not in its {MANIFEST}"))
         if not self.verified:
             self.verify([file])
         with _reading(self.path, file):
@@ -266,55 +263,6 @@ def set_aside(path: Path) -> Path:
         raise UserError(f"{path}: is damaged and cannot be set aside: {error.strerror}; make it writable") from error
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
-    """The model of a checkpoint, in train mode, on `device`. A missing or unexpected weight is an error.
-
-    Raises:
-        UserError: if the weights do not fit the config, or the file is damaged.
-    """
-    model = build_model(checkpoint.config.model, seed=0)
-    try:
-        model.load_state_dict(checkpoint.tensors("model"), strict=True)
-    except RuntimeError as error:
-        complaint = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint.path}: the weights do not fit the config saved beside them: {complaint}"
-        ) from error
-    return model.to(device)
-
-
-def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
-    """The bank of a checkpoint, whole, on `device`, with the capacity that it had.
-
-    Raises:
-        UserError: if the saved bank does not fit the config, its kind cannot be searched on `device`, or a file is
-            damaged.
-    """
-    shards = checkpoint.bank_files
-    where = f"{shards[0]}{_ENDING}" if shards else f"bank{_ENDING}"
-    state = checkpoint.tensors(where.removesuffix(_ENDING))
-    config = checkpoint.config.bank.model_copy(update={"placement": "replicated"})
-    if config.kind == "flat":
-        config = config.model_copy(update={"engine": "auto"})  # the run's may not exist here
-    try:
-        dim = state["embeddings"].shape[1]
-        if (capacity := saved_capacity(state)) is not None:
-            config = config.model_copy(update={"capacity": capacity})
-    except (KeyError, IndexError) as error:
-        raise UserError(_damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
-    try:
-        bank = create_bank(config, dim=dim, device=device, images=checkpoint.dataset_size)
-    except ValueError as error:
-        raise UserError(f"{checkpoint.path}: its bank cannot be searched on {device}: {error}") from error
-    try:
-        load_shards(bank, len(shards), lambda number: checkpoint.tensors(shards[number]))
-    except UserError:
-        raise
-    except (KeyError, ValueError) as error:
-        raise UserError(_damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
-    return bank
-
-
 T = TypeVar("T")
 
 
@@ -346,7 +294,7 @@ def _make_anew(folder: Path) -> None:
 
 def _write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, int | str]]:
     """Write a file of tensors to disk; its name, and what the manifest says of it."""
-    path = folder / f"{name}{_ENDING}"
+    path = folder / f"{name}{ENDING}"
     safetensors.torch.save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     _sync(path)
     return path.name, {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -370,7 +318,7 @@ def _read(path: Path) -> Checkpoint:
         with _reading(path, name):
             size = (path / name).stat().st_size
         if size != file["bytes"]:
-            raise DamagedCheckpointError(_damaged(path, f"{name} has {size:,} bytes instead of {file['bytes']:,}"))
+            raise DamagedCheckpointError(damaged(path, f"{name} has {size:,} bytes instead of {file['bytes']:,}"))
     with _manifest_errors(path):
         return Checkpoint(
             path=path,
@@ -390,9 +338,9 @@ def _manifest(path: Path) -> dict[str, Any]:
         with _reading(path, MANIFEST):
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
+        raise DamagedCheckpointError(damaged(path, f"{MANIFEST} cannot be read ({error})")) from error
     if not isinstance(manifest, dict):
-        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} holds no object"))
+        raise DamagedCheckpointError(damaged(path, f"{MANIFEST} holds no object"))
     whole = manifest.get("sha256") == _digest(manifest)
     if manifest.get("format") != FORMAT and (whole or "files" not in manifest):
         raise UserError(f"{path}: {MANIFEST} is not that of an msf-faiss checkpoint")
@@ -402,7 +350,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             "use the release that wrote it"
         )
     if not whole:
-        raise DamagedCheckpointError(_damaged(path, f"{MANIFEST} is not what was saved (its SHA-256 differs)"))
+        raise DamagedCheckpointError(damaged(path, f"{MANIFEST} is not what was saved (its SHA-256 differs)"))
     return manifest
 
 
@@ -410,7 +358,7 @@ def _files(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The files that a manifest lists; others beside them are refused."""
     with _manifest_errors(path):
         files: dict[str, dict[str, Any]] = dict(manifest["files"].items())
-        strange = sorted(name for name in files if not re.fullmatch(rf"[a-z0-9-]+{re.escape(_ENDING)}", name))
+        strange = sorted(name for name in files if not re.fullmatch(rf"[a-z0-9-]+{re.escape(ENDING)}", name))
     with _reading(path, "."):
         strange += sorted(
             found.name for found in path.iterdir() if found.name not in {MANIFEST, *files} and found.name[0] != "."
@@ -418,7 +366,7 @@ def _files(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if strange:
         raise UserError(
             f"{path}: refused: {', '.join(strange[:3])} {'does' if len(strange) == 1 else 'do'} not belong into a"
-            f" checkpoint, which holds {MANIFEST} and the *{_ENDING} files in it alone; nothing of it was opened"
+            f" checkpoint, which holds {MANIFEST} and the *{ENDING} files in it alone; nothing of it was opened"
         )
     return files
 
@@ -441,7 +389,7 @@ def _manifest_errors(path: Path) -> Iterator[None]:
         place = dotted(key_of(first["loc"]))
         raise UserError(f"{path}: its config does not fit this msf-faiss: {place}: {first['msg']}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_damaged(path, f"{MANIFEST} lacks or garbles {error}")) from error
+        raise UserError(damaged(path, f"{MANIFEST} lacks or garbles {error}")) from error
 
 
 @contextlib.contextmanager
@@ -450,17 +398,17 @@ def _reading(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DamagedCheckpointError(_damaged(path, f"{name} is missing")) from error
+        raise DamagedCheckpointError(damaged(path, f"{name} is missing")) from error
     except PermissionError as error:
         raise UserError(f"{path / name}: cannot be read: permission denied; make it readable") from error
     except OSError as error:
-        raise DamagedCheckpointError(_damaged(path, f"{name} cannot be read ({error.strerror})")) from error
+        raise DamagedCheckpointError(damaged(path, f"{name} cannot be read ({error.strerror})")) from error
     except safetensors.SafetensorError as error:
         if _is_pickle(path / name):
             raise UserError(
                 f"{path / name}: refused: it is a pickle, which can execute code when it is loaded; it was not opened"
             ) from error
-        raise UserError(_damaged(path, f"{name} holds no tensors ({error})")) from error
+        raise UserError(damaged(path, f"{name} holds no tensors ({error})")) from error
 
 
 def _is_pickle(path: Path) -> bool:
@@ -493,7 +441,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, what: str) -> str:
+def damaged(path: Path, what: str) -> str:
+    """In words, that a checkpoint is not what was saved."""
     return f"{path}: the checkpoint is damaged: {what}"
 
 

@@ -1,7 +1,4 @@
-"""Mean-shift pretraining: one step of it, and a run as a stream of reports.
-
-Shapes: B batch, S height and width of a view, D dimensions of an embedding, K neighbours.
-"""
+"""A run of mean-shift pretraining as a stream of reports."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from msf_faiss import monitor
 from msf_faiss import run_dir as run_directory
-from msf_faiss.bank import ApproximateBank, Bank, FlatBank, Neighbors, ParallelBank
+from msf_faiss.bank import ApproximateBank, Bank, FlatBank, ParallelBank
 from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.bank.watch import RecallWatch
 from msf_faiss.checkpoint import Tensors, prune_checkpoints, save_checkpoint, set_aside
@@ -27,7 +24,6 @@ from msf_faiss.data.sources import open_source
 from msf_faiss.distributed import Ranks, lost_peer
 from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
-from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import memory_format
 from msf_faiss.reports import (
     BankImproved,
@@ -43,62 +39,10 @@ from msf_faiss.resume import Beginning, Resume, allowed_changes, find_beginning
 from msf_faiss.saving import BackgroundSaver
 from msf_faiss.schedule import learning_rate, target_momentum
 from msf_faiss.state import TrainState
+from msf_faiss.step import train_step
 from msf_faiss.watchdog import Watchdog
 
 _SPREAD = 256  # newest embeddings whose spread a report tells
-
-
-def train_step(
-    state: TrainState,
-    online_view: Tensor,
-    target_view: Tensor,
-    ids: Tensor,
-    *,
-    k: int,
-    learning_rate: float,
-    momentum: float,
-    precision: torch.dtype = torch.float32,
-    share: float = 1.0,
-    clock: monitor.Clock | None = None,
-) -> tuple[Tensor, Neighbors]:
-    """One step of mean shift (paper, section 3, algorithm 1; the order is that of the authors' code).
-
-    Args:
-        state: changed in place; its step count rises by one.
-        online_view: T2(x), [B, 3, S, S].
-        target_view: T1(x), [B, 3, S, S].
-        ids: [B] int64, data-set indices of the images.
-        k: neighbours of each target embedding, itself included.
-        learning_rate: of this step.
-        momentum: of the target's moving average.
-        precision: bfloat16 runs the forwards under autocast; any other dtype runs them as the model is.
-        share: of the step's images that are this rank's, 0..1.
-        clock: times push and search.
-
-    Returns:
-        This rank's share of the loss, a scalar on the device (the sum over the ranks is the mean over all images), and
-        the neighbours that it pulled to. The device is not waited for.
-    """
-    autocast = torch.autocast(ids.device.type, precision, enabled=precision == torch.bfloat16)
-    with autocast:
-        queries = state.network(online_view)  # [B, D]
-    state.model.update_target(momentum)
-    with autocast:
-        targets = state.embed_target(target_view)  # [B, D]
-    with clock.on_device("push") if clock else contextlib.nullcontext():
-        state.bank.push(targets, ids)
-    with clock.on_device("search") if clock else contextlib.nullcontext():
-        found = state.bank.search(targets, k)  # [B, K]
-        means = state.bank.mean_of(found.slots)  # [B, D]
-    loss = mean_shift_loss(queries, means) * share
-    # Gradients are averaged over the ranks, and this loss is a summand.
-    (loss * state.ranks.size).backward()  # type: ignore[no-untyped-call]
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return loss.detach(), found
 
 
 def pretrain(

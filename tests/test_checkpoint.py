@@ -13,8 +13,6 @@ import torch
 from msf_faiss import checkpoint
 from msf_faiss.checkpoint import (
     find_checkpoint,
-    load_bank,
-    load_model,
     newest_valid,
     prune_checkpoints,
     remove_unfinished,
@@ -23,6 +21,7 @@ from msf_faiss.checkpoint import (
 )
 from msf_faiss.config import Config, FlatBankConfig, IvfBankConfig, ModelConfig, NarrowBackbone
 from msf_faiss.errors import UserError
+from msf_faiss.restore import load_bank, load_model
 from msf_faiss.state import TrainState
 
 CONFIG = Config(

@@ -79,7 +79,7 @@ import torch
 from msf_faiss.config import Config, ModelConfig, NarrowBackbone
 from msf_faiss.models import memory_format
 from msf_faiss.state import TrainState
-from msf_faiss.train import train_step
+from msf_faiss.step import train_step
 state = TrainState.create(Config(model=ModelConfig(backbone=NarrowBackbone(width={width}))), torch.device("cpu"))
 views = torch.randn(4, 3, 128, 128).contiguous(memory_format=memory_format(state.model, torch.device("cpu")))
 for _ in range(3):

@@ -9,7 +9,7 @@ import torch
 from runs import metrics, tensors
 
 from msf_faiss.bank import Neighbors, ReferenceBank, scan, tiled
-from msf_faiss.checkpoint import find_checkpoint, load_bank
+from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.config import (
     CheckpointConfig,
     Config,
@@ -38,6 +38,7 @@ from msf_faiss.reports import (
     RunStarted,
     StepReport,
 )
+from msf_faiss.restore import load_bank
 from msf_faiss.resume import Resume
 from msf_faiss.run_dir import Recorder
 from msf_faiss.state import TrainState
@@ -201,10 +202,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_pat
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     # The same when it happens after a good checkpoint: that one stays, and nothing newer appears.
     run(CONFIG, tmp_path / "good", stop_after=5)
-    from msf_faiss import train
+    from msf_faiss import step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "mean_shift_loss", lambda q, m: (q * float("nan")).sum())
+        patch.setattr(step, "mean_shift_loss", lambda q, m: (q * float("nan")).sum())
         with pytest.raises(UserError, match="the loss of step 6 is nan"):
             run(CONFIG, tmp_path / "good", resume="auto")
     assert find_checkpoint(tmp_path / "good").step == 5
@@ -212,9 +213,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_pat
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the last step before a checkpoint can be finite while its gradient is not."""
-    from msf_faiss import train
+    from msf_faiss import step
 
-    monkeypatch.setattr(train, "mean_shift_loss", lambda queries, means: (0 * queries).sum().sqrt())
+    monkeypatch.setattr(step, "mean_shift_loss", lambda queries, means: (0 * queries).sum().sqrt())
     with pytest.raises(UserError, match=r"after step 1 the weights of .* are not finite"):
         run(changed(train={"max_steps": 1}, knn={"every_epochs": None}), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -224,10 +225,10 @@ def test_losses_are_known_before_anything_is_evaluated_or_saved(tmp_path: Path) 
     reports = run(changed(train={"log_every": 1000}), tmp_path / "run")
     assert [report.step for report in reports if isinstance(report, StepReport)] == [4, 8, 12]
     assert all(isinstance(line["loss"], float) for line in metrics(tmp_path / "run"))
-    from msf_faiss import train
+    from msf_faiss import step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "mean_shift_loss", lambda queries, means: (queries * float("nan")).sum())
+        patch.setattr(step, "mean_shift_loss", lambda queries, means: (queries * float("nan")).sum())
         with pytest.raises(UserError, match="the loss of step 1 is nan"):
             run(changed(train={"log_every": 1000}), tmp_path / "bad")
 
@@ -259,6 +260,7 @@ def test_a_run_may_be_left_in_the_middle(tmp_path: Path) -> None:
 
 def test_training_never_sees_labels(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
     """The same weights, bit for bit, when every label is another."""
+
     from msf_faiss import train
 
     opened = train.open_source

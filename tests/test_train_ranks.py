@@ -8,7 +8,7 @@ import torch
 from pool import RankPool
 from runs import metrics, tensors
 
-from msf_faiss.checkpoint import find_checkpoint, load_bank
+from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.config import (
     CheckpointConfig,
     Config,
@@ -27,6 +27,7 @@ from msf_faiss.config import (
 from msf_faiss.distributed import Ranks
 from msf_faiss.errors import ElsewhereError, UserError
 from msf_faiss.reports import RunEnded, RunStarted
+from msf_faiss.restore import load_bank
 from msf_faiss.run_dir import Recorder
 from msf_faiss.train import pretrain
 

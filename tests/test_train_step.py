@@ -17,7 +17,7 @@ from msf_faiss.config import ModelConfig, NarrowBackbone, OptimizerConfig
 from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import MeanShift, build_model
 from msf_faiss.state import TrainState, create_optimizer
-from msf_faiss.train import train_step
+from msf_faiss.step import train_step
 
 BATCH, CAPACITY, PUSHED = 12, 45, 70  # the bank has wrapped around before the step, and wraps within it
 RATE, MOMENTUM = 0.05, 0.9

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from msf_faiss.bank.faiss_setup import set_threads
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint, load_model
+from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.config import Config
 from msf_faiss.config_file import override_config
 from msf_faiss.data.base import Source
@@ -19,6 +19,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.evaluate.inputs import has_held_out
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.models import build_model
+from msf_faiss.restore import load_model
 
 _SETTABLE = ("data.", "views.", "train.threads=")
 

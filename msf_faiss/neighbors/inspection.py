@@ -18,7 +18,7 @@ from torch import Tensor
 
 import msf_faiss
 from msf_faiss.bank import Bank, FlatBank
-from msf_faiss.checkpoint import Checkpoint, load_bank, load_model
+from msf_faiss.checkpoint import Checkpoint
 from msf_faiss.config import Config
 from msf_faiss.config_file import override_config
 from msf_faiss.data.base import Source, UnreadableImageError
@@ -38,6 +38,7 @@ from msf_faiss.neighbors.records import (
     Thumbnails,
     summarize,
 )
+from msf_faiss.restore import load_bank, load_model
 from msf_faiss.views import center_crop, normalize
 
 _BATCH = 256  # images embedded or searched at a time
