@@ -1,5 +1,7 @@
 """Runs in processes of their own that are ended at random moments, and what must be the same in spite of it."""
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -29,7 +31,8 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # of workers too that a test has stopped: they hold the pipe
         process.communicate()
 
 

@@ -59,10 +59,13 @@ def test_a_watchdog_ends_a_hung_step(tmp_path: Path) -> None:
     arguments = [*TINY, "--set", "data.workers=1", "--set", "train.epochs=1000", "--set", "train.hang_seconds=3"]
     with started(*arguments, "--out", tmp_path / "run") as process:
         read_until(process, "step 5 ")
-        for worker in workers_of(process.pid):
+        workers = workers_of(process.pid)
+        for worker in workers:
             os.kill(worker, signal.SIGSTOP)
+        assert process.wait(60) == 75
+        for worker in workers:  # which hold the pipe
+            os.kill(worker, signal.SIGKILL)
         _, told = process.communicate(timeout=60)
-    assert process.returncode == 75
     assert "no step was finished for 3 seconds (train.hang_seconds); every thread stands here" in told
     assert "training_batches" in told
     assert "start the same command again to continue" in told
