@@ -218,11 +218,11 @@ def test_a_run_that_diverges_keeps_its_earlier_checkpoints_alone(
 
 BUG = """
 import itertools
-import msf_faiss.train
+import msf_faiss.step
 from msf_faiss_cli.main import main
 
-count, loss = itertools.count(1), msf_faiss.train.mean_shift_loss
-msf_faiss.train.mean_shift_loss = lambda *views: loss(*views) / (1 // (next(count) != 5))
+count, loss = itertools.count(1), msf_faiss.step.mean_shift_loss
+msf_faiss.step.mean_shift_loss = lambda *views: loss(*views) / (1 // (next(count) != 5))
 if __name__ == "__main__":
     main()
 """
