@@ -15,6 +15,7 @@ from msf_faiss.reports import (
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    Profiled,
     Report,
     RunEnded,
     RunStarted,
@@ -83,6 +84,9 @@ class TrainingDisplay:
                     f"(deviation {report.embedding_std:.2g} of 1, effective rank {report.effective_rank:.3g}): lower "
                     "optimizer.learning_rate or raise target.momentum, and go on from a checkpoint before that"
                 )
+            case Profiled():
+                self._say(f"profile of {report.steps} steps; a trace of later ones: {report.trace}")
+                self._console.print(_profile(report))
             case RunEnded():
                 done = f"step {report.step:,} (epoch {report.epoch:.4g})"
                 self._say(f"{report.reason} after {done} in {duration(report.seconds)}")
@@ -139,6 +143,38 @@ def _bank_values(report: StepReport) -> dict[str, str]:
         "hubs": f"{report.hubness:.1%}",
         **{name.replace("_", " "): f"{value:.3g}" for name, value in report.bank_readings.items()},
     }
+
+
+_PARTS = {
+    "data": "data wait",
+    "views": "views",
+    "target": "target forward",
+    "push": "push",
+    "search": "search",
+    "online": "online forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "watch": "recall checks",
+    "reporting": "reporting",
+}
+
+
+def _profile(report: Profiled) -> Table:
+    """What each part of a step takes, in the order of the step."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("part of a step")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    parts = {text: report.parts[name] for name, text in _PARTS.items() if name in report.parts}
+    rest = report.seconds - sum(parts.values())
+    if report.beside:  # what the bank did meanwhile is no part of the sum
+        rest += report.parts["push"] + report.parts["search"]
+    for text, seconds in [*parts.items(), ("everything else", max(0.0, rest))]:
+        also = " (beside the online forward)" if report.beside and text in ("push", "search") else ""
+        table.add_row(text + also, f"{1000 * seconds:.4g}", f"{seconds / report.seconds:.1%}")
+    table.add_section()
+    table.add_row("step", f"{1000 * report.seconds:.4g}", f"{report.images / report.seconds:,.0f} images/s")
+    return table
 
 
 def _table(values: dict[str, str]) -> Table:

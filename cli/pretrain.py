@@ -59,6 +59,13 @@ if TYPE_CHECKING:
     metavar="ADDRESS",
     help="Where to serve them; 0.0.0.0 lets other hosts read them too.",
 )
+@click.option(
+    "--profile",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Tell where the time of so many of the first steps goes, and write a trace of three more for "
+    "chrome://tracing or Perfetto; the run then goes on.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the complete effective config and end.")
 def command(
     config: str | None,
@@ -68,6 +75,7 @@ def command(
     allow_changes: tuple[str, ...],
     metrics_port: int | None,
     metrics_address: str,
+    profile: int | None,
     dry_run: bool,
 ) -> int:
     """Train an encoder on images without labels.
@@ -119,7 +127,13 @@ def command(
                     click.echo(f"metrics  http://{metrics_address}:{server.port}/metrics", err=True)
                     consumers.append(server)
             reports = pretrain(
-                settings, run_dir, resume=source, allow_changes=allow_changes, should_stop=stopping, ranks=ranks
+                settings,
+                run_dir,
+                resume=source,
+                allow_changes=allow_changes,
+                should_stop=stopping,
+                ranks=ranks,
+                profile=profile,
             )
             for report in reports:
                 for consume in consumers:

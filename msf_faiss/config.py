@@ -271,6 +271,9 @@ class RingConfig(Section):
     placement: Literal["replicated", "sharded"] = "replicated"
     """Where several ranks train together. replicated: each holds all entries. sharded: each holds its part of them and
     searches it for all, so that a bank may be as large as the memory of all ranks. The neighbours are the same."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where the entries are and are searched. auto: where the networks are. cpu: in host memory, of which there is more
+    than of a GPU's; the search then goes on beside the online encoder's forward."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Storage of an entry."""
     k: Positive = 5
@@ -344,18 +347,31 @@ BankConfig = Annotated[
 
 
 class OptimizerConfig(Section):
-    """SGD with the paper's recipe."""
+    """SGD with the paper's recipe, or LARS for large batches."""
 
+    kind: Literal["sgd", "lars"] = "sgd"
+    """lars (You et al. 2017): a step of each weight tensor is proportional to its norm, which keeps batches of
+    thousands stable; needs the extra `lars`."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    """Peak learning rate for the batch size in `train`; it is not scaled."""
+    """Peak learning rate, for the batch size in `train` or for `base_batch_size`."""
+    base_batch_size: Positive | None = None
+    """The learning rate is one for so many images a step, and is scaled in proportion to `train.batch_size` (Goyal et
+    al. 2017). null: it is not scaled."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of the gradients; not the target's."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """On all parameters, those of batch norms included (the authors' code)."""
+    """sgd: on all parameters, those of batch norms included (the authors' code). lars: not on those of batch norms and
+    on biases, whose steps are not made proportional either (as BYOL and SimCLR do)."""
+    trust: Annotated[float, Field(gt=0)] = 0.001
+    """lars: length of a step at a learning rate of 1, in norms of the weight tensor."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """Cosine to zero that moves once an epoch (the paper's) or every step; or none."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Linear rise from zero before the cosine, in epochs (fractions allowed)."""
+
+    def peak(self, batch_size: int) -> float:
+        """Peak learning rate for `batch_size` images a step."""
+        return self.learning_rate * (1 if self.base_batch_size is None else batch_size / self.base_batch_size)
 
 
 class TargetConfig(Section):
@@ -378,10 +394,16 @@ class TrainConfig(Section):
     batch_norm: Literal["shuffle_bn", "sync"] = "shuffle_bn"
     """Batch statistics where several ranks train together. shuffle_bn: of each rank's own images, and the target
     encoder's images are shuffled across the ranks (the authors' code). sync: of the whole batch, as on one rank."""
+    accumulate: Positive = 1
+    """Parts that a step's images go through the networks in, one after the other, where they do not fit into memory
+    together. One step all the same; batch statistics are each part's own."""
     max_steps: Positive | None = None
     """End after so many steps, with the schedules as they are. null: after the last epoch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: forward and backward under autocast; weights, losses and the optimizer stay float32."""
+    compile: bool = False
+    """Have torch.compile write kernels for the networks: faster steps after a start of a minute or more. Needs a C++
+    compiler on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
     threads: Positive | None = None
@@ -390,6 +412,15 @@ class TrainConfig(Section):
     """Steps between two reports (progress, metrics.jsonl, TensorBoard)."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = None
     """End the process, with the exit code that asks for a new start, if a step takes longer than this. null: never."""
+
+    @model_validator(mode="after")
+    def _parts_have_statistics(self) -> TrainConfig:
+        if 2 * self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate: must be at most half of batch_size ({self.batch_size}), since a part needs two images; "
+                f"found {self.accumulate}"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

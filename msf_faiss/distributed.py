@@ -296,6 +296,14 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
     return parallel
 
 
+def without_exchange(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile backwards through what `data_parallel` returned add to this rank's gradients alone.
+
+    The next backward after that averages all of them over the ranks.
+    """
+    return parallel.no_sync() if isinstance(parallel, _DDP) else contextlib.nullcontext()
+
+
 def as_bytes(rows: Tensor) -> Tensor:
     """[b, ...] of any dtype as [b, n] uint8: what is moved is moved bit for bit, and every backend can."""
     width = rows.shape[1:].numel() * rows.itemsize

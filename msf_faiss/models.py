@@ -7,6 +7,8 @@ of an embedding.
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from msf_faiss.config import BackboneConfig, ModelConfig, NarrowBackbone
+from msf_faiss.errors import UserError
+
+_COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
 
 class NarrowResNet(nn.Module):
@@ -116,6 +121,21 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
         for module in model.modules()
     )
     return torch.contiguous_format if unsafe else torch.channels_last
+
+
+def compile_networks(model: MeanShift) -> None:
+    """Have torch.compile write kernels for the three networks of `model` at their first calls. Names stay as they are.
+
+    Raises:
+        UserError: if the model is on the CPU and there is no C++ compiler.
+    """
+    if next(model.parameters()).device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        raise UserError(
+            f"train.compile needs a C++ compiler on the CPU, and there is neither {' nor '.join(_COMPILERS)}; install "
+            "one, or set train.compile=false"
+        )
+    for network in (model.online, model.predictor, model.target):
+        network.compile()
 
 
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:

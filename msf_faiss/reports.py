@@ -102,6 +102,20 @@ class Collapsing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profiled:
+    """Where the time of some steps went; a trace of a few later ones is on disk."""
+
+    step: int
+    epoch: float
+    steps: int  # that were timed
+    seconds: float  # wall time of one
+    parts: Mapping[str, float]  # seconds of one: data, views, target, push, search, online, backward, optimizer, ...
+    beside: bool  # push and search went on beside the online encoder's forward, so that the parts add up to more
+    images: float  # of one, on all ranks
+    trace: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """The last report. `interrupted`: the caller asked to stop; the step that it ended with is saved all the same."""
 
@@ -112,4 +126,4 @@ class RunEnded:
     seconds: float
 
 
-Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | Collapsing | RunEnded
+Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | Collapsing | Profiled | RunEnded

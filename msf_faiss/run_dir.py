@@ -7,6 +7,7 @@ RUN/status.json        how it goes, see `status`
 RUN/checkpoints/       see `checkpoint`
 RUN/results/           what the evaluations found
 RUN/neighbors/         galleries
+RUN/profile/           traces, see `profiling`
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from msf_faiss.config import Config
 from msf_faiss.config_file import dump_config
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_whole
+from msf_faiss.profiling import FOLDER as PROFILE
 from msf_faiss.reports import (
     BankImproved,
     CheckpointSaved,
@@ -115,7 +117,7 @@ def _refuse_used(run_dir: Path, *, resume: bool) -> None:
         )
     # A run that ended before its first checkpoint has nothing to lose.
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS})
+    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS, PROFILE})
     if strange:
         raise UserError(
             f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "

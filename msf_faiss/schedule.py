@@ -7,20 +7,23 @@ import math
 from msf_faiss.config import OptimizerConfig, TargetConfig
 
 
-def learning_rate(step: int, *, config: OptimizerConfig, steps_per_epoch: int, total_steps: int) -> float:
+def learning_rate(
+    step: int, *, config: OptimizerConfig, batch_size: int, steps_per_epoch: int, total_steps: int
+) -> float:
     """Learning rate of step number `step`: a linear warm-up, then a cosine to zero (or a constant).
 
     The cosine runs over what the warm-up leaves of `total_steps`; with `schedule: epoch` it stands still within an
     epoch, as in the authors' code.
     """
+    peak = config.peak(batch_size)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     if config.schedule == "epoch":
         step = max(warmup, step - step % steps_per_epoch)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))
 
 
 def target_momentum(step: int, *, config: TargetConfig, total_steps: int) -> float:

@@ -14,7 +14,8 @@ from msf_faiss.checkpoint import Checkpoint, Tensors
 from msf_faiss.config import Config, OptimizerConfig
 from msf_faiss.distributed import Ranks, data_parallel
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model, memory_format
+from msf_faiss.models import MeanShift, build_model, compile_networks, memory_format
+from msf_faiss.retrieval import Retriever, retriever
 
 
 @dataclass(slots=True)
@@ -22,16 +23,23 @@ class TrainState:
     """All that changes while training. Data order and views are functions of the seed and the step."""
 
     model: MeanShift
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     bank: Bank
     ranks: Ranks = field(default_factory=Ranks.alone)
     shuffle_seed: int | None = None  # of the order in which ranks exchange the target's images; None: they do not
     step: int = 0  # finished steps
     network: nn.Module = field(init=False)  # the model, with its gradients averaged over the ranks
+    retrieve: Retriever = field(init=False)
 
     def __post_init__(self) -> None:
         first = next(self.model.parameters())
         self.network = data_parallel(self.model, self.ranks, torch.zeros(2, 3, 32, 32).to(first))
+        self.retrieve = retriever(self.bank, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are; the bank may be elsewhere."""
+        return next(self.model.parameters()).device
 
     @classmethod
     def create(
@@ -53,11 +61,13 @@ class TrainState:
         model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
         if config.train.batch_norm == "sync":
             model = synchronised(model, ranks)
+        if config.train.compile:
+            compile_networks(model)
         try:
             bank = create_bank(
                 config.bank,
                 dim=model.online.dim,
-                device=device,
+                device=torch.device("cpu") if config.bank.device == "cpu" else device,
                 images=images,
                 batch=config.train.batch_size,
                 ranks=ranks,
@@ -72,17 +82,18 @@ class TrainState:
             shuffle_seed=config.seed if ranks.size > 1 and config.train.batch_norm == "shuffle_bn" else None,
         )
 
-    def embed_target(self, images: Tensor) -> Tensor:
-        """Target embeddings [B, D] of `images` [B, 3, S, S], perhaps computed on other ranks.
+    def embed_target(self, images: Tensor, parts: int = 1) -> Tensor:
+        """Target embeddings [B, D] of `images` [B, 3, S, S] in so many parts, perhaps computed on other ranks.
 
         Where batch statistics are each rank's own, which images are normalised together would otherwise be the same for
         the target as for the online encoder (the authors' code shuffles for that reason, after MoCo).
         """
         if self.shuffle_seed is None:
-            return self.model.embed_target(images)
+            return torch.cat([self.model.embed_target(part) for part in images.tensor_split(parts)])
         layout = memory_format(self.model, images.device)
         others, undo = shuffled(images, self.ranks, seed=self.shuffle_seed, step=self.step)
-        return undo(self.model.embed_target(others.contiguous(memory_format=layout)))
+        others = others.contiguous(memory_format=layout)
+        return undo(torch.cat([self.model.embed_target(part) for part in others.tensor_split(parts)]))
 
     def tensors(self) -> dict[str, Tensors]:
         """What this rank writes into a checkpoint: for each of its files, tensors by name."""
@@ -98,8 +109,8 @@ class TrainState:
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
         rng = {"cpu": torch.get_rng_state()}
-        if self.bank.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.bank.device)
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {"model": self.model.state_dict(), "optimizer": momenta, **files, "rng": rng}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -115,11 +126,11 @@ class TrainState:
             self.model.load_state_dict(checkpoint.tensors("model"), strict=True)
             for name, momentum in checkpoint.tensors("optimizer").items():
                 # A copy: what was read is a view of the file, which will be deleted some time.
-                self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(self.bank.device, copy=True)
+                self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(self.device, copy=True)
             load_shards(self.bank, len(shards), lambda number: checkpoint.tensors(shards[number]))
             torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and self.bank.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.bank.device)
+            if "cuda" in rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
         except UserError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
@@ -128,7 +139,30 @@ class TrainState:
         self.step = checkpoint.step
 
 
-def create_optimizer(model: MeanShift, config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD over the online encoder and the predictor; the learning rate is set at each step."""
+def create_optimizer(model: MeanShift, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of the online encoder and the predictor; the learning rate is set at each step.
+
+    Raises:
+        UserError: if it is LARS and timm, whose it is, is not installed.
+    """
     trained = [*model.online.parameters(), *model.predictor.parameters()]
-    return torch.optim.SGD(trained, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.kind == "sgd":
+        return torch.optim.SGD(
+            trained, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+    try:
+        from timm.optim.lars import Lars
+    except ImportError as error:
+        raise UserError(
+            "optimizer.kind lars needs timm, which is not installed: pip install 'msf-faiss[lars]', or choose sgd"
+        ) from error
+    tensors = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]  # biases, and all of the batch norms'
+    groups = [
+        {"params": tensors, "weight_decay": config.weight_decay, "always_adapt": True},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    lars: torch.optim.Optimizer = Lars(
+        groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=config.trust
+    )
+    return lars

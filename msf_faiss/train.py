@@ -25,23 +25,27 @@ from msf_faiss.distributed import Ranks, lost_peer
 from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import memory_format
+from msf_faiss.profiling import Profiler
 from msf_faiss.reports import (
     BankImproved,
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    Profiled,
     Report,
     RunEnded,
     RunStarted,
     StepReport,
 )
 from msf_faiss.resume import Beginning, Resume, allowed_changes, find_beginning
+from msf_faiss.retrieval import InTurn
 from msf_faiss.saving import BackgroundSaver
 from msf_faiss.schedule import learning_rate, target_momentum
 from msf_faiss.state import TrainState
 from msf_faiss.step import train_step
 from msf_faiss.watchdog import Watchdog
 
+_LEAST_PART = 2  # images of a part of a batch, which have batch statistics
 _SPREAD = 256  # newest embeddings whose spread a report tells
 
 
@@ -53,6 +57,7 @@ def pretrain(
     allow_changes: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
+    profile: int | None = None,
 ) -> Iterator[Report]:
     """Train as `config` says, in `run_dir`, and tell what happens.
 
@@ -63,6 +68,7 @@ def pretrain(
         allow_changes: config keys, or whole sections, that may differ from the run that is continued.
         should_stop: asked between two steps; true ends the run with a checkpoint.
         ranks: that train together, each calling this; None: this process alone. Only rank 0's reports are complete.
+        profile: steps of which to tell where their time goes; see `profiling.Profiler`. None: none.
 
     Yields:
         `RunStarted`, then step reports, evaluations and checkpoints as they come, then `RunEnded`.
@@ -74,7 +80,7 @@ def pretrain(
     """
     ranks = ranks or Ranks.alone()
     try:
-        run = _Run(config, run_dir, should_stop, ranks)
+        run = _Run(config, run_dir, should_stop, ranks, profile)
         with _claimed(run_dir, config, resume, ranks):
             beginning = find_beginning(run_dir, resume, ranks)
             if beginning is not None:
@@ -119,8 +125,11 @@ def _claimed(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Ite
 class _Run:
     """A run in progress: what `pretrain` would otherwise pass around."""
 
-    def __init__(self, config: Config, run_dir: Path, should_stop: Callable[[], bool], ranks: Ranks) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, should_stop: Callable[[], bool], ranks: Ranks, profile: int | None
+    ) -> None:
         self.config, self.run_dir, self.should_stop, self.ranks = config, run_dir, should_stop, ranks
+        self.profile = profile
         torch.manual_seed(config.seed)  # nothing of ours draws from it, but torch may begin with any other state
         if config.train.threads is not None:
             set_threads(config.train.threads)
@@ -136,7 +145,8 @@ class _Run:
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
         self.state = TrainState.create(config, self.device, images=len(self.source), ranks=ranks)
         self.memory_format = memory_format(self.state.model, self.device)
-        self.neighbors = monitor.NeighborMonitor(self.source.labels if self.labelled else None, self.device, ranks.sum)
+        labels = self.source.labels if self.labelled else None
+        self.neighbors = monitor.NeighborMonitor(labels, self.state.bank.device, ranks.sum)
         self.losses = monitor.LossMonitor(ranks.sum)
         self.watch = _watch(config, ranks)
         self.collapse, self.collapsed = monitor.CollapseWatch(), False  # the latter: as of the last report
@@ -158,6 +168,11 @@ class _Run:
         self.first_step = self.reported = self.state.step
         self.began = self.saved_at = time.perf_counter()
         self.clock = monitor.Clock(self.device)
+        self.profiler = None
+        if self.profile is not None:
+            self.profiler = Profiler(
+                self.profile, first_step=self.state.step, last_step=self.last_step, clock=self.clock
+            )
         yield self._started()
         interrupted = False
         batches = training_batches(
@@ -179,11 +194,17 @@ class _Run:
                 saving = self._due(self.config.checkpoint.every_epochs)
                 # Nothing is evaluated or saved before the losses that led to it are known to be finite.
                 reporting = evaluating or saving or improvement is not None
+                if self.profiler is not None:
+                    reporting |= self.profiler.is_due(self.state.step)
                 if reporting or self.state.step % self.config.train.log_every == 0:
-                    progress = self._progress()
-                    yield progress
+                    self.clock.settle()
+                    with self.clock.on_host("reporting"):
+                        progress = self._progress()
+                        yield progress
                     if self.collapsed:
                         yield _collapsing(progress)
+                if self.profiler is not None and self.profiler.trace(self.state.step):
+                    yield self._profiled(self.profiler)
                 if improvement is not None:
                     yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
@@ -228,31 +249,33 @@ class _Run:
 
     def _step(self, batch: Batch, counts: list[int]) -> str | None:
         """Do one step; in words, what the bank did about a recall below what was promised."""
-        batch = batch.to(self.device)
-        with self.clock.on_device("data"):
-            online_view, target_view = batch.views(self.config.views)
-        step, config = self.state.step, self.config
+        step, config, bank = self.state.step, self.config, self.state.bank
+        ids = batch.ids.to(bank.device, non_blocking=True)
+        with self.clock.on_device("views"):
+            online_view, target_view = batch.to(self.device).views(config.views)
         loss, found = train_step(
             self.state,
             online_view.contiguous(memory_format=self.memory_format),
             target_view.contiguous(memory_format=self.memory_format),
-            batch.ids,
+            ids,
             k=config.bank.k,
             learning_rate=learning_rate(
                 step,
                 config=config.optimizer,
+                batch_size=config.train.batch_size,
                 steps_per_epoch=self.steps_per_epoch,
                 total_steps=self.schedule_steps,
             ),
             momentum=target_momentum(step, config=config.target, total_steps=self.schedule_steps),
             precision=getattr(torch, config.train.precision),
-            share=len(batch.ids) / sum(counts),
+            share=len(ids) / sum(counts),
+            parts=max(1, min(config.train.accumulate, min(counts) // _LEAST_PART)),
             clock=self.clock,
         )
         self.watchdog.heard()
-        self.losses.update(loss)
-        bank = self.state.bank
-        self.neighbors.update(batch.ids, bank.ids(found.slots), bank.age(found.slots), bank.pushed)
+        with self.clock.on_host("reporting"):
+            self.losses.update(loss)
+            self.neighbors.update(ids, bank.ids(found.slots), bank.age(found.slots), bank.pushed)
         self.images += sum(counts)
         if self.watch is None or not isinstance(bank, ApproximateBank):
             return None
@@ -290,7 +313,11 @@ class _Run:
             loss = self.losses.read(done)
         neighbors = self.neighbors.read()
         seconds, parts = self.clock.read()
-        data, bank_seconds = parts.get("data", 0.0), sum(parts.get(part, 0.0) for part in ("push", "search", "watch"))
+        if self.profiler is not None:
+            self.profiler.add(done, seconds, parts)
+        data, bank_seconds = (
+            sum(parts.get(part, 0.0) for part in names) for names in (("data", "views"), ("push", "search", "watch"))
+        )
         images, self.images = self.images, 0
         steps, self.reported = done - self.reported, done
         everyone = self.ranks.gather_objects((bank.readings(), set(self.unreadable)))
@@ -322,6 +349,19 @@ class _Run:
             seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
             unreadable=len(set().union(*(ids for _, ids in everyone))),
         )
+
+    def _profiled(self, profiler: Profiler) -> Profiled:
+        with self.clock.paused():
+            return Profiled(
+                step=self.state.step,
+                epoch=self.epoch,
+                steps=profiler.steps,
+                seconds=profiler.seconds,
+                parts=profiler.parts,
+                beside=not isinstance(self.state.retrieve, InTurn),
+                images=float(self.config.train.batch_size),
+                trace=self.ranks.on_main(lambda: profiler.write_trace(self.run_dir)),
+            )
 
     def _evaluate(self) -> Evaluated:
         began = time.perf_counter()

@@ -7,10 +7,11 @@ from msf_faiss.config import OptimizerConfig, TargetConfig
 from msf_faiss.schedule import learning_rate, target_momentum
 
 
-def rates(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> list[float]:
+def rates(config: OptimizerConfig, steps_per_epoch: int, epochs: int, batch_size: int = 256) -> list[float]:
     total = steps_per_epoch * epochs
     return [
-        learning_rate(step, config=config, steps_per_epoch=steps_per_epoch, total_steps=total) for step in range(total)
+        learning_rate(step, config=config, batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=total)
+        for step in range(total)
     ]
 
 
@@ -53,3 +54,10 @@ def test_momentum_rises_to_the_final_one() -> None:
     assert found[-1] == 1.0
     assert found == sorted(found)
     assert target_momentum(0, config=rising, total_steps=1) == 0.97
+
+
+def test_the_rate_is_scaled_to_the_batch_if_asked() -> None:
+    plain = OptimizerConfig(learning_rate=0.05, warmup_epochs=1)
+    scaled = OptimizerConfig(learning_rate=0.05, warmup_epochs=1, base_batch_size=256)
+    assert rates(plain, 3, 4, batch_size=1024) == rates(plain, 3, 4)
+    assert rates(scaled, 3, 4, batch_size=1024) == pytest.approx([4 * rate for rate in rates(plain, 3, 4)])
