@@ -287,7 +287,8 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
     # After its first backward it lays out its buckets anew, and in what order three or more summands are added depends
     # on that: without this a resumed run would differ in the last bits from one that went on.
     buffers = [buffer.clone() for buffer in module.buffers()]
-    with ranks.agreed([len(example)] * ranks.size), warnings.catch_warnings():
+    eagerly = torch.compiler.set_stance("force_eager")  # nothing is compiled for a shape that does not come again
+    with ranks.agreed([len(example)] * ranks.size), warnings.catch_warnings(), eagerly:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel(example).sum().backward()
     for buffer, before in zip(module.buffers(), buffers, strict=True):

@@ -124,7 +124,7 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
 
 
 def compile_networks(model: MeanShift) -> None:
-    """Have torch.compile write kernels for the three networks of `model` at their first calls. Names stay as they are.
+    """Have torch.compile write kernels for both forwards of `model` when they are first called. Names stay as they are.
 
     Raises:
         UserError: if the model is on the CPU and there is no C++ compiler.
@@ -134,8 +134,8 @@ def compile_networks(model: MeanShift) -> None:
             f"train.compile needs a C++ compiler on the CPU, and there is neither {' nor '.join(_COMPILERS)}; install "
             "one, or set train.compile=false"
         )
-    for network in (model.online, model.predictor, model.target):
-        network.compile()
+    model.compile()
+    model.target.compile()
 
 
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:

@@ -1,3 +1,4 @@
+import gzip
 import itertools
 import json
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from msf_faiss.reports import (
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    Profiled,
     Report,
     RunEnded,
     RunStarted,
@@ -142,6 +144,47 @@ def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert metrics(tmp_path / "run") == metrics(finished[0])
+
+
+def test_a_large_batch_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    lars = {"kind": "lars", "base_batch_size": 8, "warmup_epochs": 1.5, "schedule": "step"}
+    config = changed(train={"accumulate": 3}, optimizer=lars)
+    reports = run(config, tmp_path / "whole")
+    rates = [report.learning_rate for report in reports if isinstance(report, StepReport)]
+    # The batch is twice the base, and the warm-up ends with step 6.
+    assert rates[5] == max(rates) == pytest.approx(2 * config.optimizer.learning_rate)
+    run(config, tmp_path / "stopped", stop_after=5)
+    run(config, tmp_path / "stopped", resume="auto")
+    expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_a_profile_divides_the_time_of_the_steps_that_it_says(tmp_path: Path) -> None:
+    reports = list(pretrain(changed(train={"log_every": 100}), tmp_path / "run", profile=3))
+    (profiled,) = [report for report in reports if isinstance(report, Profiled)]
+    assert (profiled.step, profiled.steps, profiled.images, profiled.beside) == (11, 3, 16, False)
+    parts = {"data", "views", "target", "push", "search", "online", "backward", "optimizer", "reporting"}
+    assert profiled.parts.keys() == parts
+    assert 0.5 * profiled.seconds < sum(profiled.parts.values()) <= profiled.seconds * 1.001  # the clock's own rounding
+    trace = json.loads(gzip.decompress(profiled.trace.read_bytes()))
+    named = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert {name: named.count(name) for name in ("target", "search", "backward")} == dict.fromkeys(
+        ("target", "search", "backward"), 3
+    )
+    assert tensors(tmp_path / "run", 12)  # the run went on
+
+
+def test_a_profile_does_not_change_the_run(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+    list(pretrain(CONFIG, tmp_path / "run", profile=2))
+    expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_run_that_is_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--profile 5 needs 13 steps .* and the run has 12 to go"):
+        list(pretrain(CONFIG, tmp_path / "run", profile=5))
 
 
 @pytest.mark.parametrize("stop_after", [3, 5, 9])

@@ -16,6 +16,7 @@ from msf_faiss.bank import Bank, FlatBank, ReferenceBank
 from msf_faiss.config import ModelConfig, NarrowBackbone, OptimizerConfig
 from msf_faiss.loss import mean_shift_loss
 from msf_faiss.models import MeanShift, build_model
+from msf_faiss.retrieval import ByThread
 from msf_faiss.state import TrainState, create_optimizer
 from msf_faiss.step import train_step
 
@@ -53,17 +54,17 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return views[0], views[1], torch.arange(100, 100 + BATCH), filling, torch.arange(PUSHED)
 
 
-def dense_step(k: int) -> Step:
+def dense_step(k: int, parts: int = 1) -> Step:
     model = fresh_model()
     online_view, target_view, ids, filling, filling_ids = inputs()
     before = {name: parameter.detach().clone() for name, parameter in model.online.named_parameters()}
 
-    output = model.predictor(model.online(online_view))
+    output = torch.cat([model.predictor(model.online(view)) for view in online_view.tensor_split(parts)])
     queries = output / output.square().sum(1, keepdim=True).sqrt()
     with torch.no_grad():
         for name, parameter in model.target.named_parameters():
             parameter.copy_(MOMENTUM * parameter + (1 - MOMENTUM) * before[name])
-        output = model.target(target_view)
+        output = torch.cat([model.target(view) for view in target_view.tensor_split(parts)])
         targets = output / output.square().sum(1, keepdim=True).sqrt()
     bank: deque[tuple[Tensor, int]] = deque(zip(filling, filling_ids.tolist(), strict=True), maxlen=CAPACITY)
     bank.extend(zip(targets, ids.tolist(), strict=True))
@@ -86,7 +87,7 @@ def dense_step(k: int) -> Step:
     )
 
 
-def our_step(k: int, bank: Bank, *, precision: torch.dtype) -> Step:
+def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, by_thread: bool = False) -> Step:
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     model = fresh_model().to(dtype)
     online_view, target_view, ids, filling, filling_ids = inputs()
@@ -98,6 +99,8 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype) -> Step:
                 lambda p, name=name: gradients.__setitem__(name, p.grad.detach().clone().double())
             )
     state = TrainState(model, create_optimizer(model, OptimizerConfig()), bank)
+    if by_thread:
+        state.retrieve = ByThread(bank)
     loss, found = train_step(
         state,
         online_view.to(dtype),
@@ -107,6 +110,7 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype) -> Step:
         learning_rate=RATE,
         momentum=MOMENTUM,
         precision=precision,
+        parts=parts,
     )
     assert found.slots.shape == (BATCH, k)
     assert not loss.requires_grad
@@ -142,6 +146,28 @@ def test_a_step_in_float64_is_the_method_exactly(k: int) -> None:
     assert relative(found.target, expected.target) <= 1e-9
     assert relative({"bank": found.bank}, {"bank": expected.bank}) <= 1e-9
     assert found.ids == expected.ids
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_a_batch_in_parts_is_one_step(parts: int) -> None:
+    """Parts of 6, of 4, and of 3 and 2 images; only their batch statistics tell that the batch was divided."""
+    expected = dense_step(5, parts)
+    found = our_step(5, ReferenceBank(CAPACITY, 24, torch.float64), precision=torch.float64, parts=parts)
+    assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
+    assert relative(found.gradients, expected.gradients) <= 1e-9
+    assert relative(found.online, expected.online) <= 1e-9
+    assert relative({"bank": found.bank}, {"bank": expected.bank}) <= 1e-9
+    assert found.ids == expected.ids
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_bank_that_works_in_a_thread_gives_the_same_bits(parts: int) -> None:
+    in_turn = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts)
+    beside = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts, by_thread=True)
+    assert torch.equal(in_turn.loss, beside.loss)
+    for before, after in [(in_turn.online, beside.online), (in_turn.target, beside.target)]:
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert torch.equal(in_turn.bank, beside.bank)
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])

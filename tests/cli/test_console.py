@@ -8,7 +8,7 @@ import pytest
 from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 
-from msf_faiss.reports import BankImproved, Report, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, Profiled, Report, RunStarted, StepReport
 
 STARTED = RunStarted(
     run_dir=Path("runs/one"),
@@ -93,3 +93,19 @@ def test_an_improvement_is_told_in_a_line_that_stays(terminal: bool) -> None:
     improved = BankImproved(step=1200, epoch=1.2, text="recall 0.900 is below 0.95: 32 probes instead of 16")
     text = shown([STARTED, STEP, improved], terminal=terminal)
     assert "step 1,200: bank: recall 0.900 is below 0.95: 32 probes instead of 16" in text
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_profile_is_a_table_that_adds_up(beside: bool) -> None:
+    parts = {"data": 0.01, "search": 0.02, "push": 0.005, "online": 0.03, "backward": 0.05, "a new part": 1.0}
+    profiled = Profiled(
+        step=20, epoch=2.0, steps=4, seconds=0.2, parts=parts, beside=beside, images=100, trace=Path("a/trace.json.gz")
+    )
+    lines = [line.split() for line in shown([STARTED, profiled], terminal=False).splitlines()]
+    assert ["profile", "of", "4", "steps;", "a", "trace", "of", "later", "ones:", "a/trace.json.gz"] in lines
+    assert ["data", "wait", "10", "5.0%"] in lines
+    assert ["online", "forward", "30", "15.0%"] in lines
+    note = ["(beside", "the", "online", "forward)"] if beside else []
+    assert ["search", *note, "20", "10.0%"] in lines
+    assert ["everything", "else", "110", "55.0%"] if beside else ["everything", "else", "85", "42.5%"] in lines
+    assert ["step", "200", "500", "images/s"] in lines
