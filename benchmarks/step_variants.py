@@ -1,0 +1,252 @@
+"""What benchmarks/step.py compares: the authors' whole step, ours, and the bare computing of the same networks.
+
+Each is run in a process of its own (`main` below), which does so many steps whenever it reads a number, and answers
+with the seconds of each.
+
+Shapes: B images a step, N entries of the bank, S pixels of a side, D dimensions, K neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from bank_data import Clustered
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision.transforms import v2
+
+from msf_faiss import state as training_state
+from msf_faiss.bank import Bank, create_bank
+from msf_faiss.bank.faiss_setup import set_threads
+from msf_faiss.config import Config, ParquetData, ViewsConfig, WeakView
+from msf_faiss.models import build_model, memory_format
+from msf_faiss.reports import StepReport
+from msf_faiss.train import pretrain, select_device
+
+_CHUNK = 16_384  # entries pushed at a time while a bank is filled
+_MOMENTUM = 0.99
+
+
+class Authors:
+    """The loop of the method's authors, written anew from its description.
+
+    Every image is decoded and goes through torchvision's transforms of PIL images in worker processes; float32 in the
+    contiguous layout; the moving average makes a new tensor of each weight; a step clones the whole bank, and has the
+    distances of targets and of queries to all of it as [B, N] matrices; it waits for the device and reads two numbers.
+    """
+
+    def __init__(self, config: Config, workers: int) -> None:
+        self.device = select_device(config.train.device)
+        self.model = build_model(config.model, seed=config.seed).to(self.device)
+        self.k, capacity = config.bank.k, config.bank.capacity
+        assert isinstance(capacity, int)
+        self.queue = torch.cat(list(entries(self.model.online.dim, capacity))).to(self.device)  # [N, D]
+        self.labels = torch.zeros(capacity, dtype=torch.int64, device=self.device)
+        self.place = 0
+        rule = config.optimizer
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            trained, lr=rule.learning_rate, momentum=rule.momentum, weight_decay=rule.weight_decay
+        )
+        images = PilImages(config)
+        loader = torch.utils.data.DataLoader(
+            images,
+            batch_size=config.train.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+        self.batches = endless(loader)
+
+    def run(self, steps: int) -> list[float]:
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self._step(*next(self.batches))
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def _step(self, online_view: Tensor, target_view: Tensor, labels: Tensor) -> tuple[float, float]:
+        online_view, target_view, labels = (
+            each.to(self.device, non_blocking=True) for each in (online_view, target_view, labels)
+        )
+        model, count = self.model, len(labels)
+        queries = F.normalize(model.predictor(model.online(online_view)), dim=1)  # [B, D]
+        with torch.no_grad():
+            for target, online in zip(model.target.parameters(), model.online.parameters(), strict=True):
+                target.data = target.data * _MOMENTUM + online.data * (1 - _MOMENTUM)
+            targets = F.normalize(model.target(target_view), dim=1)  # [B, D]
+            rows = (self.place + torch.arange(count, device=self.device)) % len(self.queue)
+            self.queue[rows], self.labels[rows] = targets, labels
+            self.place = (self.place + count) % len(self.queue)
+        bank, bank_labels = self.queue.clone().detach(), self.labels.clone().detach()
+        of_targets = 2 - 2 * torch.einsum("bc,kc->bk", targets, bank)  # [B, N]
+        of_queries = 2 - 2 * torch.einsum("bc,kc->bk", queries, bank)  # [B, N]
+        nearest = of_targets.topk(self.k, dim=1, largest=False).indices  # [B, K]
+        loss = (of_queries.gather(1, nearest).sum(dim=1) / self.k).mean()
+        matches = bank_labels.expand(count, -1).gather(1, nearest) == labels[:, None]
+        purity = (matches.sum(dim=1).float() / self.k).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return loss.item(), purity.item()
+
+
+class Ours:
+    """`msf_faiss.train.pretrain` as it is, with a bank that is full from the start."""
+
+    def __init__(self, config: Config, steps: int) -> None:
+        """`steps`: between two reports, which is what a run of steps is timed by."""
+        training_state.create_bank = filled_bank  # type: ignore[attr-defined]
+        train = config.train.model_copy(update={"log_every": steps})
+        self.folder, self.steps = TemporaryDirectory(), steps
+        self.reports = pretrain(config.model_copy(update={"train": train}), Path(self.folder.name) / "run")
+        next(self.reports)
+
+    def run(self, steps: int) -> list[float]:
+        assert steps == self.steps, "a run reports after a fixed number of steps"
+        start = time.perf_counter()
+        while not isinstance(next(self.reports), StepReport):
+            pass
+        return [(time.perf_counter() - start) / steps] * steps
+
+
+class Ceiling:
+    """Forward and backward of the online encoder and forward of the target on random tensors: no data, no bank, no
+    optimizer."""
+
+    def __init__(self, config: Config) -> None:
+        self.device = select_device(config.train.device)
+        model = build_model(config.model, seed=config.seed)
+        self.layout = memory_format(model, self.device)
+        self.model = model.to(self.device, memory_format=self.layout)
+        size = config.views.size
+        views = torch.randn(2, config.train.batch_size, 3, size, size, device=self.device)
+        self.online, self.target = (view.contiguous(memory_format=self.layout) for view in views)
+        dtype = getattr(torch, config.train.precision)
+        self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype == torch.bfloat16)
+
+    def run(self, steps: int) -> list[float]:
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            with self.autocast:
+                targets = self.model.embed_target(self.target)
+            with self.autocast:
+                queries = self.model(self.online)
+            (2 - 2 * (queries * targets).sum(dim=1).mean()).backward()
+            self.model.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+
+class PilImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
+    """Images decoded by PIL, and their two views by torchvision's transforms of PIL images."""
+
+    def __init__(self, config: Config) -> None:
+        assert isinstance(config.data, ParquetData), "the benchmark's images lie in a parquet file"
+        table = pq.read_table(config.data.path)
+        self.encoded, self.labels = table["image"].combine_chunks().field("bytes"), table["label"].to_numpy()
+        views = config.views
+        self.online, self.target = (
+            pil_view(views.strong if name == "strong" else views.weak, views) for name in (views.online, views.target)
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image = Image.open(io.BytesIO(self.encoded[index].as_py())).convert("RGB")
+        return self.online(image), self.target(image), int(self.labels[index])
+
+
+def pil_view(view: WeakView, config: ViewsConfig) -> Callable[[Image.Image], Tensor]:
+    """A view as users of torchvision write it (design 1)."""
+    steps: list[Any] = [
+        v2.RandomResizedCrop(config.size, scale=view.crop_scale),
+        v2.RandomHorizontalFlip(view.flip),
+    ]
+    if view is config.strong:
+        strong = config.strong
+        jitter = v2.ColorJitter(strong.brightness, strong.contrast, strong.saturation, strong.hue)
+        steps += [v2.RandomApply([jitter], strong.jitter), v2.RandomGrayscale(strong.grayscale)]
+        if strong.blur:
+            steps.append(v2.RandomApply([PilBlur(strong.blur_sigma)], strong.blur))
+    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
+    composed: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+    return composed
+
+
+class PilBlur(torch.nn.Module):
+    """PIL's Gaussian blur, as the code of MoCo and of the method's authors has it."""
+
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        low, high = self.sigma
+        return image.filter(ImageFilter.GaussianBlur(low + (high - low) * float(torch.rand(()))))
+
+
+def entries(dim: int, count: int) -> Iterator[Tensor]:
+    """Clustered unit vectors, [<= 16384, D] at a time, `count` in all."""
+    source = Clustered(dim, seed=0)
+    for start in range(0, count, _CHUNK):
+        yield source.draw(min(_CHUNK, count - start))
+
+
+def filled_bank(*arguments: Any, **named: Any) -> Bank:
+    """`create_bank`, and the bank filled."""
+    bank, done = create_bank(*arguments, **named), 0
+    for vectors in entries(bank.dim, bank.capacity):
+        ids = torch.arange(done, done + len(vectors), device=bank.device)
+        bank.push(vectors.to(bank.device), ids)
+        done += len(vectors)
+    return bank
+
+
+def endless(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Sequence[Tensor]]:
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    """A variant as the JSON in the first argument says; numbers of steps on stdin, seconds on stdout."""
+    said = json.loads(sys.argv[1])
+    config = Config.model_validate(said["config"])
+    if config.train.threads is not None:
+        set_threads(config.train.threads)
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        variant = (
+            Authors(config, said["workers"])
+            if said["variant"] == "authors"
+            else Ours(config, said["steps"])
+            if said["variant"] == "ours"
+            else Ceiling(config)
+        )
+        print("ready", file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(variant.run(int(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
