@@ -200,10 +200,10 @@ def test_nothing_from_a_file_is_executed(tmp_path: Path) -> None:
 
 
 def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(shipped_configs()) == {"cifar10", "demo", "folder", "imagenet", "stl10"}
+    assert set(shipped_configs()) == {"cifar10", "demo", "folder", "imagenet", "imagenet_large", "stl10"}
     assert load_config() == load_config("demo")
     assert "did you mean demo?" in refusal("dmo")
-    assert "cifar10, demo, folder, imagenet, stl10" in refusal("zzz")
+    assert "cifar10, demo, folder, imagenet, imagenet_large, stl10" in refusal("zzz")
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "seed: 3")
     assert load_config("my.yaml").seed == load_config("./my.yaml").seed == 3
@@ -348,7 +348,7 @@ def test_a_path_may_look_like_other_things(tmp_path: Path, text: str) -> None:
     assert config.data == FolderData(path=Path(text))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "demo", "folder", "imagenet", "stl10"])
+@pytest.mark.parametrize("name", ["cifar10", "demo", "folder", "imagenet", "imagenet_large", "stl10"])
 def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
     config = load_config(name)
     assert load_config(write(tmp_path, dump_config(config))) == config
