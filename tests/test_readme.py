@@ -35,6 +35,8 @@ def made_small(command: str) -> list[str]:
     if "pretrain" in words:
         config = words[words.index("pretrain") + 1]
         words += [part for setting in SMALL[config].split() for part in ("--set", setting)]
+    if "--profile" in words:
+        words += ["--set", "train.max_steps=18"]
     return [sys.executable, "-m", modules[words[0]], *words[1:]]
 
 
