@@ -18,7 +18,8 @@ def class_numbers(column: pa.ChunkedArray, where: str, limit: int) -> NDArray[np
     Raises:
         UserError: naming `where`, if one is neither -1 nor below `limit`.
     """
-    labels: NDArray[np.int64] = column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
+    # A copy, since Arrow's own memory cannot be written to, and torch warns of that.
+    labels = np.array(column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(), np.int64)
     wrong = np.flatnonzero((labels >= limit) | (labels < -1))
     if len(wrong):
         raise UserError(

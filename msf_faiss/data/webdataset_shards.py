@@ -56,7 +56,7 @@ class WebDatasetSource:
     def _read_labels(
         self, config: WebDatasetData, path: Path, classes: Sequence[str] | None
     ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-        labels: NDArray[np.int64] = self._rows()["label"].to_numpy()
+        labels = np.array(self._rows()["label"].to_numpy(), np.int64)  # a copy, in memory that torch may have
         if (labels == -1).all():
             if config.label_key in (None, WebDatasetData.model_fields["label_key"].default):
                 return None, None
