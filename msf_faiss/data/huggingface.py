@@ -127,8 +127,8 @@ def _open(datasets: Any, config: HuggingFaceData, split: str) -> Any:
             f"{path} is no folder here, and the Hugging Face hub cannot be reached: {error}; check data.path and the"
             " connection, or fetch the data set elsewhere and copy it"
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = f"{error} ({error.__cause__})" if error.__cause__ else f"{error}"
+    except Exception as error:  # what is wrong with files comes in many types, IndexError among them
+        cause = f"{type(error).__name__}: {error}" + (f" ({error.__cause__})" if error.__cause__ else "")
         raise UserError(
             f"{path} cannot be opened as a Hugging Face data set with split {split!r}: {cause}; check data.path,"
             " data.name, data.revision and the split"

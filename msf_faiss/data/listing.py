@@ -145,7 +145,8 @@ def _keep(file: Path, root: Path, names: Names, watched: dict[str, State]) -> No
 def _recall(file: Path, root: Path) -> Names | None:
     """The list in `file` if there is one and it still holds."""
     try:
-        with np.load(file, allow_pickle=False) as kept:  # a zip file, with a checksum for each array
+        # A zip file with a checksum for each array; numpy leaves a damaged one open, so it is opened here.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             names = Names(kept["names"].tobytes(), kept["ends"])
             watched = Names(kept["watched"].tobytes(), kept["watched_ends"])
             states = kept["states"].tolist()

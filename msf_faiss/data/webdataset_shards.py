@@ -212,5 +212,5 @@ def _report_left_out(path: Path, parts: Sequence[pa.Table], config: WebDatasetDa
         )
     if left_out:
         _log.warning(
-            "%s: %s samples without an image are left out; they have %s", path, f"{left_out:,}", ", ".join(endings)
+            "%s: samples without an image, left out: %s; they have %s", path, f"{left_out:,}", ", ".join(endings)
         )

@@ -198,12 +198,10 @@ def test_a_run_from_the_command_line(
 ) -> None:
     from msf_faiss_cli.main import main
 
-    chosen = {
-        **{f"data.{key}": value for key, value in forms[form].items()},
-        **{"data.workers": 0, "data.unreadable": "skip", "train.batch_size": 4, "train.max_steps": 1},
-        **{"model.backbone.kind": "narrow", "model.backbone.width": 4, "views.size": 16, "train.threads": 1},
-        **{"train.precision": "float32", "bank.capacity": 16, "train.device": "cpu", "knn.every_epochs": "null"},
-    }
+    tiny = {"data.workers": 0, "data.unreadable": "skip", "train.batch_size": 4, "train.max_steps": 1}
+    narrow = {"model.backbone.kind": "narrow", "model.backbone.width": 4, "views.size": 16, "bank.capacity": 16}
+    plain = {"train.threads": 1, "train.precision": "float32", "train.device": "cpu", "knn.every_epochs": "null"}
+    chosen = {**{f"data.{key}": value for key, value in forms[form].items()}, **tiny, **narrow, **plain}
     flags = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
     monkeypatch.setattr(sys, "argv", ["msf-faiss", "pretrain", "folder", *flags, "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
