@@ -68,7 +68,7 @@ def derive(
         cache.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(cache).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _log.info("%sing %s (%.1f GB) to %s", verb, shard, needed / 1e9, target)
+        _log.info("%sing %s to %s", verb, shard, target)
         temporary = cache / f".{target.stem}-{uuid.uuid4().hex}.tmp"
         try:
             write(temporary)

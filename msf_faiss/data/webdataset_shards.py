@@ -45,7 +45,10 @@ class WebDatasetSource:
             UserError: if the library is missing, if there is no shard, one is compressed, damaged or no tar file, none
                 has an image, labels name no class, or the cache is not writable.
         """
-        self._shards = [_Shard(shard) for shard in _find_shards(path, setting)]
+        found = _find_shards(path, setting)
+        if missing := [shard for shard in found if not shard.is_file()]:
+            raise UserError(f"{missing[0]} is no file; remove it, or set {setting} to other tar files")
+        self._shards = [_Shard(shard) for shard in found]
         self._files = [index_tar(shard.path, config, cache_of(config)) for shard in self._shards]
         parts = [open_derived([file]) for file in self._files]
         self._ends = np.cumsum([len(part) for part in parts])

@@ -101,8 +101,11 @@ def test_rows_that_were_chosen_and_parts_of_a_split(tmp_path: Path) -> None:
     made(range(10)).to_parquet(tmp_path / "parquet" / "train.parquet")
     assert grays(source(tmp_path / "parquet", "train[:30%]")) == [0, 1, 2]
     assert grays(source(tmp_path / "parquet", "train[:2]+train[8:]")) == [0, 1, 8, 9]
-    with pytest.raises(UserError, match=r"train\[:0\] holds no rows; set another split"):
+    with pytest.raises(UserError, match=r"split 'train\[:0\]'.*corresponds to no data"):
         source(tmp_path / "parquet", "train[:0]")
+    made(range(0)).save_to_disk(tmp_path / "rowless", num_shards=1)
+    with pytest.raises(UserError, match="rowless, train holds no rows; set another split"):
+        source(tmp_path / "rowless")
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -247,6 +247,9 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
         source(tmp_path / "empty")
     with pytest.raises(UserError, match=r"gone\.tar does not exist; set data\.path to a tar file on this machine"):
         source(tmp_path / "gone.tar")
+    (tmp_path / "empty/x.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"x\.tar is no file; remove it"):
+        source(tmp_path / "empty")
     shard(tmp_path / "train-0.tar", range(2))
     with pytest.raises(UserError, match=r"train-1\.tar \(of .*train-\{0\.\.1\}\.tar\) does not exist"):
         source(tmp_path / "train-{0..1}.tar")
