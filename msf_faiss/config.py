@@ -73,7 +73,15 @@ class DemoData(SourceConfig):
     """Seed of the drawing; independent of the run's seed, so that runs share their images."""
 
 
-class FolderData(SourceConfig):
+class CachedSource(SourceConfig):
+    """Data that are slow to open the first time: what opening them found is kept."""
+
+    cache_dir: UserPath | None = None
+    """Where that is kept: lists of large folders, unpacked Parquet files, indices of tar files. null: `msf-faiss` in
+    the user's cache folder."""
+
+
+class FolderData(CachedSource):
     """Image files below a folder: one subfolder a class, or any tree of unlabelled images."""
 
     kind: Literal["folder"] = "folder"
@@ -85,7 +93,7 @@ class FolderData(SourceConfig):
     """"folders": the first folder level names the class. "auto": so if every image lies exactly one level deep."""
 
 
-class ParquetData(SourceConfig):
+class ParquetData(CachedSource):
     """Parquet in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
 
     kind: Literal["parquet"] = "parquet"
@@ -97,8 +105,55 @@ class ParquetData(SourceConfig):
     """Name of the struct column with the encoded images."""
     label_column: str | None = "label"
     """Name of the integer column; a file without it is unlabelled. null: leave labels out."""
+
+
+class WebDatasetData(CachedSource):
+    """Tar files in the WebDataset convention: a sample is what follows one another under the same name but for the
+    endings, as in 0001.jpg and 0001.cls. They must be local and not compressed."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: UserPath
+    """A tar file, a folder of *.tar (read in the order of their names), or a pattern as in train-{0000..0146}.tar."""
+    test_path: UserPath | None = None
+    """The same for held-out images."""
+    image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bmp",
+        "ppm",
+        "pgm",
+        "tif",
+        "tiff",
+    )
+    """Endings of images; of several in a sample, the first in this order. Samples without any are left out."""
+    label_key: str | None = "cls"
+    """Ending of the file with the number of the class; samples without it are unlabelled. null: leave labels out."""
+    class_names: UserPath | None = None
+    """Text file with the names of the classes, one a line. null: their numbers."""
+
+
+class HuggingFaceData(SourceConfig):
+    """What Hugging Face `datasets` opens."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    path: UserPath
+    """A folder (from `save_to_disk`, or with images or Parquet files), or a name on the hub, as in ylecun/mnist."""
+    name: str | None = None
+    """Configuration of the data set, where it has several. null: its default."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; a commit pins the data. null: the newest."""
+    split: str = "train"
+    """Training images; parts are written as in train[:80%]."""
+    test_split: str | None = None
+    """Held-out images for the evaluations. null: none."""
+    image_column: str = "image"
+    """Name of the column with the images."""
+    label_column: str | None = "label"
+    """Name of the column with the classes; a data set without it is unlabelled. null: leave labels out."""
     cache_dir: UserPath | None = None
-    """Where shards are unpacked for random access. null: `msf-faiss` in the user's cache folder."""
+    """Where `datasets` keeps downloads and what it makes of files. null: its own cache folder (HF_HOME)."""
 
 
 class TorchvisionData(SourceConfig):
@@ -111,7 +166,10 @@ class TorchvisionData(SourceConfig):
     """Fetch what is missing. false: a missing data set is an error."""
 
 
-DataConfig = Annotated[DemoData | FolderData | ParquetData | TorchvisionData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    DemoData | FolderData | ParquetData | WebDatasetData | HuggingFaceData | TorchvisionData,
+    Field(discriminator="kind"),
+]
 
 
 class WeakView(Section):

@@ -11,6 +11,7 @@ from msf_faiss.bank.faiss_setup import set_threads
 
 # Tests run side by side; a thread pool for each of them on the same few cores makes all of them many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
 set_threads(1)
 
 

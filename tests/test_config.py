@@ -17,6 +17,8 @@ CHOICES: dict[str, list[Any]] = {
         {"kind": "demo", "images": 77, "seed": 2**40},
         {"kind": "folder", "path": "a b/# c: d", "labels": "none", "workers": 3},
         {"kind": "parquet", "path": "1e5", "test_path": "null", "label_column": None, "image_column": "yes"},
+        {"kind": "webdataset", "path": "a-{00..11}.tar", "image_keys": ["no", "1"], "label_key": None},
+        {"kind": "huggingface", "path": "a/b", "split": "train[:10%]", "revision": "1e5", "name": "null"},
         {"kind": "cifar100", "root": "~", "download": False, "unreadable": "skip", "unreadable_limit": 0},
     ],
     "model": [
@@ -92,7 +94,16 @@ def test_the_tree_holds_every_section_and_kind() -> None:
         *("bank", "bank.ivf", "bank.watch", "optimizer", "target", "train", "checkpoint", "knn"),
     }
     assert SECTIONS["data",].models["folder"] is FolderData
-    assert list(SECTIONS["data",].models) == ["demo", "folder", "parquet", "cifar10", "cifar100", "stl10"]
+    assert list(SECTIONS["data",].models) == [
+        "demo",
+        "folder",
+        "parquet",
+        "webdataset",
+        "huggingface",
+        "cifar10",
+        "cifar100",
+        "stl10",
+    ]
     assert SECTIONS["data",].shared == {"kind", "workers", "unreadable", "unreadable_limit"}
     assert SECTIONS["model", "backbone"].default == "torchvision"
 

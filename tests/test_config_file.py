@@ -16,6 +16,8 @@ from msf_faiss.config import (
 from msf_faiss.config_file import config_schema, dump_config, load_config, override_config, shipped_configs
 from msf_faiss.errors import UserError
 
+KINDS = "must be demo, folder, parquet, webdataset, huggingface, cifar10, cifar100 or stl10"
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "my.yaml"
@@ -87,7 +89,7 @@ checkpoint: 5
     [
         (
             "data: {kind: parket}",
-            "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found",
+            f"my.yaml:1: data.kind: {KINDS}, found",
         ),
         ("train:\n  epochs: true", "my.yaml:2: train.epochs: must be a whole number, found true"),
         ("target: {momentum: true}", "my.yaml:1: target.momentum: must be a number, found true"),
@@ -115,16 +117,16 @@ checkpoint: 5
         ("views: {bank: 3}", "my.yaml:1: views.bank: no such key; bank is a section of its own, at the top level"),
         (
             "data: {path: x}",
-            "my.yaml:1: data.path: no such key for kind demo, but for folder or parquet; change data.kind",
+            "my.yaml:1: data.path: no such key for kind demo, but for folder, parquet, webdataset or hugg",
         ),
         ("data: [1]", "my.yaml:1: data: must be a section with keys of its own, found [1]"),
         (
             "data: {kind: [a]}",
-            "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found ['a']",
+            f"my.yaml:1: data.kind: {KINDS}, found ['a']",
         ),
         (
             "data: {kind: null}",
-            "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found nothing",
+            f"my.yaml:1: data.kind: {KINDS}, found nothing",
         ),
         ("bank: {<<: 5}", "my.yaml:1: bank.<<: must name another section"),
         ("bank: &b {<<: *b}", "my.yaml:1: bank.<<: must name another section"),
@@ -153,8 +155,7 @@ train:
 """
     assert problems(tmp_path, text, "bank.k=4") == [
         "my.yaml:1: data.pth: no such key; did you mean path?",
-        "my.yaml:1: data.kind: must be demo, folder, parquet, cifar10, cifar100 or stl10, found 'foldr'; "
-        "did you mean folder?",
+        f"my.yaml:1: data.kind: {KINDS}, found 'foldr'; did you mean folder?",
         "my.yaml:3: bank.dtype: must be float32, float16 or bfloat16, found 'flaot16'; did you mean float16?",
         "my.yaml:6: optimizer.warmup_epochs: must be below train.epochs (9) unless optimizer.schedule is constant, "
         "found 9.0",

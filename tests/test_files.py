@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,17 @@ def test_an_older_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: 
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["c.txt"]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.txt"
+    write_whole(path, "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from msf_faiss.files import write_whole\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(Path(sys.argv[1]), 'new')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+    assert path.read_text() == "old"
+    write_whole(path, "newer")
+    assert path.read_text() == "newer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,22 +11,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import features
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from msf_faiss.data.images import decode_image, unreadable
+from msf_faiss.data.listing import EXTENSIONS, list_images
 from msf_faiss.errors import UserError
-
-EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, *([".avif"] if features.check("avif") else []))
-"""Endings of image files, in lower case; files with another are not looked at."""
 
 
 class FolderSource:
-    """A `Source` over the image files below a folder, in the order of their paths.
+    """A `Source` over the image files below a folder, as `listing.list_images` finds and orders them.
 
-    Symbolic links are followed, hidden files and folders are not looked into. With labels, the first level of
-    subfolders names the classes, in alphabetical order; one without images is no class.
+    With labels, the first level of subfolders names the classes, in alphabetical order; one without images is no class.
     """
 
     in_memory = False
@@ -37,8 +33,11 @@ class FolderSource:
         labels: Literal["auto", "folders", "none"] = "auto",
         classes: Sequence[str] | None = None,
         setting: str = "data.path",
+        cache: Path | None = None,
     ) -> None:
         """`classes`: the names to number labels by, of another folder (None: this one's own).
+
+        `cache`: the folder in which the list of a large folder is kept (None: nowhere).
 
         Raises:
             UserError: if the folder is missing or has no images, if with `labels="folders"` an image lies in no
@@ -47,52 +46,63 @@ class FolderSource:
         if not path.is_dir():
             found = "is a file, not a folder" if path.exists() else "does not exist"
             raise UserError(f"{path} {found}; set {setting} to a folder of images")
-        found_paths = list(_image_paths(path))
-        if not found_paths:
+        self._root = path
+        self._names = list_images(path, cache)
+        if not len(self):
             raise UserError(
                 f"{path} holds no images; set {setting} to a folder with files ending in {', '.join(EXTENSIONS)}"
             )
-        self._root = path
-        # One block of bytes: a million str objects would be copied into every worker.
-        encoded = [os.fsencode(relative) for relative in found_paths]
-        self._paths = b"".join(encoded)
-        self._ends = np.cumsum([len(one) for one in encoded])
         self.labels: NDArray[np.int64] | None = None
         self.classes: tuple[str, ...] | None = None
-        depths = {relative.count(os.sep) for relative in found_paths}
-        if labels == "folders" or (labels == "auto" and depths == {1}):
-            self._label(found_paths, classes, setting)
+        depths = self._names.depths()
+        if labels == "folders" or (labels == "auto" and (depths == 1).all()):
+            if not depths.all():
+                raise UserError(
+                    f"{self.path(int(depths.argmin()))} lies in no class folder; move it into one, or set"
+                    " data.labels=none for images without classes"
+                )
+            self._label(classes, setting)
 
-    def _label(self, found_paths: list[str], classes: Sequence[str] | None, setting: str) -> None:
-        loose = next((relative for relative in found_paths if os.sep not in relative), None)
-        if loose is not None:
-            raise UserError(
-                f"{self._root / loose} lies in no class folder; move it into one, or set data.labels=none for images"
-                " without classes"
-            )
-        folders = [relative.split(os.sep, 1)[0] for relative in found_paths]
-        self.classes = tuple(sorted(set(folders)) if classes is None else classes)
+    def _label(self, classes: Sequence[str] | None, setting: str) -> None:
+        runs = dict(self._folders())
+        folders = sorted(runs)
+        self.classes = tuple(folders if classes is None else classes)
         if unknown := sorted(set(folders) - set(self.classes)):
             raise UserError(
                 f"{self._root} has class folders that the training images lack: {_some(unknown)}; known are"
                 f" {_some(self.classes)}. Rename them, or set {setting} to a folder of the same classes"
             )
         index = {name: label for label, name in enumerate(self.classes)}
-        self.labels = np.array([index[folder] for folder in folders], np.int64)
+        self.labels = np.repeat(np.array([index[folder] for folder in runs], np.int64), list(runs.values()))
+
+    def _folders(self) -> Iterator[tuple[str, int]]:
+        """The folders of the first level, and how many images each holds: they follow one another in the list."""
+
+        def folder_of(index: int) -> str:
+            return self._names[index].partition(os.sep)[0]
+
+        def end_of(folder: str, first: int) -> int:
+            return bisect_left(range(len(self)), True, lo=first, key=lambda index: folder_of(index) != folder)
+
+        first = 0
+        while first < len(self):
+            folder = folder_of(first)
+            end = end_of(folder, first)
+            yield folder, end - first
+            first = end
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
 
     def path(self, index: int) -> Path:
         """The image's file."""
-        start = int(self._ends[index - 1]) if index else 0
-        return self._root / os.fsdecode(self._paths[start : int(self._ends[index])])
+        return self._root / self._names[index]
 
     def name(self, index: int) -> str:
-        return _printable(self.path(index))
+        return printable(self.path(index))
 
     def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [decode_file(path, partial(_printable, path)) for path in map(self.path, ids)]
+        return [decode_file(path, partial(printable, path)) for path in map(self.path, ids)]
 
 
 def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
@@ -108,33 +118,20 @@ def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
     return decode_image(encoded, name)
 
 
-def _image_paths(root: Path) -> Iterator[str]:
-    """Relative paths of the images below `root`, folder by folder in the order of their names.
+def decode_record(encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str]) -> Tensor:
+    """The image of a table's row in the Hugging Face convention: its bytes, or else the file at `path` in `folder`.
 
-    A link that leads nowhere counts as an image, an unreadable one.
+    Raises:
+        UnreadableImageError: naming `name()`, if there is neither or it is no image.
     """
-
-    def walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-        status = Path(folder).stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link to a folder that we are in
-            return
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}; make it readable or move it away") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from walk(entry.path, f"{prefix}{entry.name}{os.sep}", above | {here})
-            elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
-                yield prefix + entry.name
-
-    return walk(str(root), "", frozenset())
+    if encoded is not None:
+        return decode_image(encoded, name)
+    if path is None:
+        raise unreadable(name(), "it has neither bytes nor a path")
+    return decode_file(folder / path, name)
 
 
-def _printable(path: Path) -> str:
+def printable(path: Path | str) -> str:
     """A path whose name need not be valid UTF-8, as text that any stream takes."""
     return str(path).encode(errors="backslashreplace").decode()
 

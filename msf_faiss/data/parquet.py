@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import ParquetData
-from msf_faiss.data.folder import decode_file
-from msf_faiss.data.images import decode_image, unreadable
-from msf_faiss.data.unpacked import damaged, default_cache, open_unpacked, unpack
+from msf_faiss.data.cache import cache_of, open_derived
+from msf_faiss.data.folder import decode_record
+from msf_faiss.data.labels import MOST_CLASSES, class_numbers
+from msf_faiss.data.unpacked import damaged, unpack
 from msf_faiss.errors import UserError
-
-_MOST_CLASSES = 1_000_000
 
 
 class ParquetSource:
@@ -50,8 +49,7 @@ class ParquetSource:
         if not len(self):
             raise UserError(f"{path} holds no rows; set {setting} to a file with images")
         self.labels, self.classes = _read_labels(self._shards, schemas[0], config, classes)
-        cache = default_cache() if config.cache_dir is None else config.cache_dir
-        self._files = [unpack(shard, config.image_column, cache) for shard in self._shards]
+        self._files = [unpack(shard, config.image_column, cache_of(config)) for shard in self._shards]
         self._table: pa.Table | None = None
 
     def __len__(self) -> int:
@@ -69,18 +67,13 @@ class ParquetSource:
         return [self._decode(int(index)) for index in ids]
 
     def _decode(self, index: int) -> Tensor:
-        name = partial(self.name, index)
-        encoded = self._rows()["bytes"][index].as_py()
-        if encoded is not None:
-            return decode_image(encoded, name)
-        path = self._rows()["path"][index].as_py()
-        if path is None:
-            raise unreadable(name(), "it has neither bytes nor a path")
-        return decode_file(self._place(index)[0].parent / path, name)
+        rows, shard = self._rows(), self._place(index)[0]
+        encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
+        return decode_record(encoded, path, shard.parent, partial(self.name, index))
 
     def _rows(self) -> pa.Table:
         if self._table is None:
-            self._table = open_unpacked(self._files)
+            self._table = open_derived(self._files)
         return self._table
 
     def _place(self, index: int) -> tuple[Path, int]:
@@ -177,7 +170,7 @@ def _read_labels(
             " data.test_path to a file of the same data set"
         )
     names = own or classes
-    limit = _MOST_CLASSES if names is None else len(names)
+    limit = MOST_CLASSES if names is None else len(names)
     labels = np.concatenate([_read_shard_labels(shard, column, limit) for shard in shards])
     if (labels == -1).all():
         return None, None
@@ -190,11 +183,4 @@ def _read_shard_labels(shard: Path, column: str, limit: int) -> NDArray[np.int64
         read = pq.ParquetFile(shard).read(columns=[column]).column(0)
     except (pa.ArrowException, OSError) as error:
         raise damaged(shard, error) from error
-    labels: NDArray[np.int64] = read.cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
-    wrong = np.flatnonzero((labels >= limit) | (labels < -1))
-    if len(wrong):
-        raise UserError(
-            f"{shard}: column {column!r} holds {labels[wrong[0]]} in row {wrong[0]}, which names none of {limit}"
-            " classes (they count from 0; -1 is no label); set data.label_column to another column, or to null"
-        )
-    return labels
+    return class_numbers(read, f"{shard}: column {column!r}", limit)

@@ -7,12 +7,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from msf_faiss.config import DataConfig, DemoData, FolderData, ParquetData
+from msf_faiss.config import DataConfig, DemoData, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.data.base import Source
+from msf_faiss.data.cache import cache_of
 from msf_faiss.data.folder import FolderSource
+from msf_faiss.data.huggingface import HuggingFaceSource
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.parquet import ParquetSource
 from msf_faiss.data.torchvision_sets import torchvision_source
+from msf_faiss.data.webdataset_shards import WebDatasetSource
 
 _HELD_OUT = 10**9
 """First id of the demo's test images: beyond any training set that fits in memory."""
@@ -33,6 +36,10 @@ def open_source(config: DataConfig, split: Literal["train", "test"]) -> Source |
             return _open_folder(config, split)
         case ParquetData():
             return _open_parquet(config, split)
+        case WebDatasetData():
+            return _open_webdataset(config, split)
+        case HuggingFaceData():
+            return _open_huggingface(config, split)
         case _:
             return torchvision_source(config, split)
 
@@ -49,10 +56,13 @@ def _open_demo(config: DemoData, split: Literal["train", "test"]) -> MemorySourc
 def _open_folder(config: FolderData, split: Literal["train", "test"]) -> FolderSource | None:
     if split == "test" and config.test_path is None:
         return None
-    train = FolderSource(config.path, labels=config.labels)
+    cache = cache_of(config)
+    train = FolderSource(config.path, labels=config.labels, cache=cache)
     if split == "train" or config.test_path is None:
         return train
-    return FolderSource(config.test_path, labels=config.labels, classes=train.classes, setting="data.test_path")
+    return FolderSource(
+        config.test_path, labels=config.labels, classes=train.classes, setting="data.test_path", cache=cache
+    )
 
 
 def _open_parquet(config: ParquetData, split: Literal["train", "test"]) -> ParquetSource | None:
@@ -62,3 +72,21 @@ def _open_parquet(config: ParquetData, split: Literal["train", "test"]) -> Parqu
         return None
     classes = ParquetSource(config, config.path).classes
     return ParquetSource(config, config.test_path, classes=classes, setting="data.test_path")
+
+
+def _open_webdataset(config: WebDatasetData, split: Literal["train", "test"]) -> WebDatasetSource | None:
+    if split == "train":
+        return WebDatasetSource(config, config.path)
+    if config.test_path is None:
+        return None
+    classes = WebDatasetSource(config, config.path).classes
+    return WebDatasetSource(config, config.test_path, classes=classes, setting="data.test_path")
+
+
+def _open_huggingface(config: HuggingFaceData, split: Literal["train", "test"]) -> HuggingFaceSource | None:
+    if split == "train":
+        return HuggingFaceSource(config, config.split)
+    if config.test_split is None:
+        return None
+    classes = HuggingFaceSource(config, config.split).classes
+    return HuggingFaceSource(config, config.test_split, classes=classes)

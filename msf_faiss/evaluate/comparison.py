@@ -53,6 +53,8 @@ def describe_data(data: Mapping[str, Any]) -> str:
     config = data["config"]
     held_out = data["held_out_images"]
     where = config.get("test_path") if held_out is not None else config.get("path")
+    if "test_split" in config:
+        where = f"{config['path']}, {config['split'] if held_out is None else config['test_split']}"
     images = (
         f"{data['training_images']:,} training images, each judged by the others"
         if held_out is None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msf_faiss.config import Config, DataConfig, FolderData, ParquetData
+from msf_faiss.config import Config, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.counter_rng import hashes
 from msf_faiss.data.base import Source
 from msf_faiss.errors import UserError
@@ -17,7 +17,9 @@ _SAMPLE = 4  # this module's stream of random numbers; the views' are 1 to 3, th
 
 def has_held_out(config: DataConfig) -> bool:
     """Whether the config names held-out images other than the training images."""
-    if isinstance(config, FolderData | ParquetData):
+    if isinstance(config, HuggingFaceData):
+        return config.test_split not in (None, config.split)
+    if isinstance(config, FolderData | ParquetData | WebDatasetData):
         return config.test_path is not None and config.test_path.resolve() != config.path.resolve()
     return True
 

@@ -103,7 +103,7 @@ def score_linear(
     if subject.test is None:
         raise UserError(
             "a linear layer is trained on one set of images and judged on another, and the config names no held-out "
-            "images; name some with --set data.test_path=…"
+            "images; name some with --set data.test_path=… (with data.kind=huggingface: data.test_split)"
         )
     chosen = {split: labelled_ids(source) for split, source in _splits(subject)}
     network = subject.encoder(encoder)

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from msf_faiss.config import ParquetData
-from msf_faiss.data import unpacked
 from msf_faiss.data.base import Source, UnreadableImageError
+from msf_faiss.data.cache import default_cache
 from msf_faiss.data.parquet import ParquetSource
 from msf_faiss.data.sources import open_source
 from msf_faiss.errors import UserError
@@ -153,7 +153,7 @@ def test_the_users_cache_folder_is_the_default(tmp_path: Path, monkeypatch: pyte
     assert [file.suffix for file in (tmp_path / "xdg/msf-faiss").iterdir()] == [".arrow"]
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert unpacked.default_cache() == tmp_path / ".cache/msf-faiss"
+    assert default_cache() == tmp_path / ".cache/msf-faiss"
 
 
 def test_processes_may_race_to_unpack(tmp_path: Path) -> None:
