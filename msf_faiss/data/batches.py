@@ -1,4 +1,4 @@
-"""Training batches: two views of each image, cropped where it was decoded and finished on the training device.
+"""Training batches: two views of each image, made where it was decoded; on a GPU all but the crop is left to it.
 
 Shapes: B images, S pixels of a view's side.
 """
@@ -6,8 +6,7 @@ Shapes: B images, S pixels of a view's side.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from functools import partial
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from msf_faiss.data.loading import load
 from msf_faiss.data.sampler import BatchStream, Position
 from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
-from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish
+from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish, normalize, retouch_
 
 _MOST_WORKERS = 16
 _LEAST = 2  # images that have batch statistics
@@ -32,14 +31,17 @@ _NAMED = 5  # unreadable images that an error lists
 class Crops(NamedTuple):
     """One view of a batch, to be finished."""
 
-    pixels: Tensor  # [B, 3, S, S] uint8
-    parameters: ViewParameters
+    pixels: Tensor  # [B, 3, S, S] uint8, in channels-last layout
+    parameters: ViewParameters | None  # what is still to be done; None: nothing but to normalise
 
     def to(self, device: torch.device) -> Crops:
-        return Crops(self.pixels.to(device, non_blocking=True), self.parameters.to(device))
+        parameters = None if self.parameters is None else self.parameters.to(device)
+        return Crops(self.pixels.to(device, non_blocking=True), parameters)
 
     def finish(self, config: ViewsConfig) -> Tensor:
-        """The view, float32 [B, 3, S, S], normalised, on the crops' device."""
+        """The view, float32 [B, 3, S, S], normalised, on the crops' device; in channels-last layout on a CPU."""
+        if self.parameters is None:
+            return normalize(self.pixels, config)
         return finish(self.pixels, self.parameters, config)
 
 
@@ -181,30 +183,41 @@ def uses_cuda(config: Config) -> bool:
     return config.train.device != "cpu" and torch.cuda.is_available()
 
 
-def random_crops(
-    images: list[Tensor], ids: NDArray[np.int64], view: WeakView, *, config: Config, epoch: int, stream: int
-) -> Crops:
-    """A random view of decoded `images`, B of uint8 [3, H, W], that follows from seed, epoch, `ids` [B] and stream."""
-    sizes = np.array([image.shape[1:] for image in images], np.int64)
-    parameters = draw(view, seed=config.seed, epoch=epoch, ids=ids, stream=stream, sizes=sizes)
-    return Crops(crop(images, parameters.boxes, config.views.size), parameters)
+class ViewMaker:
+    """Makes random views of decoded images as the config's training device wants them; pickled into the workers."""
+
+    def __init__(self, config: Config) -> None:
+        self._seed, self._size = config.seed, config.views.size
+        self._on_device = uses_cuda(config)  # found out here: no worker is to wake the GPU's driver
+
+    def __call__(
+        self, images: Sequence[Tensor], ids: NDArray[np.int64], view: WeakView, *, epoch: int, stream: int
+    ) -> Crops:
+        """The view of `images`, B of uint8 [3, H, W], that follows from seed, epoch, `ids` [B] and stream."""
+        sizes = np.array([image.shape[1:] for image in images], np.int64)
+        parameters = draw(view, seed=self._seed, epoch=epoch, ids=ids, stream=stream, sizes=sizes)
+        crops = crop(images, parameters.boxes, self._size)
+        if self._on_device:
+            return Crops(crops, parameters)
+        retouch_(crops, parameters)
+        return Crops(crops, None)
 
 
 class _BatchMaker:
     """Makes the batch at a position of the stream; pickled into the workers."""
 
     def __init__(self, source: Source, config: Config) -> None:
-        self._source, self._config = source, config
+        self._source, self._config, self._view = source, config, ViewMaker(config)
 
     def __call__(self, position: Position) -> Batch:
-        views = self._config.views
+        views, epoch = self._config.views, position.epoch
         ids, images, unreadable = decode_readable(self._source, position.ids, self._config.data)
-        crops = partial(random_crops, images, ids, config=self._config, epoch=position.epoch)
+        online, target = (views.strong if name == "strong" else views.weak for name in (views.online, views.target))
         return Batch(
-            position.epoch,
+            epoch,
             torch.from_numpy(ids),
-            crops(views.strong if views.online == "strong" else views.weak, stream=ONLINE),
-            crops(views.strong if views.target == "strong" else views.weak, stream=TARGET),
+            self._view(images, ids, online, epoch=epoch, stream=ONLINE),
+            self._view(images, ids, target, epoch=epoch, stream=TARGET),
             unreadable,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msf_faiss.config import Config, ViewsConfig, WeakView
 from msf_faiss.data.base import Source
-from msf_faiss.data.batches import Crops, decode_readable, note_unreadable, random_crops, uses_cuda, worker_count
+from msf_faiss.data.batches import Crops, ViewMaker, decode_readable, note_unreadable, uses_cuda, worker_count
 from msf_faiss.data.loading import load
 from msf_faiss.errors import UserError
 from msf_faiss.views import EVAL, center_crop, normalize
@@ -72,10 +72,10 @@ class _EvalBatchMaker:
 
     def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int) -> None:
         self._source, self._config, self._view, self._epoch = source, config, view, epoch
+        self._make = ViewMaker(config)
 
     def __call__(self, ids: NDArray[np.int64]) -> EvalBatch:
         ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
         if self._view is None:
             return EvalBatch(ids, center_crop(images, self._config.views), unreadable)
-        crops = random_crops(images, ids, self._view, config=self._config, epoch=self._epoch, stream=EVAL)
-        return EvalBatch(ids, crops, unreadable)
+        return EvalBatch(ids, self._make(images, ids, self._view, epoch=self._epoch, stream=EVAL), unreadable)

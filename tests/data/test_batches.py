@@ -13,13 +13,13 @@ from torch import Tensor
 
 from msf_faiss.config import Config, WeakView
 from msf_faiss.data.base import Source, UnreadableImageError
-from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches, worker_count
+from msf_faiss.data.batches import Batch, ViewMaker, steps_per_epoch, training_batches, worker_count
 from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.images import unreadable
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.errors import UserError
-from msf_faiss.views import center_crop
+from msf_faiss.views import ONLINE, center_crop, finish, retouch_
 
 
 class FakeSource:
@@ -61,8 +61,9 @@ def config(batch_size: int = 8, **data: Any) -> Config:
 
 
 def tensors(batch: Batch) -> list[Tensor]:
-    crops = [tensor for view in (batch.online, batch.target) for tensor in (view.pixels, *view.parameters[:5])]
-    return [batch.ids, *crops]
+    parameters = [view.parameters for view in (batch.online, batch.target) if view.parameters]
+    drawn = [tensor for each in parameters for tensor in each[:5]]
+    return [batch.ids, batch.online.pixels, batch.target.pixels, *drawn]
 
 
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
@@ -83,17 +84,28 @@ def test_a_batch() -> None:
     for view in (online, target):
         assert view.shape == (8, 3, 16, 16)
         assert view.dtype == torch.float32
-        assert view.is_contiguous()
-    assert batch.online.parameters.counts  # strong
-    assert not batch.target.parameters.counts  # weak
+        assert view.is_contiguous(memory_format=torch.channels_last)
+    assert batch.online.parameters is batch.target.parameters is None  # nothing is left for the main process
     assert not torch.equal(online, target)
+
+
+def test_a_gpu_gets_crops_and_what_to_do_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, ids, views = FakeSource(30).decode(range(30)), np.arange(30), config().views
+    on_cpu = ViewMaker(config())(images, ids, views.strong, epoch=2, stream=ONLINE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    maker = ViewMaker(config().model_copy(update={"train": config().train.model_copy(update={"device": "auto"})}))
+    on_gpu = maker(images, ids, views.strong, epoch=2, stream=ONLINE)
+    assert on_gpu.parameters is not None
+    retouched = on_gpu.pixels.clone(memory_format=torch.channels_last)
+    retouch_(retouched, on_gpu.parameters)
+    assert torch.equal(on_cpu.pixels, retouched)
+    assert torch.equal(on_gpu.finish(views), finish(on_gpu.pixels, on_gpu.parameters, views))
 
 
 def test_both_views_may_be_of_one_kind_and_are_independent() -> None:
     both_weak = config().model_copy(update={"views": config().views.model_copy(update={"online": "weak"})})
     batch = next(training_batches(FakeSource(30), both_weak))
-    assert not batch.online.parameters.counts
-    assert not torch.equal(batch.online.parameters.boxes, batch.target.parameters.boxes)
+    assert not torch.equal(batch.online.pixels, batch.target.pixels)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -116,7 +128,7 @@ def test_a_later_start_continues_the_same_batches() -> None:
 
 def test_an_image_is_seen_differently_each_epoch() -> None:
     batches = list(islice(training_batches(FakeSource(8), config()), 2))
-    first, second = (batch.online.parameters.boxes[batch.ids.argsort()] for batch in batches)
+    first, second = (batch.online.pixels[batch.ids.argsort()] for batch in batches)
     assert not torch.equal(first, second)
 
 
@@ -214,7 +226,7 @@ def test_batches_reach_a_gpu_without_waiting() -> None:
     on_gpu = config(workers=1)
     on_gpu = on_gpu.model_copy(update={"train": on_gpu.train.model_copy(update={"device": "cuda"})})
     batches = training_batches(FakeSource(30), on_gpu)
-    expected = next(batches).views(on_gpu.views)
+    expected = next(batches).views(on_gpu.views)  # by the GPU's way of finishing, on the CPU
     device = torch.device("cuda")
     next(batches).to(device).views(on_gpu.views)  # starts cuBLAS
     batch = next(training_batches(FakeSource(30), on_gpu))
