@@ -38,6 +38,7 @@ __all__ = [
     "finish",
     "normalize",
     "retouch_",
+    "shrink",
 ]
 
 ONLINE, TARGET, EVAL = 1, 2, 3
@@ -130,6 +131,13 @@ def crop(images: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
         else:
             crops[row] = _resize(part, (size, size))
     return crops
+
+
+def shrink(boxes: Tensor, times: Tensor) -> Tensor:
+    """`boxes` [B, 4], to the nearest pixel, as they lie in images that are `times` [B] smaller."""
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    start, end = ((corner.double() / times[:, None]).round().long() for corner in (start, end))
+    return torch.cat([start, end - start], 1)
 
 
 def finish(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:

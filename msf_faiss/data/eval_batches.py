@@ -71,11 +71,12 @@ class _EvalBatchMaker:
     """Makes the batch of some ids; pickled into the workers."""
 
     def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int) -> None:
-        self._source, self._config, self._view, self._epoch = source, config, view, epoch
-        self._make = ViewMaker(config)
+        self._source, self._config, self._epoch = source, config, epoch
+        self._make = None if view is None else ViewMaker(source, config, {EVAL: view})
 
     def __call__(self, ids: NDArray[np.int64]) -> EvalBatch:
-        ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
-        if self._view is None:
+        if self._make is None:
+            ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
             return EvalBatch(ids, center_crop(images, self._config.views), unreadable)
-        return EvalBatch(ids, self._make(images, ids, self._view, epoch=self._epoch, stream=EVAL), unreadable)
+        ids, views, unreadable = self._make(ids, self._epoch)
+        return EvalBatch(ids, views[EVAL], unreadable)

@@ -14,6 +14,7 @@ from PIL import features
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from msf_faiss.data.base import Reduce
 from msf_faiss.data.images import decode_image, unreadable
 from msf_faiss.errors import UserError
 
@@ -91,12 +92,16 @@ class FolderSource:
     def name(self, index: int) -> str:
         return _printable(self.path(index))
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [decode_file(path, partial(_printable, path)) for path in map(self.path, ids)]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(index, reduce and partial(reduce, index)) for index in ids]
+
+    def _decode(self, index: int, reduce: Callable[[int, int], int] | None) -> Tensor:
+        path = self.path(index)
+        return decode_file(path, partial(_printable, path), reduce)
 
 
-def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
-    """The image in a file: uint8 RGB [3, H, W].
+def decode_file(path: Path, name: Callable[[], str], reduce: Callable[[int, int], int] | None = None) -> Tensor:
+    """The image in a file: uint8 RGB [3, H, W]. For `reduce` see `decode_image`.
 
     Raises:
         UnreadableImageError: naming `name()`, if there is no such file or it is no image.
@@ -105,7 +110,7 @@ def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
         encoded = path.read_bytes()
     except OSError as error:
         raise unreadable(name(), error.strerror or str(error)) from error
-    return decode_image(encoded, name)
+    return decode_image(encoded, name, reduce)
 
 
 def _image_paths(root: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import ParquetData
+from msf_faiss.data.base import Reduce
 from msf_faiss.data.folder import decode_file
 from msf_faiss.data.images import decode_image, unreadable
 from msf_faiss.data.unpacked import damaged, default_cache, open_unpacked, unpack
@@ -65,18 +66,18 @@ class ParquetSource:
         path = self._rows()["path"][index].as_py()
         return f"{shard}, row {row}" + (f" ({path})" if path else "")
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [self._decode(int(index)) for index in ids]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
 
-    def _decode(self, index: int) -> Tensor:
+    def _decode(self, index: int, reduce: Callable[[int, int], int] | None) -> Tensor:
         name = partial(self.name, index)
         encoded = self._rows()["bytes"][index].as_py()
         if encoded is not None:
-            return decode_image(encoded, name)
+            return decode_image(encoded, name, reduce)
         path = self._rows()["path"][index].as_py()
         if path is None:
             raise unreadable(name(), "it has neither bytes nor a path")
-        return decode_file(self._place(index)[0].parent / path, name)
+        return decode_file(self._place(index)[0].parent / path, name, reduce)
 
     def _rows(self) -> pa.Table:
         if self._table is None:

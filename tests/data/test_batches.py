@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from msf_faiss.config import Config, WeakView
-from msf_faiss.data.base import Source, UnreadableImageError
-from msf_faiss.data.batches import Batch, ViewMaker, steps_per_epoch, training_batches, worker_count
+from msf_faiss.data.base import Reduce, Source, UnreadableImageError
+from msf_faiss.data.batches import Batch, Reduction, ViewMaker, steps_per_epoch, training_batches, worker_count
 from msf_faiss.data.eval_batches import eval_batches
+from msf_faiss.data.folder import FolderSource
 from msf_faiss.data.images import unreadable
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.errors import UserError
-from msf_faiss.views import ONLINE, center_crop, finish, retouch_
+from msf_faiss.views import ONLINE, TARGET, center_crop, finish, retouch_, shrink
 
 
 class FakeSource:
@@ -38,7 +41,7 @@ class FakeSource:
     def name(self, index: int) -> str:
         return f"fake {index}"
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         for index in ids:
             if index in self._bad:
                 raise unreadable(self.name(index), "it is bad")
@@ -90,11 +93,11 @@ def test_a_batch() -> None:
 
 
 def test_a_gpu_gets_crops_and_what_to_do_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, ids, views = FakeSource(30).decode(range(30)), np.arange(30), config().views
-    on_cpu = ViewMaker(config())(images, ids, views.strong, epoch=2, stream=ONLINE)
+    source, views, either = FakeSource(30), config().views, config()
+    either = either.model_copy(update={"train": either.train.model_copy(update={"device": "auto"})})
+    on_cpu = ViewMaker(source, config(), {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    maker = ViewMaker(config().model_copy(update={"train": config().train.model_copy(update={"device": "auto"})}))
-    on_gpu = maker(images, ids, views.strong, epoch=2, stream=ONLINE)
+    on_gpu = ViewMaker(source, either, {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
     assert on_gpu.parameters is not None
     retouched = on_gpu.pixels.clone(memory_format=torch.channels_last)
     retouch_(retouched, on_gpu.parameters)
@@ -175,6 +178,65 @@ def test_workers_are_for_images_that_must_be_decoded() -> None:
     assert 1 <= worker_count(FakeSource(4), config(workers="auto").data) <= 16
     assert worker_count(memory, config(workers=3).data) == 3
     assert worker_count(FakeSource(4), config(workers="auto").data, processes=1000) == 1
+
+
+# -- large JPEGs
+
+
+def photos(folder: Path, count: int, height: int, width: int) -> FolderSource:
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:03}.jpg", quality=95)
+    return FolderSource(folder)
+
+
+class Undiminished(FolderSource):
+    """Decodes in full size whatever is asked."""
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return super().decode(ids)
+
+
+def test_views_of_reduced_jpegs_show_the_same(tmp_path: Path) -> None:
+    settings = config()
+    settings = settings.model_copy(update={"views": settings.views.model_copy(update={"size": 48})})
+    kinds, ids = {ONLINE: settings.views.weak, TARGET: settings.views.weak}, np.arange(40)
+    source = photos(tmp_path, 40, 360, 480)
+    reduced, whole = (ViewMaker(each, settings, kinds)(ids, 1)[1] for each in (source, Undiminished(tmp_path)))
+    for stream in kinds:
+        found, expected = reduced[stream].pixels.float(), whole[stream].pixels.float()
+        # A corner is off by at most half a pixel of the smaller image, which is at most as much of the view. Where the
+        # colours change by one's own size over 48 / 16 pixels of it, a neighbour one pixel off is another one.
+        assert (found - expected).abs().mean() < 6
+        shifted = expected.roll(4, dims=3)
+        assert (found - shifted).abs().mean() > 3 * (found - expected).abs().mean()
+
+
+def test_how_far_a_jpeg_may_be_reduced() -> None:
+    boxes: list[list[int]] = []
+    reduction = Reduction(lambda index, size: boxes, 100)
+    assert reduction(0, 199, 5000) == 1  # nothing is drawn: no crop could be large enough
+    for least, times in [(90, 1), (199, 1), (200, 2), (399, 2), (400, 4), (801, 8), (5000, 8)]:
+        boxes[:] = [[0, 0, 900, 900], [7, 9, least, 1000]]
+        assert reduction(least, 5000, 4000) == times
+    assert reduction.reduced == {
+        index: (5000, 4000, times) for index, times in [(200, 2), (399, 2), (400, 4), (801, 8), (5000, 8)]
+    }
+
+
+def test_boxes_in_a_smaller_image() -> None:
+    boxes = torch.tensor([[10, 20, 300, 400], [3, 5, 7, 7], [0, 0, 203, 301]])
+    times = torch.tensor([2, 1, 4])
+    assert shrink(boxes, times).tolist() == [[5, 10, 150, 200], [3, 5, 7, 7], [0, 0, 51, 75]]
+
+
+def test_reduced_images_are_the_same_in_any_batch(tmp_path: Path) -> None:
+    source, settings = photos(tmp_path, 8, 100, 120), config()
+    make = ViewMaker(source, settings, {ONLINE: settings.views.strong})
+    together = make(np.arange(8), 3)[1][ONLINE].pixels
+    for index in (0, 5):
+        assert torch.equal(make(np.array([index]), 3)[1][ONLINE].pixels[0], together[index])
 
 
 # -- evaluation
