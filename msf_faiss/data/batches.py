@@ -24,6 +24,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.views import ONLINE, TARGET, ViewParameters, crop, draw, finish, normalize, retouch_, shrink
 
 _MOST_WORKERS = 16
+_WORTH_A_WORKER = 96  # px of a view's side
 _LEAST = 2  # images that have batch statistics
 _NAMED = 5  # unreadable images that an error lists
 _REDUCTIONS = (8, 4, 2)  # how many times smaller a JPEG decoder can make an image
@@ -121,7 +122,7 @@ def training_batches(
     )
     maker = _BatchMaker(source, config)
     unreadable = {} if unreadable is None else unreadable
-    workers = worker_count(source, config.data, processes=ranks.local_size)
+    workers = worker_count(source, config, processes=ranks.local_size)
     for batch in load(maker, stream, workers=workers, pin_memory=uses_cuda(config)):
         note_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids) < _LEAST:
@@ -170,11 +171,13 @@ def note_unreadable(known: dict[int, str], new: dict[int, str], config: SourceCo
         )
 
 
-def worker_count(source: Source, config: SourceConfig, *, processes: int = 1) -> int:
-    """Processes that decode `source` for each of so many `processes` on this host."""
-    if config.workers != "auto":
-        return config.workers
-    if source.in_memory:
+def worker_count(source: Source, config: Config, *, processes: int = 1) -> int:
+    """Processes that make views of `source` for each of so many `processes` on this host."""
+    if config.data.workers != "auto":
+        return config.data.workers
+    # Handing views over costs as much as making them of decoded images. It pays where the main process has a GPU to
+    # keep busy, and at small sizes not even there.
+    if source.in_memory and not (uses_cuda(config) and config.views.size >= _WORTH_A_WORKER):
         return 0
     # What this process may use, which in a container is less than the machine has; only Linux tells.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

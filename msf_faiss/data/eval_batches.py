@@ -54,7 +54,7 @@ def eval_batches(
     """
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     # Two processes for three batches: one that has a single batch to do would only start and end.
-    workers = min(worker_count(source, config.data), len(chunks) // 2)
+    workers = min(worker_count(source, config), len(chunks) // 2)
     maker = _EvalBatchMaker(source, config, view, epoch)
     unreadable: dict[int, str] = {}
     for batch in load(maker, chunks, workers=workers, pin_memory=uses_cuda(config)):

@@ -174,10 +174,10 @@ def test_a_batch_needs_two_images() -> None:
 
 def test_workers_are_for_images_that_must_be_decoded() -> None:
     memory = MemorySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), title="blank")
-    assert worker_count(memory, config(workers="auto").data) == 0
-    assert 1 <= worker_count(FakeSource(4), config(workers="auto").data) <= 16
-    assert worker_count(memory, config(workers=3).data) == 3
-    assert worker_count(FakeSource(4), config(workers="auto").data, processes=1000) == 1
+    assert worker_count(memory, config(workers="auto")) == 0
+    assert 1 <= worker_count(FakeSource(4), config(workers="auto")) <= 16
+    assert worker_count(memory, config(workers=3)) == 3
+    assert worker_count(FakeSource(4), config(workers="auto"), processes=1000) == 1
 
 
 # -- large JPEGs
