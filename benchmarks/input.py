@@ -144,13 +144,28 @@ class JpegSource:
 class OurPipeline:
     """This package's: views of bytes from the workers, normalised in the main process, as in training on a CPU."""
 
+    source = JpegSource
+
     def __init__(self, jpegs: Sequence[bytes], config: ViewsConfig) -> None:
         whole = Config.model_validate({"train": {"device": "cpu"}, "views": config.model_dump()})
-        self.make = ViewMaker(JpegSource(jpegs), whole, {TARGET: config.weak, ONLINE: config.strong})
+        self.make = ViewMaker(self.source(jpegs), whole, {TARGET: config.weak, ONLINE: config.strong})
 
     def __call__(self, ids: Sequence[int], number: int) -> tuple[Crops, Crops]:
         views = self.make(np.array(ids), number)[1]
         return views[TARGET], views[ONLINE]
+
+
+class FullSizeSource(JpegSource):
+    """Decodes all of an image, however large."""
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return super().decode(ids)
+
+
+class FullSizePipeline(OurPipeline):
+    """The same without reduced decoding."""
+
+    source = FullSizeSource
 
 
 class Done(NamedTuple):
@@ -231,6 +246,8 @@ def main() -> None:
     jpegs = read_jpegs(arguments.parquet, arguments.images, arguments.enlarge)
     config = ViewsConfig(size=arguments.size)
     makers = {"PIL": PilPipeline, "torchvision v2": V2Pipeline, "kornia": KorniaPipeline, "this package": OurPipeline}
+    if arguments.enlarge:
+        makers["this package, undiminished"] = FullSizePipeline
     if find_spec("kornia") is None:
         del makers["kornia"]
     print(f"{len(jpegs)} images, views of {arguments.size} px, torch {torch.__version__}")

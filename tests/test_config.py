@@ -93,7 +93,7 @@ def test_the_tree_holds_every_section_and_kind() -> None:
     }
     assert SECTIONS["data",].models["folder"] is FolderData
     assert list(SECTIONS["data",].models) == ["demo", "folder", "parquet", "cifar10", "cifar100", "stl10"]
-    assert SECTIONS["data",].shared == {"kind", "workers", "unreadable", "unreadable_limit"}
+    assert SECTIONS["data",].shared == {"kind", "workers", "cache", "unreadable", "unreadable_limit"}
     assert SECTIONS["model", "backbone"].default == "torchvision"
 
 
