@@ -76,6 +76,13 @@ def test_a_jpeg_can_come_smaller(times: int, size: tuple[int, int]) -> None:
     assert (small - mean).abs().mean() < 2
 
 
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}], ids=["progressive", "full chroma"])
+def test_any_kind_of_jpeg_can_come_smaller(mode: str, options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(RAMP).convert("RGB").convert(mode), "JPEG", **options)
+    assert decode_image(data, lambda: "photo 17", lambda *_: 2).shape == (3, 4, 6)
+
+
 def test_a_reduced_jpeg_is_upright_too() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
