@@ -15,6 +15,7 @@ from msf_faiss.reports import (
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    HoldingImages,
     Profiled,
     Report,
     RunEnded,
@@ -65,6 +66,10 @@ class TrainingDisplay:
         match report:
             case RunStarted():
                 self._start(report)
+            case HoldingImages(memory=0):
+                self._say("cache    none: decoders make images as large as these smaller at once, which is quicker")
+            case HoldingImages():
+                self._say(f"cache    {report.images:,} images are decoded and held, {report.memory / 1e6:,.0f} MB")
             case StepReport() if self._live:
                 self._bar.update(self._task, completed=report.step)
                 tables = (_table(_values(report, self._epochs)), _table(_bank_values(report)))

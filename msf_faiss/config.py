@@ -52,7 +52,11 @@ class SourceConfig(Section):
     """What every kind of data has in common."""
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images. "auto": none for images held in memory, else one a core, at most 16."""
+    """Processes that decode images and make views. "auto": one a core, at most 16; but none for images held in memory,
+    unless a GPU trains on views from 96 px on, which must not wait for them to be cut."""
+    cache: Literal["auto", "none", "memory"] = "auto"
+    """Whether images are decoded once, before the first step, and held in memory (of each rank). "auto": if they take
+    no more than an eighth of what is free. The views are the same."""
     unreadable: Literal["error", "skip"] = "error"
     """What an image that cannot be decoded does: end the run, or be left out and counted."""
     unreadable_limit: Annotated[int, Field(ge=0)] = 100

@@ -26,9 +26,9 @@ def load_config(reference: str | Path | None = None, overrides: Sequence[str] = 
     Args:
         reference: a path, or the name of a shipped config; None: "demo". Text with a separator or an ending is a path.
         overrides: "dotted.key=value", later ones win; the value is read as in YAML. Setting `data.kind` or
-            `model.backbone.kind` to another kind starts that section afresh, but for what all kinds share (`workers`,
-            `unreadable`, `unreadable_limit`) and for what other overrides set, whatever their order. A mapping, as in
-            views={size: 64}, replaces a whole section.
+            `model.backbone.kind` to another kind starts that section afresh, but for what all kinds share
+            (`workers`, `cache`, `unreadable`, `unreadable_limit`) and for what other overrides set, whatever their
+            order. A mapping, as in views={size: 64}, replaces a whole section.
 
     Raises:
         UserError: with a line for every problem, `place: key: what is wrong; what instead`; the place is `file:line`,

@@ -28,6 +28,14 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldingImages:
+    """The images are being decoded, to be held in memory; the first step waits for it."""
+
+    images: int
+    memory: int  # about so many bytes, of each rank; 0: none, since decoders make such large images smaller, quicker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """The means since the report before. `step` counts finished steps, `epoch` is a fraction of epochs done."""
 
@@ -126,4 +134,14 @@ class RunEnded:
     seconds: float
 
 
-Report = RunStarted | StepReport | Evaluated | CheckpointSaved | BankImproved | Collapsing | Profiled | RunEnded
+Report = (
+    RunStarted
+    | HoldingImages
+    | StepReport
+    | Evaluated
+    | CheckpointSaved
+    | BankImproved
+    | Collapsing
+    | Profiled
+    | RunEnded
+)

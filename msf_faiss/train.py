@@ -19,7 +19,9 @@ from msf_faiss.bank.watch import RecallWatch
 from msf_faiss.checkpoint import Tensors, prune_checkpoints, save_checkpoint, set_aside
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.base import Source
-from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches
+from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches, worker_count
+from msf_faiss.data.held import hold, memory_to_hold
+from msf_faiss.data.loading import warm_up
 from msf_faiss.data.sources import open_source
 from msf_faiss.distributed import Ranks, lost_peer
 from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
@@ -31,6 +33,7 @@ from msf_faiss.reports import (
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    HoldingImages,
     Profiled,
     Report,
     RunEnded,
@@ -140,6 +143,8 @@ class _Run:
             self.source = _training_source(config)
             self.test_source = open_source(config.data, "test")
             self.steps_per_epoch = steps_per_epoch(self.source, config, ranks)
+        if worker_count(self.source, config, processes=ranks.local_size):
+            warm_up()
         self.labelled = self.source.labels is not None and bool((self.source.labels >= 0).any())
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
@@ -166,7 +171,6 @@ class _Run:
 
     def reports(self) -> Iterator[Report]:
         self.first_step = self.reported = self.state.step
-        self.began = self.saved_at = time.perf_counter()
         self.clock = monitor.Clock(self.device)
         self.profiler = None
         if self.profile is not None:
@@ -174,6 +178,8 @@ class _Run:
                 self.profile, first_step=self.state.step, last_step=self.last_step, clock=self.clock
             )
         yield self._started()
+        yield from self._hold_images()
+        self.began = self.saved_at = time.perf_counter()
         interrupted = False
         batches = training_batches(
             self.source, self.config, start_step=self.state.step, ranks=self.ranks, unreadable=self.unreadable
@@ -225,6 +231,16 @@ class _Run:
             checkpoint=self.checkpoint,
             seconds=time.perf_counter() - self.began,
         )
+
+    def _hold_images(self) -> Iterator[HoldingImages]:
+        processes = self.ranks.local_size
+        with self.clock.paused(), self.ranks.alike():
+            memory = self.ranks.broadcast_object(memory_to_hold(self.source, self.config, processes=processes))
+            if memory is None:
+                return
+            yield HoldingImages(images=len(self.source), memory=memory)
+            if memory:
+                self.source = hold(self.source, self.config, processes=processes)
 
     def _agree(self, batch: Batch | UserError) -> tuple[list[int], bool, bool]:
         """What all ranks must know alike before a step: the images of each, whether to stop, whether to save.

@@ -1,8 +1,10 @@
-"""The random views of an image (paper, section 4), made for a whole batch at once, and the view that evaluations see.
+"""The random views of an image (paper, section 4), and the view that evaluations see.
 
-A view is made in two parts: `crop` where the image was decoded, in a worker process, and `finish` (flip, colours, blur,
-normalisation) on the training device. `draw` decides everything that is random in both: a pure function of
-(seed, epoch, id, stream), so that neither the number of workers nor the make-up of a batch changes any view.
+`draw` decides everything that is random: a pure function of (seed, epoch, id, stream), so that neither the number of
+workers nor the make-up of a batch changes any view. A view is cut by `crop` where the image was decoded, in a worker
+process. Flip, colours and blur follow in one of two ways from the same parameters: `finish` on a GPU, in float32 and
+for a whole batch at once, or `retouch_` in the worker, in 8 bits and image by image, where the training device is the
+CPU: there a batch of floats leaves every cache between two operations, and an image of bytes stays in it.
 
 Shapes: B images, H × W pixels of an image, S pixels of a view's side, A active jitter operations.
 """
@@ -13,17 +15,31 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from msf_faiss import pixels
 from msf_faiss.colors import blend_, blur_, gray_, shift_hue_
 from msf_faiss.config import StrongView, ViewsConfig, WeakView
 from msf_faiss.counter_rng import uniform
 
-__all__ = ["EVAL", "ONLINE", "TARGET", "ViewParameters", "center_crop", "crop", "draw", "finish", "normalize"]
+__all__ = [
+    "EVAL",
+    "ONLINE",
+    "TARGET",
+    "ViewParameters",
+    "center_crop",
+    "crop",
+    "draw",
+    "finish",
+    "normalize",
+    "retouch_",
+    "shrink",
+]
 
 ONLINE, TARGET, EVAL = 1, 2, 3
 """Streams of random numbers: one for each random view of an image, so that views of one epoch are independent."""
@@ -100,15 +116,28 @@ def draw(
 
 
 def crop(images: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    """The crops `boxes` [B, 4] of uint8 images [3, H, W], resized bilinearly with antialiasing: uint8 [B, 3, S, S].
+    """The crops `boxes` [B, 4] of uint8 images [3, H, W], resized bilinearly with antialiasing: uint8 [B, 3, S, S] in
+    channels-last layout.
 
-    One by one: the kernel for 8 bits is quicker than matrix products over a batch, and a crop's bits then depend on
+    One by one: the kernels for 8 bits are quicker than matrix products over a batch, and a crop's bits then depend on
     its image and box alone.
     """
-    crops = torch.empty(len(images), 3, size, size, dtype=torch.uint8)  # [B, 3, S, S]
+    crops = torch.empty(len(images), 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
+    interleaved = crops.permute(0, 2, 3, 1).numpy()  # [B, S, S, 3]
     for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-        crops[row] = _resize(image[:, top : top + height, left : left + width], (size, size))
+        part = image[:, top : top + height, left : left + width]
+        if height <= size and width <= size:  # nothing to be antialiased, so that OpenCV's quicker kernel does
+            cv2.resize(part.permute(1, 2, 0).numpy(), (size, size), dst=interleaved[row])
+        else:
+            crops[row] = _resize(part, (size, size))
     return crops
+
+
+def shrink(boxes: Tensor, times: Tensor) -> Tensor:
+    """`boxes` [B, 4], to the nearest pixel, as they lie in images that are `times` [B] smaller."""
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    start, end = ((corner.double() / times[:, None]).round().long() for corner in (start, end))
+    return torch.cat([start, end - start], 1)
 
 
 def finish(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
@@ -134,10 +163,28 @@ def finish(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Te
     return normalize(images, config)
 
 
+def retouch_(crops: Tensor, parameters: ViewParameters) -> None:
+    """Flip, jitter, grey and blur uint8 `crops` [B, 3, S, S] of the CPU, in channels-last layout, in place."""
+    factors, counts = parameters.blends.permute(2, 0, 1).tolist(), parameters.counts
+    rows, amounts = parameters.rows.split_with_sizes(counts), parameters.amounts.split_with_sizes(counts)
+    by_row = [dict(zip(row.tolist(), amount.tolist(), strict=True)) for row, amount in zip(rows, amounts, strict=True)]
+    *hues, grays, blurs = by_row or [{}, {}]
+    for row, (image, flip) in enumerate(zip(crops.permute(0, 2, 3, 1).numpy(), parameters.flip.tolist(), strict=True)):
+        result = cv2.flip(image, 1) if flip else image  # [S, S, 3]
+        for blend, turns in zip(factors[row], hues, strict=True):
+            result = pixels.shift_hue(result, turns[row]) if row in turns else pixels.blend(result, *blend)
+        if row in grays:
+            result = pixels.gray(result)
+        if row in blurs:
+            result = pixels.blur(result, blurs[row], parameters.largest_sigma)
+        if result is not image:
+            image[:] = result
+
+
 def center_crop(images: Sequence[Tensor], config: ViewsConfig) -> Tensor:
     """The view of the evaluations: shorter side resized, centre crop. uint8 [3, H, W] each to uint8 [B, 3, S, S]."""
     size, resize = config.size, config.resize
-    views = torch.empty(len(images), 3, size, size, dtype=torch.uint8)  # [B, 3, S, S]
+    views = torch.empty(len(images), 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
     for row, image in enumerate(images):
         height, width = image.shape[1:]
         shorter = min(height, width)
@@ -150,13 +197,26 @@ def center_crop(images: Sequence[Tensor], config: ViewsConfig) -> Tensor:
 
 
 def normalize(images: Tensor, config: ViewsConfig) -> Tensor:
-    """Subtract the mean and divide by the deviation, in place where `images` [B, 3, S, S] are float32 in 0..1; uint8
-    are converted first."""
+    """Subtract the mean and divide by the deviation: in place where `images` [B, 3, S, S] are float32 in 0..1, and in a
+    new tensor where they are uint8, whose layout a CPU keeps."""
     if images.dtype == torch.uint8:
+        if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
+            return _normalize_interleaved(images.permute(0, 2, 3, 1), config).permute(0, 3, 1, 2)
         images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     for channel, (mean, std) in enumerate(zip(config.mean, config.std, strict=True)):
         images[:, channel].sub_(mean).div_(std)
     return images
+
+
+def _normalize_interleaved(images: Tensor, config: ViewsConfig) -> Tensor:
+    """uint8 [B, S, S, 3] to float32, in three passes over whole rows."""
+    rows = images.flatten(2)  # [B, S, 3S]
+    # numpy asks for huge pages, torch does not: faults of small ones cost thrice what the arithmetic does.
+    normalized = torch.from_numpy(np.empty(rows.shape, np.float32))
+    mean, std = (torch.tensor(values, dtype=torch.float64).mul_(255) for values in (config.mean, config.std))
+    repeats = images.shape[2]
+    normalized.copy_(rows).sub_(mean.float().repeat(repeats)).mul_((1 / std).float().repeat(repeats))
+    return normalized.view(images.shape)
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

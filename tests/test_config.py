@@ -104,7 +104,7 @@ def test_the_tree_holds_every_section_and_kind() -> None:
         "cifar100",
         "stl10",
     ]
-    assert SECTIONS["data",].shared == {"kind", "workers", "unreadable", "unreadable_limit"}
+    assert SECTIONS["data",].shared == {"kind", "workers", "cache", "unreadable", "unreadable_limit"}
     assert SECTIONS["model", "backbone"].default == "torchvision"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, FolderData, TrainConfig, ViewsConfig
+from msf_faiss.data.base import Reduce
 from msf_faiss.data.images import unreadable
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.errors import UserError
@@ -28,10 +29,10 @@ class Undecoded(MemorySource):
         super().__init__(images, labels, None if labels is None else ("a", "b"), title="undecoded")
         self._bad = bad
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         if any(index in self._bad for index in ids):
             raise unreadable("undecoded", "bad")
-        return super().decode(ids)
+        return super().decode(ids, reduce)
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import metrics, tensors
 
 from msf_faiss.bank import Neighbors, ReferenceBank, scan, tiled
@@ -16,6 +18,7 @@ from msf_faiss.config import (
     Config,
     DemoData,
     FlatBankConfig,
+    FolderData,
     IvfBankConfig,
     IvfConfig,
     KnnConfig,
@@ -34,6 +37,7 @@ from msf_faiss.reports import (
     CheckpointSaved,
     Collapsing,
     Evaluated,
+    HoldingImages,
     Profiled,
     Report,
     RunEnded,
@@ -159,6 +163,23 @@ def test_a_large_batch_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
     expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_held_images_are_announced_and_change_nothing(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        pixels = generator.integers(0, 256, (20 + index, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    said = {}
+    for rule in ("memory", "auto", "none"):
+        data = FolderData(path=tmp_path, cache=rule, workers=0, labels="none")
+        said[rule] = run(CONFIG.model_copy(update={"data": data}), tmp_path.with_name(f"{tmp_path.name}-{rule}"))
+    needed = sum(3 * 24 * (20 + index) for index in range(20))
+    held = {rule: [each for each in reports if isinstance(each, HoldingImages)] for rule, reports in said.items()}
+    told = [HoldingImages(images=20, memory=needed)]
+    assert held == {"memory": told, "auto": told, "none": []}
+    expected, found = (tensors(tmp_path.with_name(f"{tmp_path.name}-{rule}"), 3) for rule in ("none", "memory"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def test_a_profile_divides_the_time_of_the_steps_that_it_says(tmp_path: Path) -> None:

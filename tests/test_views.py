@@ -1,4 +1,7 @@
-"""Views: what is random is drawn by counters, and each batched operation equals torchvision's on single images."""
+"""Views: what is random is drawn by counters, and each operation equals torchvision's on single images.
+
+There are two ways of finishing, a batch of floats at once and images of bytes one by one: see the two sections.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision import transforms as T
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from msf_faiss.config import StrongView, ViewsConfig, WeakView
-from msf_faiss.views import ONLINE, TARGET, ViewParameters, center_crop, crop, draw, finish, normalize
+from msf_faiss.views import ONLINE, TARGET, ViewParameters, center_crop, crop, draw, finish, normalize, retouch_
 
 PLAIN = ViewsConfig(mean=(0, 0, 0), std=(1, 1, 1), size=32)
 ALWAYS = StrongView(jitter=1, grayscale=0, blur=0, flip=0)
@@ -69,6 +73,15 @@ def finish_one_by_one(crops: Tensor, parameters: ViewParameters, config: ViewsCo
             image = TF.gaussian_blur(image, [2 * radius + 1] * 2, [sigmas[blur_rows.index(row)]] * 2)
         finished.append(TF.normalize(image, list(config.mean), list(config.std)))
     return torch.stack(finished)
+
+
+def largest_gap(mine: Tensor, theirs: Tensor) -> float:
+    """Kolmogorov and Smirnov's statistic of two samples of n values: beyond 1.95 * sqrt(2 / n) once in a thousand times
+    if they are distributed alike. The seeds are fixed."""
+    mine, theirs = mine.sort().values, theirs.sort().values
+    points = torch.cat([mine, theirs])
+    below = torch.searchsorted(mine, points, right=True) - torch.searchsorted(theirs, points, right=True)
+    return float(below.abs().max()) / len(mine)
 
 
 def assert_same(first: ViewParameters, second: ViewParameters) -> None:
@@ -128,13 +141,7 @@ def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int], scale: tup
         "top": lambda box: box[:, 0],
         "left": lambda box: box[:, 1],
     }.items():
-        mine, theirs = statistic(boxes).sort().values, statistic(expected).sort().values
-        points = torch.cat([mine, theirs])
-        gap = (
-            (torch.searchsorted(mine, points, right=True) - torch.searchsorted(theirs, points, right=True)).abs().max()
-        )
-        # Kolmogorov-Smirnov: beyond 1.95 * sqrt(2 / n) once in a thousand times; the seeds are fixed.
-        assert gap / count < 1.95 * math.sqrt(2 / count), name
+        assert largest_gap(statistic(boxes), statistic(expected)) < 1.95 * math.sqrt(2 / count), name
 
 
 def test_boxes_stay_inside_and_odd_shapes_get_a_central_crop() -> None:
@@ -228,7 +235,10 @@ def test_normalize() -> None:
     config = ViewsConfig(size=32)
     image = pictures(3)[1]
     expected = TF.normalize(image.float() / 255, list(config.mean), list(config.std))
-    assert torch.allclose(normalize(image[None], config)[0], expected, atol=1e-6)  # a rounding of float32 near 2
+    interleaved = image[None].contiguous(memory_format=torch.channels_last)
+    for one in (image[None], interleaved, image[None].float() / 255):
+        assert torch.allclose(normalize(one, config)[0], expected, atol=1e-6)  # a rounding of float32 near 2
+    assert normalize(interleaved, config).is_contiguous(memory_format=torch.channels_last)
 
 
 # -- finishing
@@ -315,6 +325,95 @@ def test_autocast_around_it_changes_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = finish(crops, parameters, PLAIN)
     assert torch.equal(inside, finish(crops, parameters, PLAIN))
+
+
+# -- the same in 8 bits
+
+
+def retouched(crops: Tensor, parameters: ViewParameters) -> Tensor:
+    """Of `crops` [B, 3, S, S] uint8, in any layout: a new tensor."""
+    result = crops.contiguous(memory_format=torch.channels_last)
+    result = result.clone(memory_format=torch.channels_last) if result is crops else result
+    retouch_(result, parameters)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("change", "most", "mean"),
+    [
+        ({"brightness": 0.9}, 0.55, 0.3),  # one rounding to 8 bits, .25 in the mean
+        ({"contrast": 0.9}, 0.55, 0.3),
+        ({"saturation": 0.9}, 1.0, 0.35),  # and the grey was rounded before it
+        # A hue of 8 bits has 42.7 steps a sixth of the circle, on which a channel runs through up to 255 values; the
+        # hue and its shift are off by half a step each.
+        ({"hue": 0.5}, 12, 0.6),
+        ({"flip": 1}, 0, 0),
+        ({"grayscale": 1}, 0.55, 0.3),
+        ({"blur": 1}, 2.5, 0.35),  # weights are rounded to 1/256
+        ({"blur": 1, "blur_sigma": (3.0, 4.0)}, 4, 0.6),
+        ({"blur": 1, "blur_sigma": (0.01, 0.02)}, 0, 0),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue", "flip", "grayscale", "blur", "wide blur", "narrow blur"],
+)
+@pytest.mark.parametrize("size", [9, 32])
+def test_each_operation_in_8_bits_equals_torchvisions(
+    size: int, change: dict[str, object], most: float, mean: float
+) -> None:
+    crops = torch.stack(pictures(24, size, size))
+    parameters = drawn(ALWAYS.model_copy(update=OFF | change), range(24))
+    config = PLAIN.model_copy(update={"size": size})
+    off = (retouched(crops, parameters) - 255 * finish_one_by_one(crops, parameters, config)).abs()
+    assert off.max() <= most
+    assert off.mean() <= mean
+
+
+def test_whole_views_in_8_bits_equal_those_of_floats() -> None:
+    crops, ids = torch.stack(pictures(256)), range(256)
+    parameters = drawn(StrongView(), ids)
+    bytewise, floats = retouched(crops, parameters).float(), 255 * finish(crops, parameters, PLAIN)
+    assert (bytewise - floats).abs().mean() < 0.75  # up to six roundings of .25 in the mean, and the hue's
+    assert (bytewise - floats).mean().abs() < 0.15  # no drift; the hue's conversions lose a little
+    assert (bytewise.mean((1, 2, 3)) - floats.mean((1, 2, 3))).abs().max() < 1  # of any image
+
+
+def test_views_are_distributed_as_torchvisions_of_pillow_images() -> None:
+    count, size = 1500, 32
+    image = pictures(3, 40, 40)[1]
+    view = StrongView()
+    parameters = drawn(view, range(count), size=(40, 40))
+    crops = crop([image] * count, parameters.boxes, size)
+    floats = finish(crops, parameters, PLAIN)
+    retouch_(crops, parameters)
+    transform = T.Compose(
+        [
+            T.RandomResizedCrop(size, view.crop_scale),
+            T.RandomApply([T.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)], p=view.jitter),
+            T.RandomGrayscale(view.grayscale),
+            T.RandomApply([T.GaussianBlur(13, view.blur_sigma)], p=view.blur),
+            T.RandomHorizontalFlip(view.flip),
+            T.ToTensor(),
+        ]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torch.stack([transform(TF.to_pil_image(image)) for _ in range(count)])
+    for views in (crops.float() / 255, floats):
+        for name, statistic in {
+            "brightness": lambda view: view.mean((1, 2, 3)),
+            "contrast": lambda view: view.mean(1).std((1, 2)),
+            "saturation": lambda view: (view.amax(1) - view.amin(1)).mean((1, 2)),
+            "hue": lambda view: (view[:, 0] - view[:, 2]).mean((1, 2)),
+            "detail": lambda view: view.diff(dim=3).abs().mean((1, 2, 3)),
+            "left to right": lambda view: (view[..., :16] - view[..., 16:]).mean((1, 2, 3)),
+        }.items():
+            assert largest_gap(statistic(views), statistic(theirs)) < 1.95 * math.sqrt(2 / count), name
+
+
+def test_a_view_in_8_bits_does_not_depend_on_the_batch() -> None:
+    crops = torch.stack(pictures(40, 48, 48))
+    together = retouched(crops, drawn(StrongView(), range(40)))
+    for rows in ([0], [5], [39, 3], list(range(7, 24))):
+        assert torch.equal(retouched(crops[rows], drawn(StrongView(), rows)), together[rows])
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ Shapes: H, W height and width of a decoded image in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.errors import UserError
+
+Reduce = Callable[[int, int, int], int]
+"""From an image's id, height and width to how many times smaller it may be decoded: 1, 2, 4 or 8."""
+ReduceOne = Callable[[int, int], int]
+"""The same for one image."""
 
 
 class UnreadableImageError(UserError):
@@ -40,8 +45,10 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Where the image comes from, for people: a path, or a file and its row."""
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         """Images as uint8 RGB [3, H, W] tensors, in the order of `ids`.
+
+        `reduce` is asked about each image that can come n times smaller; its sides are then 1/n, rounded upwards.
 
         Raises:
             UnreadableImageError: at the first image that cannot be decoded.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msf_faiss.config import Config, ViewsConfig, WeakView
 from msf_faiss.data.base import Source
-from msf_faiss.data.batches import Crops, decode_readable, note_unreadable, random_crops, uses_cuda, worker_count
+from msf_faiss.data.batches import Crops, ViewMaker, decode_readable, note_unreadable, uses_cuda, worker_count
 from msf_faiss.data.loading import load
 from msf_faiss.errors import UserError
 from msf_faiss.views import EVAL, center_crop, normalize
@@ -54,7 +54,7 @@ def eval_batches(
     """
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     # Two processes for three batches: one that has a single batch to do would only start and end.
-    workers = min(worker_count(source, config.data), len(chunks) // 2)
+    workers = min(worker_count(source, config), len(chunks) // 2)
     maker = _EvalBatchMaker(source, config, view, epoch)
     unreadable: dict[int, str] = {}
     for batch in load(maker, chunks, workers=workers, pin_memory=uses_cuda(config)):
@@ -71,11 +71,12 @@ class _EvalBatchMaker:
     """Makes the batch of some ids; pickled into the workers."""
 
     def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int) -> None:
-        self._source, self._config, self._view, self._epoch = source, config, view, epoch
+        self._source, self._config, self._epoch = source, config, epoch
+        self._make = None if view is None else ViewMaker(source, config, {EVAL: view})
 
     def __call__(self, ids: NDArray[np.int64]) -> EvalBatch:
-        ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
-        if self._view is None:
+        if self._make is None:
+            ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
             return EvalBatch(ids, center_crop(images, self._config.views), unreadable)
-        crops = random_crops(images, ids, self._view, config=self._config, epoch=self._epoch, stream=EVAL)
-        return EvalBatch(ids, crops, unreadable)
+        ids, views, unreadable = self._make(ids, self._epoch)
+        return EvalBatch(ids, views[EVAL], unreadable)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msf_faiss.data.base import Reduce, ReduceOne
 from msf_faiss.data.images import decode_image, unreadable
 from msf_faiss.data.listing import EXTENSIONS, list_images
 from msf_faiss.errors import UserError
@@ -101,12 +102,16 @@ class FolderSource:
     def name(self, index: int) -> str:
         return printable(self.path(index))
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [decode_file(path, partial(printable, path)) for path in map(self.path, ids)]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(index, reduce and partial(reduce, index)) for index in ids]
+
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+        path = self.path(index)
+        return decode_file(path, partial(printable, path), reduce)
 
 
-def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
-    """The image in a file: uint8 RGB [3, H, W].
+def decode_file(path: Path, name: Callable[[], str], reduce: ReduceOne | None = None) -> Tensor:
+    """The image in a file: uint8 RGB [3, H, W]. For `reduce` see `decode_image`.
 
     Raises:
         UnreadableImageError: naming `name()`, if there is no such file or it is no image.
@@ -115,20 +120,24 @@ def decode_file(path: Path, name: Callable[[], str]) -> Tensor:
         encoded = path.read_bytes()
     except OSError as error:
         raise unreadable(name(), error.strerror or str(error)) from error
-    return decode_image(encoded, name)
+    return decode_image(encoded, name, reduce)
 
 
-def decode_record(encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str]) -> Tensor:
+def decode_record(
+    encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str], reduce: ReduceOne | None = None
+) -> Tensor:
     """The image of a table's row in the Hugging Face convention: its bytes, or else the file at `path` in `folder`.
+
+    For `reduce` see `decode_image`.
 
     Raises:
         UnreadableImageError: naming `name()`, if there is neither or it is no image.
     """
     if encoded is not None:
-        return decode_image(encoded, name)
+        return decode_image(encoded, name, reduce)
     if path is None:
         raise unreadable(name(), "it has neither bytes nor a path")
-    return decode_file(folder / path, name)
+    return decode_file(folder / path, name, reduce)
 
 
 def printable(path: Path | str) -> str:

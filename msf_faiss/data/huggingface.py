@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import HuggingFaceData
+from msf_faiss.data.base import Reduce, ReduceOne
 from msf_faiss.data.extras import library
 from msf_faiss.data.folder import decode_record, printable
 from msf_faiss.data.labels import MOST_CLASSES, class_numbers
@@ -91,11 +92,11 @@ class HuggingFaceSource:
         path = self._record(index)[1]
         return printable(f"{self._title}, row {index}" + (f" ({path})" if path else ""))
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [self._decode(int(index)) for index in ids]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
 
-    def _decode(self, index: int) -> Tensor:
-        return decode_record(*self._record(index), Path(), partial(self.name, index))
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+        return decode_record(*self._record(index), Path(), partial(self.name, index), reduce)
 
     def _record(self, index: int) -> tuple[bytes | None, str | None]:
         image = self._rows[index]["image"] or {}

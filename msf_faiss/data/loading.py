@@ -13,7 +13,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -60,6 +60,14 @@ def load(
             yield result
     finally:
         del results  # ends the workers
+
+
+def warm_up() -> None:
+    """Start what worker processes come from, which imports torch while the caller goes on; without this the first
+    batch waits for it (seconds)."""
+    _context()
+    with _signals_held():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -115,7 +123,7 @@ def _unchanged(result: Result) -> Result:
 
 def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["msf_faiss.data.batches"])
+    context.set_forkserver_preload(["msf_faiss.data.held"])  # and by it all that makes batches
     return context
 
 

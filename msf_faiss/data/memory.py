@@ -9,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from msf_faiss.data.base import Reduce
+
 
 class MemorySource:
     """A `Source` over a tensor. Worker processes share its memory rather than copy it."""
@@ -40,5 +42,5 @@ class MemorySource:
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._images[index] for index in ids]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import ParquetData
+from msf_faiss.data.base import Reduce, ReduceOne
 from msf_faiss.data.cache import cache_of, open_derived
 from msf_faiss.data.folder import decode_record
 from msf_faiss.data.labels import MOST_CLASSES, class_numbers
@@ -63,13 +64,13 @@ class ParquetSource:
         path = self._rows()["path"][index].as_py()
         return f"{shard}, row {row}" + (f" ({path})" if path else "")
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [self._decode(int(index)) for index in ids]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
 
-    def _decode(self, index: int) -> Tensor:
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
         rows, shard = self._rows(), self._place(index)[0]
         encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
-        return decode_record(encoded, path, shard.parent, partial(self.name, index))
+        return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce)
 
     def _rows(self) -> pa.Table:
         if self._table is None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import WebDatasetData
+from msf_faiss.data.base import Reduce, ReduceOne
 from msf_faiss.data.cache import cache_of, open_derived
 from msf_faiss.data.extras import library
 from msf_faiss.data.folder import printable
@@ -88,17 +89,17 @@ class WebDatasetSource:
     def name(self, index: int) -> str:
         return printable(f"{self._shard(index).path}, {os.fsdecode(self._rows()['name'][index].as_py())}")
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
-        return [self._decode(int(index)) for index in ids]
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
 
-    def _decode(self, index: int) -> Tensor:
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
         rows = self._rows()
         offset, size = rows["offset"][index].as_py(), rows["size"][index].as_py()
         try:
             encoded = self._shard(index).read(offset, size)
         except OSError as error:
             raise unreadable(self.name(index), error.strerror or str(error)) from error
-        return decode_image(encoded, partial(self.name, index))
+        return decode_image(encoded, partial(self.name, index), reduce)
 
     def _rows(self) -> pa.Table:
         if self._table is None:

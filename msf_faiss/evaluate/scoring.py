@@ -178,7 +178,7 @@ def _protocol(
     return {
         "data": {
             # How images are fetched does not change what they are.
-            "config": config.data.model_dump(mode="json", exclude={"workers", "cache_dir", "download"}),
+            "config": config.data.model_dump(mode="json", exclude={"workers", "cache", "cache_dir", "download"}),
             "training_images": len(features["train"].ids),
             "held_out_images": len(features["test"].ids) if "test" in features else None,
             "classes": len(classes) if classes is not None else len(counts),

@@ -8,7 +8,7 @@ import pytest
 from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 
-from msf_faiss.reports import BankImproved, Profiled, Report, RunStarted, StepReport
+from msf_faiss.reports import BankImproved, HoldingImages, Profiled, Report, RunStarted, StepReport
 
 STARTED = RunStarted(
     run_dir=Path("runs/one"),
@@ -109,3 +109,10 @@ def test_a_profile_is_a_table_that_adds_up(beside: bool) -> None:
     assert ["search", *note, "20", "10.0%"] in lines
     assert ["everything", "else", "110", "55.0%"] if beside else ["everything", "else", "85", "42.5%"] in lines
     assert ["step", "200", "500", "images/s"] in lines
+
+
+def test_held_images_are_told_with_their_size() -> None:
+    assert "cache    50,000 images are decoded and held, 154 MB" in shown(
+        [STARTED, HoldingImages(images=50_000, memory=153_600_000)], terminal=False
+    )
+    assert "cache    none: " in shown([STARTED, HoldingImages(images=50_000, memory=0)], terminal=False)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from msf_faiss.config import Config, WeakView
-from msf_faiss.data.base import Source, UnreadableImageError
-from msf_faiss.data.batches import Batch, steps_per_epoch, training_batches, worker_count
+from msf_faiss.data.base import Reduce, Source, UnreadableImageError
+from msf_faiss.data.batches import Batch, Reduction, ViewMaker, steps_per_epoch, training_batches, worker_count
 from msf_faiss.data.eval_batches import eval_batches
+from msf_faiss.data.folder import FolderSource
 from msf_faiss.data.images import unreadable
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.errors import UserError
-from msf_faiss.views import center_crop
+from msf_faiss.views import ONLINE, TARGET, center_crop, finish, retouch_, shrink
 
 
 class FakeSource:
@@ -38,7 +41,7 @@ class FakeSource:
     def name(self, index: int) -> str:
         return f"fake {index}"
 
-    def decode(self, ids: Sequence[int]) -> list[Tensor]:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         for index in ids:
             if index in self._bad:
                 raise unreadable(self.name(index), "it is bad")
@@ -61,8 +64,9 @@ def config(batch_size: int = 8, **data: Any) -> Config:
 
 
 def tensors(batch: Batch) -> list[Tensor]:
-    crops = [tensor for view in (batch.online, batch.target) for tensor in (view.pixels, *view.parameters[:5])]
-    return [batch.ids, *crops]
+    parameters = [view.parameters for view in (batch.online, batch.target) if view.parameters]
+    drawn = [tensor for each in parameters for tensor in each[:5]]
+    return [batch.ids, batch.online.pixels, batch.target.pixels, *drawn]
 
 
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
@@ -83,17 +87,28 @@ def test_a_batch() -> None:
     for view in (online, target):
         assert view.shape == (8, 3, 16, 16)
         assert view.dtype == torch.float32
-        assert view.is_contiguous()
-    assert batch.online.parameters.counts  # strong
-    assert not batch.target.parameters.counts  # weak
+        assert view.is_contiguous(memory_format=torch.channels_last)
+    assert batch.online.parameters is batch.target.parameters is None  # nothing is left for the main process
     assert not torch.equal(online, target)
+
+
+def test_a_gpu_gets_crops_and_what_to_do_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, views, either = FakeSource(30), config().views, config()
+    either = either.model_copy(update={"train": either.train.model_copy(update={"device": "auto"})})
+    on_cpu = ViewMaker(source, config(), {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpu = ViewMaker(source, either, {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
+    assert on_gpu.parameters is not None
+    retouched = on_gpu.pixels.clone(memory_format=torch.channels_last)
+    retouch_(retouched, on_gpu.parameters)
+    assert torch.equal(on_cpu.pixels, retouched)
+    assert torch.equal(on_gpu.finish(views), finish(on_gpu.pixels, on_gpu.parameters, views))
 
 
 def test_both_views_may_be_of_one_kind_and_are_independent() -> None:
     both_weak = config().model_copy(update={"views": config().views.model_copy(update={"online": "weak"})})
     batch = next(training_batches(FakeSource(30), both_weak))
-    assert not batch.online.parameters.counts
-    assert not torch.equal(batch.online.parameters.boxes, batch.target.parameters.boxes)
+    assert not torch.equal(batch.online.pixels, batch.target.pixels)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -116,7 +131,7 @@ def test_a_later_start_continues_the_same_batches() -> None:
 
 def test_an_image_is_seen_differently_each_epoch() -> None:
     batches = list(islice(training_batches(FakeSource(8), config()), 2))
-    first, second = (batch.online.parameters.boxes[batch.ids.argsort()] for batch in batches)
+    first, second = (batch.online.pixels[batch.ids.argsort()] for batch in batches)
     assert not torch.equal(first, second)
 
 
@@ -159,10 +174,69 @@ def test_a_batch_needs_two_images() -> None:
 
 def test_workers_are_for_images_that_must_be_decoded() -> None:
     memory = MemorySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), title="blank")
-    assert worker_count(memory, config(workers="auto").data) == 0
-    assert 1 <= worker_count(FakeSource(4), config(workers="auto").data) <= 16
-    assert worker_count(memory, config(workers=3).data) == 3
-    assert worker_count(FakeSource(4), config(workers="auto").data, processes=1000) == 1
+    assert worker_count(memory, config(workers="auto")) == 0
+    assert 1 <= worker_count(FakeSource(4), config(workers="auto")) <= 16
+    assert worker_count(memory, config(workers=3)) == 3
+    assert worker_count(FakeSource(4), config(workers="auto"), processes=1000) == 1
+
+
+# -- large JPEGs
+
+
+def photos(folder: Path, count: int, height: int, width: int) -> FolderSource:
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:03}.jpg", quality=95)
+    return FolderSource(folder)
+
+
+class Undiminished(FolderSource):
+    """Decodes in full size whatever is asked."""
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return super().decode(ids)
+
+
+def test_views_of_reduced_jpegs_show_the_same(tmp_path: Path) -> None:
+    settings = config()
+    settings = settings.model_copy(update={"views": settings.views.model_copy(update={"size": 48})})
+    kinds, ids = {ONLINE: settings.views.weak, TARGET: settings.views.weak}, np.arange(40)
+    source = photos(tmp_path, 40, 360, 480)
+    reduced, whole = (ViewMaker(each, settings, kinds)(ids, 1)[1] for each in (source, Undiminished(tmp_path)))
+    for stream in kinds:
+        found, expected = reduced[stream].pixels.float(), whole[stream].pixels.float()
+        # A corner is off by at most half a pixel of the smaller image, which is at most as much of the view. Where the
+        # colours change by one's own size over 48 / 16 pixels of it, a neighbour one pixel off is another one.
+        assert (found - expected).abs().mean() < 6
+        shifted = expected.roll(4, dims=3)
+        assert (found - shifted).abs().mean() > 3 * (found - expected).abs().mean()
+
+
+def test_how_far_a_jpeg_may_be_reduced() -> None:
+    boxes: list[list[int]] = []
+    reduction = Reduction(lambda index, size: boxes, 100)
+    assert reduction(0, 199, 5000) == 1  # nothing is drawn: no crop could be large enough
+    for least, times in [(90, 1), (199, 1), (200, 2), (399, 2), (400, 4), (801, 8), (5000, 8)]:
+        boxes[:] = [[0, 0, 900, 900], [7, 9, least, 1000]]
+        assert reduction(least, 5000, 4000) == times
+    assert reduction.reduced == {
+        index: (5000, 4000, times) for index, times in [(200, 2), (399, 2), (400, 4), (801, 8), (5000, 8)]
+    }
+
+
+def test_boxes_in_a_smaller_image() -> None:
+    boxes = torch.tensor([[10, 20, 300, 400], [3, 5, 7, 7], [0, 0, 203, 301]])
+    times = torch.tensor([2, 1, 4])
+    assert shrink(boxes, times).tolist() == [[5, 10, 150, 200], [3, 5, 7, 7], [0, 0, 51, 75]]
+
+
+def test_reduced_images_are_the_same_in_any_batch(tmp_path: Path) -> None:
+    source, settings = photos(tmp_path, 8, 100, 120), config()
+    make = ViewMaker(source, settings, {ONLINE: settings.views.strong})
+    together = make(np.arange(8), 3)[1][ONLINE].pixels
+    for index in (0, 5):
+        assert torch.equal(make(np.array([index]), 3)[1][ONLINE].pixels[0], together[index])
 
 
 # -- evaluation
@@ -214,7 +288,7 @@ def test_batches_reach_a_gpu_without_waiting() -> None:
     on_gpu = config(workers=1)
     on_gpu = on_gpu.model_copy(update={"train": on_gpu.train.model_copy(update={"device": "cuda"})})
     batches = training_batches(FakeSource(30), on_gpu)
-    expected = next(batches).views(on_gpu.views)
+    expected = next(batches).views(on_gpu.views)  # by the GPU's way of finishing, on the CPU
     device = torch.device("cuda")
     next(batches).to(device).views(on_gpu.views)  # starts cuBLAS
     batch = next(training_batches(FakeSource(30), on_gpu))

@@ -57,6 +57,45 @@ def test_exif_orientation_turns_it_upright() -> None:
     assert torch.equal(found[0], torch.from_numpy(np.rot90(RAMP, -1).copy()))
 
 
+def photo(height: int, width: int, **options: object) -> bytes:
+    """A JPEG of smooth colours."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    return encoded(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), "JPEG", **options)
+
+
+@pytest.mark.parametrize(("times", "size"), [(1, (203, 301)), (2, (102, 151)), (4, (51, 76)), (8, (26, 38))])
+def test_a_jpeg_can_come_smaller(times: int, size: tuple[int, int]) -> None:
+    def reduce(height: int, width: int) -> int:
+        assert (height, width) == (203, 301)
+        return times
+
+    whole, small = decode(photo(203, 301)), decode_image(photo(203, 301), lambda: "photo 17", reduce)
+    assert small.shape[1:] == size
+    mean = torch.nn.functional.avg_pool2d(whole.float(), times, ceil_mode=True)
+    # Each pixel stands for the mean of a block; the decoder takes the lowest frequencies instead, of chroma too.
+    assert (small - mean).abs().mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}], ids=["progressive", "full chroma"])
+def test_any_kind_of_jpeg_can_come_smaller(mode: str, options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(RAMP).convert("RGB").convert(mode), "JPEG", **options)
+    assert decode_image(data, lambda: "photo 17", lambda *_: 2).shape == (3, 4, 6)
+
+
+def test_a_reduced_jpeg_is_upright_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, asked = photo(200, 300, exif=exif), []
+    small = decode_image(data, lambda: "photo 17", lambda *size: asked.append(size) or 2)
+    assert asked == [(300, 200)]
+    assert small.shape == (3, 150, 100)
+
+
+def test_only_jpegs_are_reduced() -> None:
+    assert decode_image(encoded(Image.fromarray(RAMP)), lambda: "photo 17", lambda *_: 8).shape == (3, 7, 12)
+
+
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import dataloader
 
-from msf_faiss.data.loading import load
+from msf_faiss.data.loading import load, warm_up
 from msf_faiss.errors import UserError
 
 
@@ -75,6 +76,18 @@ def test_closing_ends_the_workers() -> None:
     assert len(workers) == 2
     results.close()  # type: ignore[attr-defined]
     wait_until_gone(workers)
+
+
+def test_the_server_can_be_started_ahead() -> None:
+    def server() -> int:
+        return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+    warm_up()
+    started = server()
+    assert is_running(started)
+    assert list(load(square, range(3), workers=1)) == [0, 1, 4]
+    warm_up()
+    assert server() == started
 
 
 @pytest.mark.slow
