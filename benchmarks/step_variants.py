@@ -217,7 +217,7 @@ def filled_bank(*arguments: Any, **named: Any) -> Bank:
     """`create_bank`, and the bank filled."""
     bank, done = create_bank(*arguments, **named), 0
     for vectors in entries(bank.dim, bank.capacity):
-        ids = torch.arange(done, done + len(vectors), device=bank.device)
+        ids = torch.arange(done, done + len(vectors), device=bank.device) % named.get("images", bank.capacity)
         bank.push(vectors.to(bank.device), ids)
         done += len(vectors)
     return bank
