@@ -11,10 +11,11 @@ from conftest import TINY
 from survival import LONG, assert_same_outcome, finish, interrupt_at_random, read_until, started, workers_of
 
 
-def test_a_run_that_is_terminated_twenty_times_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [10, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_terminated_many_times_is_the_same_bit_for_bit(tmp_path: Path, times: int) -> None:
     finish(tmp_path / "undisturbed")
-    ends = interrupt_at_random(tmp_path / "run", signal.SIGTERM, times=20, seed=0)
-    assert [code for code, _ in ends] == [75] * 20
+    ends = interrupt_at_random(tmp_path / "run", signal.SIGTERM, times=times, seed=0)
+    assert [code for code, _ in ends] == [75] * times
     for _, told in ends:
         assert "SIGTERM: stopping after this step, with a checkpoint" in told or "stopped before the first step" in told
         assert "Traceback" not in told
