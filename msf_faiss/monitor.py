@@ -215,7 +215,7 @@ class Clock:
     """Where the wall time goes: named parts of it, and all of it, since the last reading.
 
     On CUDA, work is queued rather than done when a call returns, so a part that computes there is timed by events; they
-    are read together with the losses, when the host waits for the device anyway.
+    are read where a report waits for the device anyway.
     """
 
     def __init__(self, device: torch.device) -> None:

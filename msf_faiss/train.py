@@ -233,6 +233,8 @@ class _Run:
         )
 
     def _hold_images(self) -> Iterator[HoldingImages]:
+        if self.state.step >= self.last_step:
+            return
         processes = self.ranks.local_size
         with self.clock.paused(), self.ranks.alike():
             memory = self.ranks.broadcast_object(memory_to_hold(self.source, self.config, processes=processes))
@@ -325,10 +327,10 @@ class _Run:
 
     def _progress(self) -> StepReport:
         done, config, bank = self.state.step, self.config, self.state.bank
+        seconds, parts = self.clock.read()  # before what is itself timed as reporting, in the time to come
         with self.ranks.alike():
             loss = self.losses.read(done)
         neighbors = self.neighbors.read()
-        seconds, parts = self.clock.read()
         if self.profiler is not None:
             self.profiler.add(done, seconds, parts)
         data, bank_seconds = (

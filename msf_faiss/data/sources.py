@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.parquet import ParquetSource
 from msf_faiss.data.torchvision_sets import torchvision_source
 from msf_faiss.data.webdataset_shards import WebDatasetSource
+
+Shards = TypeVar("Shards", ParquetSource, WebDatasetSource)
 
 _HELD_OUT = 10**9
 """First id of the demo's test images: beyond any training set that fits in memory."""
@@ -66,21 +70,21 @@ def _open_folder(config: FolderData, split: Literal["train", "test"]) -> FolderS
 
 
 def _open_parquet(config: ParquetData, split: Literal["train", "test"]) -> ParquetSource | None:
-    if split == "train":
-        return ParquetSource(config, config.path)
-    if config.test_path is None:
-        return None
-    classes = ParquetSource(config, config.path).classes
-    return ParquetSource(config, config.test_path, classes=classes, setting="data.test_path")
+    return _open_shards(partial(ParquetSource, config), config, split)
 
 
 def _open_webdataset(config: WebDatasetData, split: Literal["train", "test"]) -> WebDatasetSource | None:
+    return _open_shards(partial(WebDatasetSource, config), config, split)
+
+
+def _open_shards(
+    opened: Callable[..., Shards], config: ParquetData | WebDatasetData, split: Literal["train", "test"]
+) -> Shards | None:
     if split == "train":
-        return WebDatasetSource(config, config.path)
+        return opened(config.path)
     if config.test_path is None:
         return None
-    classes = WebDatasetSource(config, config.path).classes
-    return WebDatasetSource(config, config.test_path, classes=classes, setting="data.test_path")
+    return opened(config.test_path, classes=opened(config.path).classes, setting="data.test_path")
 
 
 def _open_huggingface(config: HuggingFaceData, split: Literal["train", "test"]) -> HuggingFaceSource | None:
