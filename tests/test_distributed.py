@@ -7,7 +7,7 @@ import torch
 from pool import RankPool
 from torch import nn
 
-from msf_faiss.distributed import Ranks, data_parallel, joined, lost_peer
+from msf_faiss.distributed import Ranks, data_parallel, joined, lost_peer, without_exchange
 from msf_faiss.errors import ElsewhereError, UserError
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8]
@@ -191,3 +191,21 @@ def test_a_lost_peer_is_told_from_a_bug() -> None:
     assert lost_peer(RuntimeError("[.../gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1"))
     assert not lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost_peer(KeyError("gloo"))
+
+
+def gradient_of_two_parts(ranks: Ranks) -> list[float]:
+    network = torch.nn.Linear(3, 1, bias=False)
+    parallel = data_parallel(network, ranks, torch.zeros(2, 3))
+    with without_exchange(parallel):
+        parallel(torch.full((2, 3), float(ranks.rank))).sum().backward()
+        apart = network.weight.grad
+    assert apart is None or not (apart - 2 * ranks.rank).any()
+    parallel(torch.full((2, 3), 10.0)).sum().backward()
+    assert network.weight.grad is not None
+    return network.weight.grad.flatten().tolist()
+
+
+def test_gradients_of_parts_are_exchanged_once_and_whole(pool: RankPool) -> None:
+    """Two rows of the rank's number, and two of 10: the mean over ranks 0 and 1 is 2 * 0.5 + 2 * 10."""
+    assert pool.run(2, gradient_of_two_parts) == [[21.0] * 3] * 2
+    assert gradient_of_two_parts(Ranks.alone()) == [20.0] * 3

@@ -33,7 +33,12 @@ from msf_faiss.train import pretrain
 
 
 def config(
-    placement: str = "replicated", batch_norm: str = "shuffle_bn", *, bank: str = "flat", batch_size: int = 16
+    placement: str = "replicated",
+    batch_norm: str = "shuffle_bn",
+    *,
+    bank: str = "flat",
+    batch_size: int = 16,
+    accumulate: int = 1,
 ) -> Config:
     kinds = {
         "flat": FlatBankConfig(capacity=50, k=3, placement=placement),
@@ -51,7 +56,15 @@ def config(
         views=ViewsConfig(size=16),
         model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1, 1), strides=(2, 2)), dim=8),
         bank=kinds[bank],
-        train=TrainConfig(epochs=3, batch_size=batch_size, log_every=2, device="cpu", threads=1, batch_norm=batch_norm),
+        train=TrainConfig(
+            epochs=3,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            log_every=2,
+            device="cpu",
+            threads=1,
+            batch_norm=batch_norm,
+        ),
         checkpoint=CheckpointConfig(every_epochs=1, keep_last=10),
         knn=KnnConfig(every_epochs=3, k=5),
     )
@@ -85,11 +98,11 @@ def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None 
     [
         (2, config("replicated")),
         (2, config("sharded")),
-        (3, config("sharded", "sync")),
+        (3, config("sharded", "sync", accumulate=2)),
         (3, config("sharded", bank="ivf")),
         (2, config("replicated", bank="ivf")),
     ],
-    ids=["2-replicated", "2-sharded", "3-sharded-sync", "3-sharded-ivf", "2-replicated-ivf"],
+    ids=["2-replicated", "2-sharded", "3-sharded-sync-parts", "3-sharded-ivf", "2-replicated-ivf"],
 )
 def test_ranks_that_are_interrupted_and_resumed_give_the_same_bits(
     pool: RankPool, tmp_path: Path, size: int, settings: Config
