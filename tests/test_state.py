@@ -51,7 +51,6 @@ def test_sgd_step_by_step() -> None:
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 def test_lars_step_by_step(decay: float) -> None:
     """You et al. 2017, algorithm 1; biases and batch norms by plain SGD without decay."""
-    pytest.importorskip("timm")
     config = OptimizerConfig(kind="lars", learning_rate=RATE, momentum=MOMENTUM, weight_decay=decay, trust=TRUST)
     found = stepped(config, 3)
     for name, weight in model().named_parameters():

@@ -151,7 +151,6 @@ def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
 
 
 def test_a_large_batch_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
     lars = {"kind": "lars", "base_batch_size": 8, "warmup_epochs": 1.5, "schedule": "step"}
     config = changed(train={"accumulate": 3}, optimizer=lars)
     reports = run(config, tmp_path / "whole")

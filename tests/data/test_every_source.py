@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +26,6 @@ from msf_faiss.config import Config
 from msf_faiss.data.base import Source, UnreadableImageError
 from msf_faiss.data.batches import training_batches
 from msf_faiss.data.sources import open_source
-
-pytest.importorskip("webdataset")
-datasets = pytest.importorskip("datasets")
 
 FORMS = ("folder", "parquet", "webdataset", "saved", "imagefolder", "parquet folder")
 CLASSES = ("ant", "bee")

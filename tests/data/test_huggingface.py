@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,8 +20,6 @@ from msf_faiss.data.sources import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.comparison import describe_data
 from msf_faiss.evaluate.inputs import has_held_out
-
-datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from msf_faiss.config import WebDatasetData
@@ -23,8 +24,6 @@ from msf_faiss.data.base import Source, UnreadableImageError
 from msf_faiss.data.sources import open_source
 from msf_faiss.data.webdataset_shards import WebDatasetSource
 from msf_faiss.errors import UserError
-
-webdataset = pytest.importorskip("webdataset")
 
 
 def png(gray: int) -> bytes:
