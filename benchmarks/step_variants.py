@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from bank_data import Clustered
-from PIL import Image, ImageFilter
+from input import PilPipeline
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from msf_faiss import state as training_state
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.faiss_setup import set_threads
-from msf_faiss.config import Config, ParquetData, ViewsConfig, WeakView
+from msf_faiss.config import Config, ParquetData
 from msf_faiss.models import build_model, memory_format
 from msf_faiss.reports import StepReport
 from msf_faiss.train import pretrain, select_device
@@ -164,10 +164,9 @@ class PilImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
         assert isinstance(config.data, ParquetData), "the benchmark's images lie in a parquet file"
         table = pq.read_table(config.data.path)
         self.encoded, self.labels = table["image"].combine_chunks().field("bytes"), table["label"].to_numpy()
-        views = config.views
-        self.online, self.target = (
-            pil_view(views.strong if name == "strong" else views.weak, views) for name in (views.online, views.target)
-        )
+        weak, strong = PilPipeline([], config.views).transforms
+        kinds = {"weak": weak, "strong": strong}
+        self.online, self.target = kinds[config.views.online], kinds[config.views.target]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -175,35 +174,6 @@ class PilImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image = Image.open(io.BytesIO(self.encoded[index].as_py())).convert("RGB")
         return self.online(image), self.target(image), int(self.labels[index])
-
-
-def pil_view(view: WeakView, config: ViewsConfig) -> Callable[[Image.Image], Tensor]:
-    """A view as users of torchvision write it (design 1)."""
-    steps: list[Any] = [
-        v2.RandomResizedCrop(config.size, scale=view.crop_scale),
-        v2.RandomHorizontalFlip(view.flip),
-    ]
-    if view is config.strong:
-        strong = config.strong
-        jitter = v2.ColorJitter(strong.brightness, strong.contrast, strong.saturation, strong.hue)
-        steps += [v2.RandomApply([jitter], strong.jitter), v2.RandomGrayscale(strong.grayscale)]
-        if strong.blur:
-            steps.append(v2.RandomApply([PilBlur(strong.blur_sigma)], strong.blur))
-    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
-    composed: Callable[[Image.Image], Tensor] = v2.Compose(steps)
-    return composed
-
-
-class PilBlur(torch.nn.Module):
-    """PIL's Gaussian blur, as the code of MoCo and of the method's authors has it."""
-
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        super().__init__()
-        self.sigma = sigma
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        low, high = self.sigma
-        return image.filter(ImageFilter.GaussianBlur(low + (high - low) * float(torch.rand(()))))
 
 
 def entries(dim: int, count: int) -> Iterator[Tensor]:
