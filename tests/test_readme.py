@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_commands import DEMO, made_small
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = {
-    "demo": "data.images=64 data.test_images=30 train.batch_size=32 train.max_steps=2 optimizer.warmup_epochs=0",
-    "folder": "train.batch_size=4 train.max_steps=1 data.workers=0 model.backbone.kind=narrow model.backbone.width=4",
-}
 
 
 def shell_blocks() -> list[str]:
@@ -29,14 +25,8 @@ def shell_blocks() -> list[str]:
     ]
 
 
-def made_small(command: str) -> list[str]:
-    words = shlex.split(command)
+def as_process(words: list[str]) -> list[str]:
     modules = {"msf-faiss": "msf_faiss_cli", "torchrun": "torch.distributed.run"}
-    if "pretrain" in words:
-        config = words[words.index("pretrain") + 1]
-        words += [part for setting in SMALL[config].split() for part in ("--set", setting)]
-    if "--profile" in words:
-        words += ["--set", "train.max_steps=18"]
     return [sys.executable, "-m", modules[words[0]], *words[1:]]
 
 
@@ -54,7 +44,9 @@ def test_every_shell_command_runs(tmp_path: Path) -> None:
     commands = shell_blocks()
     assert len(commands) >= 8
     for command in commands:
-        done = subprocess.run(made_small(command), cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            as_process(made_small(command)), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
@@ -84,7 +76,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
     """The whole of it on few images; `make test-slow` runs it as it is."""
-    small = " ".join(f"--set {setting}" for setting in SMALL["demo"].split())
+    small = " ".join(f"--set {setting}" for setting in DEMO.split())
     done = make("demo", f"RUN={tmp_path / 'run'}", f"DEMO={small}")
     assert done.returncode == 0, done.stderr
     last = done.stdout[done.stdout.rindex("accuracy in %") :]

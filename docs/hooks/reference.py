@@ -1,0 +1,233 @@
+"""Pages that nobody writes by hand: commands from click, settings from the JSON Schema, Python from docstrings."""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from msf_faiss_cli.main import cli
+
+from msf_faiss.config_file import config_schema, shipped_configs
+
+ROOT = Path(__file__).parents[2]
+
+Schema = dict[str, Any]
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Write out the navigation's `FOLDER/*`."""
+    every = {
+        "decisions/*": sorted(f"decisions/{path.name}" for path in (ROOT / "docs" / "decisions").glob("*.md")),
+        "reference/python/*": ["reference/python.md", *(f"reference/python/{name}.md" for name in packages())],
+    }
+    config.nav = _written_out(config.nav, every)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the pages."""
+    pages = {
+        "reference/commands.md": commands(),
+        "reference/configuration.md": configuration(),
+        "reference/configs.md": configs(),
+        **{f"reference/python/{name}.md": package(name) for name in packages()},
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+
+
+def _written_out(nav: Any, every: dict[str, list[str]]) -> Any:
+    match nav:
+        case list():
+            return [_written_out(item, every) for item in nav]
+        case dict():
+            return {title: _written_out(item, every) for title, item in nav.items()}
+        case _:
+            return every.get(nav, nav)
+
+
+# Commands
+
+
+def commands() -> str:
+    """A section a command: what `--help` says."""
+    context = click.Context(cli, info_name="msf-faiss")
+    text = "# Commands\n\nWhat `msf-faiss COMMAND --help` says. [Exit codes](../resuming.md#exit-codes).\n"
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        text += _command(command, click.Context(command, info_name=name, parent=context))
+    return text
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    paragraphs = inspect.cleandoc(command.help or "").replace("\f", "").split("\n\n")
+    text = f"\n## {context.info_name}\n\n```text\n{usage}\n```\n\n"
+    text += "\n\n".join(map(_prose, paragraphs))
+    options = [option for option in command.get_params(context) if isinstance(option, click.Option)]
+    records = [record for option in options if (record := option.get_help_record(context)) is not None]
+    text += "\n\n| option | |\n|---|---|\n"
+    return text + "".join(f"| <code>{_cell(names)}</code> | {_cell(meaning)} |\n" for names, meaning in records)
+
+
+def _cell(text: str) -> str:
+    return _prose(text).replace("|", "&#124;")
+
+
+# Settings
+
+
+def configuration() -> str:
+    """A section a section of the config, a heading a key, so that each can be linked to and found by the search."""
+    schema = config_schema()
+    text = (
+        "# Configuration\n\nEvery setting, with its default. A YAML file holds only what differs from the defaults; "
+        "`--set KEY=VALUE` overrides one. Unknown keys are errors. `msf-faiss config-schema` prints this page as a "
+        "JSON Schema, with which editors complete and check a config.\n"
+    )
+    lone = {name: value for name, value in schema["properties"].items() if "description" in value}
+    text += "".join(_key(name, value, level=2) for name, value in lone.items())
+    for name, value in schema["properties"].items():
+        if name not in lone:
+            text += "".join(_section(name, value, schema["$defs"], level=2))
+    return text
+
+
+def _section(path: str, value: Schema, models: dict[str, Schema], *, level: int) -> Iterator[str]:
+    """A heading, what the section is for, its keys, and the sections in it; for a choice of kinds, what each adds."""
+    kinds = [models[kind["$ref"].rpartition("/")[2]] for kind in value.get("oneOf", [value])]
+    shared = {
+        name: key
+        for name, key in kinds[0]["properties"].items()
+        if name != "kind" and all(kind["properties"].get(name) == key for kind in kinds)
+    }
+    yield f"\n{'#' * level} {path} {{ #{path} }}\n"
+    if len(kinds) == 1:
+        yield f"\n{_prose(kinds[0].get('description', ''))}\n"
+    else:
+        names = ", ".join(f"`{name}`" for kind in kinds for name in _kinds(kind))
+        default = value["default"]["kind"]
+        yield f"\n`{path}.kind` is one of {names}; `{default}` by default. Every kind has:\n"
+    yield from _keys(path, shared, models, level=level)
+    for kind in kinds if len(kinds) > 1 else []:
+        of_kind = " or ".join(_kinds(kind))
+        own = {name: key for name, key in kind["properties"].items() if name != "kind" and name not in shared}
+        anchor = f"{path}.{_kinds(kind)[0]}"
+        yield f"\n{'#' * (level + 1)} {path}.kind: {of_kind} {{ #{anchor} }}\n\n{_prose(kind.get('description', ''))}\n"
+        yield from _keys(path, own, models, level=level + 1, anchor=anchor)
+
+
+def _kinds(kind: Schema) -> list[str]:
+    named = kind["properties"]["kind"]
+    return named["enum"] if "enum" in named else [named["const"]]
+
+
+def _keys(
+    path: str, keys: Schema, models: dict[str, Schema], *, level: int, anchor: str | None = None
+) -> Iterator[str]:
+    sections = {name for name, key in keys.items() if "$ref" in key or "oneOf" in key}
+    for name, key in keys.items():
+        if name not in sections:
+            yield _key(f"{path}.{name}", key, level=level + 1, anchor=None if anchor is None else f"{anchor}.{name}")
+    for name, key in keys.items():
+        if name in sections:
+            yield from _section(f"{anchor or path}.{name}", key, models, level=level + 1)
+
+
+def _key(path: str, key: Schema, *, level: int, anchor: str | None = None) -> str:
+    default = "required" if "default" not in key else f"default `{_yaml(key['default'])}`"
+    return (
+        f"\n{'#' * level} `{path}` {{ #{anchor or path} }}\n\n{_prose(key.get('description', ''))}  \n"
+        f"<small>{_type(key)} · {default}</small>\n"
+    )
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+
+
+def _type(key: Schema) -> str:
+    """The JSON Schema's type in words."""
+    if "anyOf" in key:
+        return " or ".join(_type(option) for option in key["anyOf"])
+    if "enum" in key:
+        return " or ".join(f"`{value}`" for value in key["enum"])
+    if "const" in key:
+        return f"`{key['const']}`"
+    if key.get("type") == "array":
+        items = key.get("prefixItems")
+        return f"list of {len(items)} × {_type(items[0])}" if items else f"list of {_type(key['items'])}"
+    if key.get("format") == "path":
+        return "path"
+    if "pattern" in key:
+        return "amount of memory"
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    text = words.get(key.get("type", ""), "`null`" if key.get("type") == "null" else "anything")
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    return " ".join([text, *(f"{sign} {key[name]:,}," for name, sign in signs.items() if name in key)]).rstrip(",")
+
+
+def _prose(text: str) -> str:
+    """A docstring as Markdown in which nothing but `code` is special."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return escaped.replace("*", "\\*").replace("[", "\\[")
+
+
+def configs() -> str:
+    """The shipped configs as they are, headers included."""
+    text = (
+        "# Shipped configs\n\n`msf-faiss pretrain NAME` takes one of these; a file of your own may start as a copy.\n"
+    )
+    for name in shipped_configs():
+        text += f"\n## {name}\n\n```yaml\n{(ROOT / 'configs' / f'{name}.yaml').read_text(encoding='utf-8')}```\n"
+    return text
+
+
+# Python
+
+
+def packages() -> list[str]:
+    """The library's packages, by dotted name."""
+    return sorted(".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "msf_faiss").rglob("__init__.py"))
+
+
+def package(name: str) -> str:
+    """A table of a package's modules, and what each one has for others."""
+    folder = ROOT.joinpath(*name.split("."))
+    modules = {
+        f"{name}.{path.stem}": summary
+        for path in sorted(folder.glob("*.py"))
+        if path.stem != "__init__" and (summary := _summary(path)) is not None
+    }
+    text = f"# {name}\n\n{_prose(_summary(folder / '__init__.py') or '')}\n\n| module | |\n|---|---|\n"
+    text += "".join(
+        f"| [`{module.removeprefix(name + '.')}`][{module}] | {_cell(summary)} |\n"
+        for module, summary in modules.items()
+    )
+    if own := _public(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))):
+        text += f"\n::: {name}\n    options:\n      members: [{', '.join(own)}]\n"
+    return text + "".join(f"\n::: {module}\n" for module in modules)
+
+
+def _summary(path: Path) -> str | None:
+    """The first line of a module's docstring; None: there is nothing in it for others."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    doc = ast.get_docstring(tree)
+    return doc.partition("\n\n")[0] if doc and (path.stem == "__init__" or _public(tree)) else None
+
+
+def _public(tree: ast.Module) -> list[str]:
+    """Functions and classes that a module has for others."""
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_" and ast.get_docstring(node)
+    ]

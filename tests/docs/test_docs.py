@@ -1,0 +1,136 @@
+"""Every command and code block of docs/ is executed, page by page, in this process; what cannot be says why.
+
+Shell blocks have a command a line, which `small_commands` makes small. Python blocks of a page share their names. YAML
+blocks are configs; one with a title is the file of that name for what follows. Text blocks are output.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from documents import DOCS, Block, blocks, blocks_of, commands, draw_photos
+from msf_faiss_cli.main import cli, main
+from small_commands import made_small
+
+from msf_faiss.config_file import load_config
+
+BLOCKS = blocks()
+PAGES = sorted({block.page for block in BLOCKS})
+NOT_RUN = [block for block in BLOCKS if block.not_run]
+FRESH = {"quick-start.md"}  # pages that train runs/first themselves; others find it there
+
+Run = Callable[[str], None]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command of ours in this process, and any other as another."""
+
+    def run(command: str) -> None:
+        words = made_small(command)
+        if words[0] != "msf-faiss":
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            return
+        monkeypatch.setattr(sys, "argv", words)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, f"{command}\n{capfd.readouterr().err}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of: photos, and a run of the demo."""
+    folder = tmp_path_factory.mktemp("docs")
+    draw_photos(folder / "photos", 8, seed=0)
+    draw_photos(folder / "photos-held-out", 4, seed=1)
+    words = made_small(f"msf-faiss pretrain demo --out {folder / 'runs' / 'first'}")
+    assert cli.main(words[1:], prog_name=words[0], standalone_mode=False) == 0
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(page: str, prepared: Path, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    if page in FRESH:
+        shutil.rmtree(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names: dict[str, Any] = {}
+    for block in blocks_of(DOCS / page):
+        match block.language:
+            case _ if block.not_run:
+                pass
+            case "sh":
+                for command in commands(block):
+                    run(command)
+            case "python":
+                exec(compile("\n" * block.line + block.text, DOCS / page, "exec"), names)
+            case "yaml":
+                file = tmp_path / (block.title or "config.yaml")
+                file.write_text(block.text, encoding="utf-8")
+                load_config(file)
+            case "json":
+                json.loads(block.text)
+
+
+def test_every_block_says_what_it_is() -> None:
+    odd = [str(block) for block in BLOCKS if block.language not in {"sh", "python", "yaml", "json", "text"}]
+    assert not odd, "no language, or none that a test knows what to do with"
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: f"{block}: {block.not_run}")
+def test_what_is_not_run_can_be_read(block: Block) -> None:
+    """Its syntax is right, and our commands in it have the options that it gives them."""
+    match block.language:
+        case "sh":
+            done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            for command in commands(block):
+                for arguments in ours(command):
+                    parse(arguments)
+        case "python":
+            compile(block.text, str(block), "exec")
+        case "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict)
+        case other:
+            pytest.fail(f"{other} is not run anyway")
+
+
+def ours(command: str) -> list[list[str]]:
+    """Arguments of each `msf-faiss` in a line of shell."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = [*lexer, ";"]
+    starts = [i for i, word in enumerate(words) if word in ("msf-faiss", "msf_faiss_cli")]
+    ends = [next(j for j in range(i, len(words)) if set(words[j]) <= set("();<>|&")) for i in starts]
+    return [words[start + 1 : end] for start, end in zip(starts, ends, strict=True)]
+
+
+def parse(arguments: list[str]) -> None:
+    """What click makes of them, short of doing it."""
+    context = click.Context(cli, info_name="msf-faiss")
+    command = cli.get_command(context, arguments[0])
+    assert command is not None, f"no command {arguments[0]}"
+    command.make_context(arguments[0], arguments[1:], parent=context)
+
+
+def test_the_check_of_commands_that_are_not_run() -> None:
+    assert ours("torchrun --nproc-per-node=2 -m msf_faiss_cli status 'a b' && x; msf-faiss doctor") == [
+        ["status", "a b"],
+        ["doctor"],
+    ]
+    for wrong in (["status", "--no-such"], ["no-such"]):
+        with pytest.raises((click.UsageError, AssertionError)):
+            parse(wrong)

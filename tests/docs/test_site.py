@@ -1,0 +1,145 @@
+"""The documentation site: built strictly, complete, and at work without a network."""
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from documents import ROOT
+from msf_faiss_cli.main import cli
+from playwright.sync_api import Browser, sync_playwright
+
+from msf_faiss.config import Config
+
+LOADED = {"src", "srcset", "poster", "data"}  # attributes whose URL a browser fetches by itself; href, of these:
+LINKED = {"link", "use", "image"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        assert "MSF_FAISS_REQUIRE_BROWSER" not in os.environ, "chromium is not installed"
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Loads(HTMLParser):
+    """What a page has a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in LOADED or (name == "href" and tag in LINKED):
+                self.urls.append(value or "")
+            elif name == "style":
+                self.urls += styles(value or "")
+
+
+def styles(css: str) -> list[str]:
+    """URLs in a style sheet."""
+    return [url or imported for url, imported in re.findall(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""", css)]
+
+
+def external(url: str) -> bool:
+    return bool(re.match(r"\s*(?:[a-z][a-z0-9+.-]*:)?//", url, flags=re.IGNORECASE))
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text(encoding="utf-8"))
+        assert loads.urls
+        assert not [url for url in loads.urls if external(url)], page
+    for sheet in site.rglob("*.css"):
+        assert not [url for url in styles(sheet.read_text(encoding="utf-8")) if external(url)], sheet
+
+
+def test_what_would_be_loaded_from_elsewhere_is_seen() -> None:
+    loads = Loads()
+    loads.feed('<link href="//a"><img src="https://b"><i style="background: url(http://c)"></i><a href="https://d">')
+    assert loads.urls == ["//a", "https://b", "http://c"]
+    assert all(external(url) for url in loads.urls)
+    assert not any(
+        external(url) for url in ("assets/a.css", "../b", "#c", "data:image/svg+xml;utf8,<svg xmlns='http://d'")
+    )
+
+
+def test_the_references_are_complete(site: Path) -> None:
+    """Every command with its options, every setting by the name that `--set` takes, every package."""
+    commands = html.unescape((site / "reference" / "commands.html").read_text(encoding="utf-8"))
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert f'id="{name}"' in commands
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert max(option.opts, key=len) in commands, (name, option)
+    settings = html.unescape((site / "reference" / "configuration.html").read_text(encoding="utf-8"))
+    for key in keys(Config().model_dump(mode="json")):
+        assert f">{key}<" in settings or key.endswith(".kind"), key
+    for kind in ("folder", "parquet", "webdataset", "huggingface", "ivf", "scan", "reference"):
+        assert f"kind: {kind}" in settings
+    for package in (ROOT / "msf_faiss").rglob("__init__.py"):
+        name = ".".join(package.parent.relative_to(ROOT).parts)
+        assert (site / "reference" / "python" / f"{name}.html").is_file()
+
+
+def keys(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{above}{name}.")
+        else:
+            yield above + name
+
+
+def test_the_site_works_from_the_disk(site: Path, chromium: Browser) -> None:
+    """Search included, in light and dark, without a complaint in the console or a request that is no file's."""
+    told: list[str] = []
+    for scheme in ("light", "dark"):
+        page = chromium.new_page(color_scheme=scheme)
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: told.append(request.url))
+        page.goto((site / "bank.html").as_uri())
+        page.keyboard.press("/")
+        page.keyboard.type("min_recall")
+        page.locator(".md-search-result__link", has_text="Configuration").first.click()
+        page.wait_for_url("**/reference/configuration.html?h=*")
+        brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+        assert (int(brightness) > 200) == (scheme == "light")
+        page.close()
+    assert [line for line in told if not line.startswith(("file:", "data:"))] == []
