@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,7 +258,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors save their options
+        # The authors save their options. A warning of torch's is of files that it then refuses, or reads.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -265,7 +268,9 @@ def _read(path: Path) -> dict[str, Any]:
             " torch.save; save its state dict alone, e.g. as .safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: cannot be read as weights ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {type(content).__name__}, not a state dict")
     return content
