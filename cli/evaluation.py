@@ -1,32 +1,109 @@
-"""What `eval-knn` and `eval-linear` share: options, saving, the table."""
+"""What the `eval-…` commands share: options, ranks, saving, the table."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rich.status import Status
     from rich.table import Table
 
     from msf_faiss.evaluate.results import EncoderName, Result
     from msf_faiss.evaluate.subject import Subject
 
-Command = TypeVar("Command", bound=Callable[..., object])
+Score = Callable[["Subject", "EncoderName"], Iterable["Result"]]
+"""From one encoder of the subject to its results, one after the other."""
 
 _EXPLAINED = {
     "online": "the online encoder's backbone, the one that is trained",
     "target": "the target encoder's, its moving average",
+    "weights": "the only one of a state dict",
     "untrained": "the same network as it was before the first step",
     "pixels": "no network, only the pixels",
 }
 
 
-def options(*encoders: EncoderName) -> Callable[[Command], Command]:
-    """The arguments and options of both commands; `encoders` are the choices of --encoder."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What was asked for, but for what is an evaluation's own."""
+
+    run: Path
+    encoders: tuple[EncoderName, ...]
+    overrides: tuple[str, ...]
+    base: str | None
+    arch: str | None
+    device: str
+    batch_size: int
+    out: Path | None
+    cache: Path | None
+    keep: bool
+    as_json: bool
+
+    def say(self, line: str) -> None:
+        """Tell in a line what happens; rank 0 alone does."""
+        from .console import stderr
+
+        if _is_main():
+            stderr().print(line, markup=False)
+
+    def evaluate(self, score: Score, *, finish: Callable[[Path, Sequence[Result]], None] | None = None) -> int:
+        """Score each encoder, save each result as soon as it is there, and print them all; the exit code.
+
+        `finish` is called at the end, with the folder of the results if they have one.
+        """
+        from msf_faiss.distributed import joined
+        from msf_faiss.evaluate.feature_cache import FOLDER as FEATURES
+        from msf_faiss.evaluate.feature_cache import FeatureCache
+        from msf_faiss.evaluate.results import FOLDER, prepare_folder, save_result
+        from msf_faiss.evaluate.subject import open_subject
+        from msf_faiss.evaluate.weights import run_of
+        from msf_faiss.train import select_device
+
+        with joined(self.device) as ranks:
+            run_dir = run_of(self.run)
+            cached = self.cache or (run_dir / FEATURES if run_dir else None)
+            subject = open_subject(
+                self.run,
+                self.overrides,
+                select_device(self.device),
+                base=self.base,
+                arch=self.arch,
+                cache=FeatureCache(cached) if self.keep and cached else None,
+                ranks=ranks,
+            )
+            folder = self.out or (run_dir / FOLDER if run_dir else None)
+            if folder is None:
+                self.say("nothing will be saved: the weights belong to no run; --out names a folder for results")
+            else:
+                ranks.on_main(functools.partial(prepare_folder, folder))
+            results = []
+            for encoder in dict.fromkeys(self.encoders or subject.weights.trained[:1]):
+                for result in score(subject, encoder):
+                    results.append(result)
+                    if folder and ranks.is_main:
+                        self.say(f"saved {save_result(result, folder)}")
+            if ranks.is_main:
+                if finish and folder:
+                    finish(folder, results)
+                show(results, as_json=self.as_json)
+        if ranks.size > 1:  # as in `pretrain`
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        return 0
+
+
+def options(*encoders: EncoderName) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The arguments and options of all evaluations, given to the command as a `Session`; `encoders` are the choices."""
     explained = "; ".join(f"{name}: {_EXPLAINED[name]}" for name in encoders)
     shared = [
         click.argument("run", type=click.Path(path_type=Path)),
@@ -35,9 +112,7 @@ def options(*encoders: EncoderName) -> Callable[[Command], Command]:
             "encoders",
             type=click.Choice(encoders),
             multiple=True,
-            default=("online",),
-            show_default=True,
-            help=f"Whose features ({explained}). Repeatable: one row each.",
+            help=f"Whose features ({explained}). Repeatable: one row each.  [default: online, or weights]",
         ),
         click.option(
             "--set",
@@ -45,6 +120,17 @@ def options(*encoders: EncoderName) -> Callable[[Command], Command]:
             multiple=True,
             metavar="KEY=VALUE",
             help="Evaluate on other data or views, e.g. --set data.kind=parquet --set data.path=FILE. Repeatable.",
+        ),
+        click.option(
+            "--config",
+            "base",
+            metavar="CONFIG",
+            help="For a file of weights: the config with data, views and network, as `pretrain` takes it.",
+        ),
+        click.option(
+            "--arch",
+            metavar="NAME",
+            help="For a file of weights: its network, one of torchvision's or timm:NAME.  [default: the config's]",
         ),
         click.option(
             "--device",
@@ -63,42 +149,53 @@ def options(*encoders: EncoderName) -> Callable[[Command], Command]:
         click.option(
             "--out",
             type=click.Path(path_type=Path, file_okay=False),
-            help="Folder for the results.  [default: RUN/results; none for a checkpoint outside a run]",
+            help="Folder for the results.  [default: RUN/results; none for weights outside a run]",
         ),
+        click.option(
+            "--cache",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder where features are kept for the next evaluation of the same weights.  [default: RUN/features;"
+            " none for weights outside a run]",
+        ),
+        click.option("--keep/--no-keep", default=True, help="Keep features.  [default: keep]"),
         click.option("--json", "as_json", is_flag=True, help="Print the results and their protocol as JSON."),
     ]
+    names = set(Session.__slots__)
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def with_session(**given: Any) -> int:
+            session = Session(**{name: given.pop(name) for name in names})
+            return command(session, **given)
+
         for option in reversed(shared):
-            command = option(command)
-        return command
+            with_session = option(with_session)
+        return with_session
 
     return decorate
 
 
-def score_all(
-    subject: Subject,
-    encoders: Sequence[EncoderName],
-    score: Callable[[EncoderName], Result],
-    *,
-    out: Path | None,
-    say: Callable[[str], None],
-) -> list[Result]:
-    """Score each encoder, and save each result as soon as it is there."""
-    from msf_faiss.evaluate.results import FOLDER, prepare_folder, save_result
+class EpochLines:
+    """What each epoch of a probe came to: a line that changes on a terminal, else a line each."""
 
-    run_dir = subject.checkpoint.run_dir
-    folder = out or (run_dir / FOLDER if run_dir else None)
-    if folder:
-        prepare_folder(folder)
-    else:
-        say("nothing will be saved: the checkpoint lies outside a run; --out names a folder for results")
-    results = []
-    for encoder in dict.fromkeys(encoders):
-        results.append(score(encoder))
-        if folder:
-            say(f"saved {save_result(results[-1], folder)}")
-    return results
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def __call__(self, done: Any) -> None:
+        from .console import stderr
+
+        if not _is_main():
+            return
+        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  held-out accuracy {done.accuracy:.1%}"
+        last, console = done.epoch == done.epochs, stderr()
+        if console.is_terminal:
+            self._status.update("" if last else line)
+        if last or not console.is_terminal:
+            console.print(line, markup=False)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show(results: Sequence[Result], *, as_json: bool) -> None:
@@ -108,8 +205,12 @@ def show(results: Sequence[Result], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"results": [result.to_json() for result in results]}, indent=2))
         return
-    stdout().print(_heading(results[0]), markup=False)
-    stdout().print(_table(results))
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_heading(result), []).append(result)
+    for heading, group in groups.items():
+        stdout().print(heading, markup=False)
+        stdout().print(_table(group))
 
 
 def _heading(result: Result) -> str:

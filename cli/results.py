@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from msf_faiss.evaluate.comparison import Comparison
 
-_COLUMNS = {"online": "trained", "target": "target encoder", "untrained": "untrained", "pixels": "raw pixels"}
 _PICTURES = {".html", ".png"}
 
 
@@ -71,11 +70,13 @@ def _table(comparison: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from msf_faiss.evaluate.comparison import TITLES
+
     gains = {metric: comparison.gain(metric) for metric in comparison.scores}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for encoder in comparison.encoders:
-        table.add_column(_COLUMNS[encoder], justify="right", no_wrap=True)
+        table.add_column(TITLES[encoder], justify="right", no_wrap=True)
     if any(gain is not None for gain in gains.values()):
         table.add_column("gain", justify="right", no_wrap=True)
     for metric, scores in comparison.scores.items():

@@ -107,6 +107,25 @@ class Ranks:
             raise ElsewhereError(str(outcome)) from outcome
         return outcome  # type: ignore[return-value]
 
+    def each(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank, once all ranks have done theirs.
+
+        Raises:
+            UserError: what `work` raised here; an `ElsewhereError` where it went wrong on another rank only.
+        """
+        error: UserError | None = None
+        try:
+            result = work()
+        except UserError as raised:
+            error = raised
+        errors = self.gather_objects(error)
+        if error is not None:
+            raise error
+        for other in errors:
+            if other is not None:
+                raise ElsewhereError(str(other)) from other
+        return result
+
     @contextlib.contextmanager
     def alike(self) -> Iterator[None]:
         """What follows from the same numbers on all ranks goes wrong on all of them alike, and rank 0 tells it.

@@ -45,6 +45,12 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Where the image comes from, for people: a path, or a file and its row."""
 
+    def identity(self) -> str:
+        """Short text that is another where images or their order may be others: a name for what was computed of them.
+
+        Files count by their path, size and time of modification.
+        """
+
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         """Images as uint8 RGB [3, H, W] tensors, in the order of `ids`.
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +36,19 @@ def digest(*identity: object) -> str:
     """A short name for something, different if any part of its identity is."""
     text = "\0".join(map(str, identity))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:20]
+
+
+def identity_of(files: Iterable[Path], *more: object) -> str:
+    """SHA-256 over path, size and time of modification of `files`, in their order, and over `more`."""
+    found = hashlib.sha256(repr(more).encode(errors="surrogateescape"))
+    for file in files:
+        try:
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:  # it will be an unreadable image
+            state = "missing"
+        found.update(os.fsencode(file.absolute()) + f"\0{state}\0".encode())
+    return found.hexdigest()
 
 
 def derive(

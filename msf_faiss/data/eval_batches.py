@@ -5,7 +5,7 @@ Shapes: N images, B of a batch, S pixels of a view's side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ def eval_batches(
     batch_size: int,
     view: WeakView | None = None,
     epoch: int = 0,
-) -> Iterator[EvalBatch]:
+) -> Generator[EvalBatch, None, None]:
     """Batches of the images `ids` [N] in their order; a batch without any readable image is left out.
 
     `view`: None for the centre view, or a random one, which follows from the config's seed, `epoch` and the id. Closing
@@ -61,7 +61,7 @@ def eval_batches(
         note_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids):
             yield batch
-    if len(unreadable) == len(ids):
+    if 0 < len(ids) == len(unreadable):
         raise UserError(
             f"none of the {len(ids)} images can be read, the first of them: {next(iter(unreadable.values()))}"
         )

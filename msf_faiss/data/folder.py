@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.data.base import Reduce, ReduceOne
+from msf_faiss.data.cache import identity_of
 from msf_faiss.data.images import decode_image, unreadable
 from msf_faiss.data.listing import EXTENSIONS, list_images
 from msf_faiss.errors import UserError
@@ -101,6 +102,9 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return printable(self.path(index))
+
+    def identity(self) -> str:
+        return identity_of(map(self.path, range(len(self))))
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(index, reduce and partial(reduce, index)) for index in ids]

@@ -106,6 +106,9 @@ class HeldSource:
     def name(self, index: int) -> str:
         return self._source.name(index)
 
+    def identity(self) -> str:
+        return self._source.identity()
+
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce) for index in ids]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msf_faiss.config import HuggingFaceData
 from msf_faiss.data.base import Reduce, ReduceOne
+from msf_faiss.data.cache import identity_of
 from msf_faiss.data.extras import library
 from msf_faiss.data.folder import decode_record, printable
 from msf_faiss.data.labels import MOST_CLASSES, class_numbers
@@ -45,6 +46,9 @@ class HuggingFaceSource:
             raise UserError(f"{self._title} holds no rows; set another split")
         self.labels, self.classes = self._read_labels(datasets, rows, config, classes)
         self._rows = self._images_of(datasets, rows, config)
+        # Rows chosen from the same files differ in the library's own fingerprint.
+        self._fingerprint = f"{rows._fingerprint} {config.image_column}"
+        self._data_files = [Path(file["filename"]) for file in rows.cache_files]
 
     def _images_of(self, datasets: Any, rows: Any, config: HuggingFaceData) -> Any:
         """Rows with nothing but `image`, a struct of the encoded bytes and a path."""
@@ -91,6 +95,9 @@ class HuggingFaceSource:
     def name(self, index: int) -> str:
         path = self._record(index)[1]
         return printable(f"{self._title}, row {index}" + (f" ({path})" if path else ""))
+
+    def identity(self) -> str:
+        return identity_of(self._data_files, self._fingerprint)
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,9 @@ class MemorySource:
 
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
+
+    def identity(self) -> str:
+        return hashlib.sha256(self._images.contiguous().numpy().data).hexdigest()
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._images[index] for index in ids]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msf_faiss.config import ParquetData
 from msf_faiss.data.base import Reduce, ReduceOne
-from msf_faiss.data.cache import cache_of, open_derived
+from msf_faiss.data.cache import cache_of, identity_of, open_derived
 from msf_faiss.data.folder import decode_record
 from msf_faiss.data.labels import MOST_CLASSES, class_numbers
 from msf_faiss.data.unpacked import damaged, unpack
@@ -47,6 +47,7 @@ class ParquetSource:
             _check_same(shard, schema, self._shards[0], schemas[0], config)
         counts = [pq.read_metadata(shard).num_rows for shard in self._shards]
         self._ends = np.cumsum(counts)
+        self._column = config.image_column
         if not len(self):
             raise UserError(f"{path} holds no rows; set {setting} to a file with images")
         self.labels, self.classes = _read_labels(self._shards, schemas[0], config, classes)
@@ -63,6 +64,9 @@ class ParquetSource:
         shard, row = self._place(index)
         path = self._rows()["path"][index].as_py()
         return f"{shard}, row {row}" + (f" ({path})" if path else "")
+
+    def identity(self) -> str:
+        return identity_of(self._shards, self._column)
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]

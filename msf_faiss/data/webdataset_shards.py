@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.base import Reduce, ReduceOne
-from msf_faiss.data.cache import cache_of, open_derived
+from msf_faiss.data.cache import cache_of, identity_of, open_derived
 from msf_faiss.data.extras import library
 from msf_faiss.data.folder import printable
 from msf_faiss.data.images import decode_image, unreadable
@@ -88,6 +88,9 @@ class WebDatasetSource:
 
     def name(self, index: int) -> str:
         return printable(f"{self._shard(index).path}, {os.fsdecode(self._rows()['name'][index].as_py())}")
+
+    def identity(self) -> str:
+        return identity_of((shard.path for shard in self._shards), len(self))
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]

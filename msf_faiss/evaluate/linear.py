@@ -9,9 +9,11 @@ Shapes: N training images, B of a batch, F features, C classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from msf_faiss.config import Config, WeakView
 from msf_faiss.data.base import Source
 from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.sampler import epoch_order
+from msf_faiss.distributed import Ranks
 from msf_faiss.features import Features
 
 LEARNING_RATE = 0.01
@@ -142,28 +145,46 @@ def cached_batches(train: Features, *, seed: int, device: torch.device) -> Featu
 
 
 def augmented_batches(
-    encoder: nn.Module, source: Source, ids: Tensor, *, config: Config, device: torch.device
+    encoder: nn.Module,
+    source: Source,
+    train: Features,
+    *,
+    config: Config,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> FeatureBatches:
     """The full protocol: features of a fresh random crop and flip of each image in every epoch.
 
     Args:
         encoder: [B, 3, S, S] -> [B, F] on `device`, in eval mode: nothing of it changes.
         source: labelled images.
-        ids: [N] int64, which of them, all labelled.
+        train: of those that are trained on, for their ids and F.
         config: its seed determines order and crops, its views the size of a crop.
         device: where to compute.
+        ranks: that take turns with the batches, each of which all of them get, the same as one alone would make.
     """
     assert not encoder.training, "a backbone in train mode would change its batch statistics"
     labels = source.labels
     assert labels is not None
+    ranks = ranks or Ranks.alone()
+    width = train.embeddings.shape[1]
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        shuffled = ids.numpy()[epoch_order(len(ids), config.seed, epoch)]
-        views = eval_batches(source, shuffled, config=config, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch)
-        for batch in views:
-            with torch.no_grad():
-                features = encoder(batch.views(device, config.views)).float()  # [B, F]
-            yield features, torch.from_numpy(labels[batch.ids]).to(device)
+        order = train.ids.numpy()[epoch_order(len(train.ids), config.seed, epoch)]
+        chunks = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+        mine = np.concatenate([order[:0], *chunks[ranks.rank :: ranks.size]])
+        made = eval_batches(source, mine, config=config, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch)
+        with contextlib.closing(made):
+            for _ in range(0, len(chunks), ranks.size):
+                features = torch.empty(0, width, device=device)  # [b, F]; a rank may have none in the last turn
+                targets = torch.empty(0, dtype=torch.int64, device=device)  # [b]
+                if (batch := next(made, None)) is not None:
+                    with torch.no_grad():
+                        features = encoder(batch.views(device, config.views)).float()
+                    targets = torch.from_numpy(labels[batch.ids]).to(device)
+                counts = [count for count in ranks.counts(len(targets)) if count]
+                gathered = (ranks.gather_rows(features), ranks.gather_rows(targets))
+                yield from zip(*(torch.split(rows, counts) for rows in gathered), strict=True)
 
     return batches
 

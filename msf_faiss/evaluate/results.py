@@ -18,11 +18,14 @@ from msf_faiss.files import write_whole
 FOLDER = "results"
 FORMAT = "msf-faiss result"
 VERSION = 1
+SUMMARY = "summary.json"
+"""All results of a folder in one file, see `summary`."""
 
-EncoderName = Literal["online", "target", "untrained", "pixels"]
-"""Two backbones of a checkpoint; the backbone as it was before the first step; no network, only the centre view."""
+EncoderName = Literal["online", "target", "weights", "untrained", "pixels"]
+"""Two backbones of a checkpoint; that of a plain state dict; the network as it was before the first step; no network,
+only the centre view."""
 
-EvaluationName = Literal["knn", "linear", "linear-fast"]
+EvaluationName = Literal["knn", "linear", "linear-fast", "semi-linear", "semi-fine-tune", "transfer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +34,9 @@ class Score:
 
     metric: str  # for people: "20-NN", "20-NN, T 0.07", "linear", "linear, top 5"
     accuracy: float  # 0..1
-    correct: int
+    correct: int | None  # images; None: the mean of the classes' accuracies
     images: int
-    settings: Mapping[str, float | int | None]  # for programs: k and temperature, or top
+    settings: Mapping[str, float | int | str | None]  # for programs: k and temperature, or top, or the kind of mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ class Result:
     encoder: EncoderName
     checkpoint: str | None  # within the run, or the path of one outside; None: the weights come from no checkpoint
     weights: str | None  # SHA-256 of the checkpoint's model file
-    step: int | None  # finished steps of the weights: 0 untrained, None for pixels
+    step: int | None  # finished steps of the weights: 0 untrained, None for pixels and where it is not known
     epoch: float | None
     scores: tuple[Score, ...]
     protocol: Mapping[str, Any]  # "data": config and sizes; "view"; and all settings of the evaluation
@@ -56,7 +59,7 @@ class Result:
     @property
     def file_name(self) -> str:
         """The same for the same question, and different for different ones."""
-        step = f"-step-{self.step:08d}" if self.checkpoint else ""
+        step = f"-step-{self.step:08d}" if self.checkpoint and self.step is not None else ""
         question = json.dumps([self.evaluation, self.encoder, self.weights, self.protocol], sort_keys=True)
         return f"{self.evaluation}-{self.encoder}{step}-{hashlib.sha256(question.encode()).hexdigest()[:8]}.json"
 
@@ -104,7 +107,8 @@ def load_results(folder: Path) -> list[Result]:
     Raises:
         UserError: if a JSON file there is not a result.
     """
-    return sorted((_load(path) for path in folder.glob("*.json")), key=lambda result: result.created)
+    found = (_load(path) for path in folder.glob("*.json") if path.name != SUMMARY)
+    return sorted(found, key=lambda result: result.created)
 
 
 def _load(path: Path) -> Result:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from invoking import Invoke, invoker
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,6 +41,11 @@ def msf_faiss() -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Invoke:
+    return invoker(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,9 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from msf_faiss_cli.main import main
+from invoking import Invoke
 from PIL import Image
 
 from msf_faiss import checkpoint
@@ -23,27 +22,6 @@ from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.data.sources import open_source
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import build_model
-
-
-class Done(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-
-
-Invoke = Callable[..., Done]
-
-
-@pytest.fixture
-def invoke(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Invoke:
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["msf-faiss", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

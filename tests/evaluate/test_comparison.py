@@ -37,7 +37,7 @@ def result(
         evaluation=evaluation,
         encoder=encoder,
         checkpoint="checkpoints/step" if trained else None,
-        weights="1a2b" if trained else None,
+        weights=f"1a2b-{step}" if trained else None,
         step=step,
         epoch=None if step is None else step / 10,
         scores=scores,

@@ -1,0 +1,202 @@
+"""What all evaluations have in common: features of the images, and the protocol that makes a number mean something."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import msf_faiss
+from msf_faiss.config import Config
+from msf_faiss.data.base import Source
+from msf_faiss.evaluate.feature_cache import Kept, digest_of
+from msf_faiss.evaluate.inputs import finite_features, labelled_ids, sample
+from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
+from msf_faiss.evaluate.subject import Subject
+from msf_faiss.features import Features
+
+Notify = Callable[[str], None]
+"""Told in a line what happens next."""
+
+_SPLITS = {"train": "training", "test": "held-out"}
+
+
+def splits(subject: Subject) -> dict[str, Source]:
+    """The subject's images: "train", and "test" where there are held-out ones."""
+    return {"train": subject.train} | ({} if subject.test is None else {"test": subject.test})
+
+
+def choose(subject: Subject, limit: int | None = None) -> dict[str, Tensor]:
+    """Ids [N] of each split's labelled images, at most `limit` of each: a sample that the config's seed determines.
+
+    Raises:
+        UserError: if a split has no labels.
+    """
+    return {
+        split: sample(labelled_ids(source), limit, seed=subject.config.seed)
+        for split, source in splits(subject).items()
+    }
+
+
+def embed(
+    subject: Subject,
+    encoder: EncoderName,
+    chosen: Mapping[str, Tensor],
+    *,
+    network: nn.Module | None = None,
+    batch_size: int,
+    notify: Notify,
+) -> dict[str, Features]:
+    """Centre-view features of the chosen images [N] of each split, from the subject's cache where it has them.
+
+    Args:
+        subject: weights and images; its ranks share the work, and each gets all features.
+        encoder: whose.
+        chosen: ids [N] for each split.
+        network: the encoder, if there is one already.
+        batch_size: images embedded at a time.
+        notify: told what happens next.
+
+    Raises:
+        UserError: if an image is unreadable, the weights cannot be used, or a feature is not finite.
+    """
+    features = {}
+    for split, ids in chosen.items():
+        source, what = splits(subject)[split], f"{len(ids):,} {_SPLITS[split]} images"
+        path = _cached_as(subject, encoder, split, ids)
+        kept = None if path is None or subject.cache is None else subject.cache.get(path)
+        if all(subject.ranks.gather_objects(kept is not None)) and kept is not None:
+            notify(f"{encoder}: kept features of {what}")
+        else:
+            notify(f"{encoder}: features of {what}")
+            if network is None:
+                with subject.ranks.alike():
+                    network = subject.encoder(encoder)
+            kept = _compute(subject, network, source, ids, batch_size)
+            if path is not None and subject.cache is not None and subject.ranks.is_main:
+                try:
+                    subject.cache.put(path, kept)
+                except OSError as error:
+                    notify(f"the features are not kept in {path.parent}: {error.strerror or error}")
+        labels = None if source.labels is None else torch.from_numpy(source.labels[kept.ids.numpy()])
+        features[split] = Features(kept.embeddings, labels, kept.ids)
+    return features
+
+
+def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Any:
+    if subject.cache is None:
+        return None
+    weights, config = subject.weights, subject.config
+    if split not in subject.identities:
+        subject.identities[split] = subject.ranks.broadcast_object(splits(subject)[split].identity())
+    trained = encoder in weights.trained
+    question = {
+        "encoder": encoder,
+        "weights": weights.digest if trained else None,
+        "net": None if encoder == "pixels" else weights.net,
+        "seed": config.seed if encoder == "untrained" else None,
+        "view": view_protocol(config),
+        "images": subject.identities[split],
+        "ids": digest_of(ids),
+        "unreadable": config.data.unreadable,
+        "device": subject.device.type,
+    }
+    step = f"-step-{weights.step:08d}" if trained and weights.step is not None else ""
+    return subject.cache.path(f"{encoder}{step}-{split}", question)
+
+
+def _compute(subject: Subject, network: nn.Module, source: Source, ids: Tensor, batch_size: int) -> Kept:
+    ranks = subject.ranks
+    shared = len(ids) >= ranks.size
+    mine = ids[ranks.share_of(len(ids))] if shared else ids
+    found = ranks.each(
+        lambda: finite_features(
+            network, source, mine, config=subject.config, device=subject.device, batch_size=batch_size
+        )
+    )
+    if not shared:
+        return Kept(found.embeddings, found.ids)
+    return Kept(ranks.gather_rows(found.embeddings), ranks.gather_rows(found.ids))
+
+
+def view_protocol(config: Config) -> dict[str, Any]:
+    """The centre view: shorter side and crop in pixels, and the normalisation."""
+    views = config.views
+    return {
+        "resize": views.resize,
+        "center_crop": views.size,
+        "mean": list(views.mean),
+        "std": list(views.std),
+    }
+
+
+def protocol_of(
+    subject: Subject, encoder: EncoderName, chosen: Mapping[str, Tensor], features: Mapping[str, Features]
+) -> dict[str, Any]:
+    """Data, view and network, in a form that JSON takes. `features` are those that are judged and that judge."""
+    judged = features.get("test", features["train"])
+    assert judged.labels is not None
+    config, counts = subject.config, judged.labels.bincount()
+    classes = subject.train.classes
+    return {
+        "data": {
+            # How images are fetched does not change what they are.
+            "config": config.data.model_dump(mode="json", exclude={"workers", "cache", "cache_dir", "download"}),
+            "training_images": len(features["train"].ids),
+            "held_out_images": len(features["test"].ids) if "test" in features else None,
+            "classes": len(classes) if classes is not None else len(counts),
+            "commonest_class": int(counts.max()) / len(judged.ids),
+            "left_out": {
+                split: {
+                    "unlabelled": int(np.sum(np.asarray(source.labels) < 0)),
+                    "unreadable": len(chosen[split]) - len(features[split].ids),
+                }
+                for split, source in splits(subject).items()
+            },
+        },
+        "view": view_protocol(config),
+        "encoder": "the flattened view" if encoder == "pixels" else "backbone in eval mode, float32",
+        "model": None if encoder == "pixels" else dict(subject.weights.net),
+        "dimensions": judged.embeddings.shape[1],
+        "seed": config.seed,
+    }
+
+
+def result_of(
+    subject: Subject,
+    encoder: EncoderName,
+    evaluation: EvaluationName,
+    scores: list[Score],
+    protocol: Mapping[str, Any],
+    began: float,
+) -> Result:
+    """The result of what began at `began` (`time.perf_counter()`) and ends now."""
+    weights = subject.weights
+    trained = encoder in weights.trained
+    path = weights.path if weights.run_dir is None else weights.path.relative_to(weights.run_dir)
+    untrained = 0 if encoder == "untrained" else None
+    return Result(
+        evaluation=evaluation,
+        encoder=encoder,
+        checkpoint=path.as_posix() if trained else None,
+        weights=weights.digest if trained else None,
+        step=weights.step if trained else untrained,
+        epoch=weights.epoch if trained else untrained,
+        scores=tuple(scores),
+        protocol=protocol,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=str(subject.device),
+        seconds=round(time.perf_counter() - began, 3),
+        versions={
+            "msf_faiss": msf_faiss.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+    )

@@ -1,0 +1,177 @@
+"""Evaluations of files of weights, kept features, and several ranks, on the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from invoking import Invoke
+from pool import RankPool
+
+from msf_faiss.distributed import Ranks
+from msf_faiss.evaluate.feature_cache import FeatureCache
+from msf_faiss.evaluate.scoring import score_knn, score_linear
+from msf_faiss.evaluate.subject import open_subject
+
+ENCODERS = ("--encoder", "online", "--encoder", "target", "--encoder", "untrained")
+
+
+@pytest.fixture
+def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("results", "features"))
+
+
+def as_the_authors_save(run_dir: Path, path: Path) -> dict[str, torch.Tensor]:
+    """The same weights as in the run, under the authors' names."""
+    model = safetensors.torch.load_file(next(run_dir.glob("checkpoints/*/model.safetensors")))
+    names = {"online": "encoder_q", "target": "encoder_t", "predictor": "predict_q"}
+    state = {}
+    for name, tensor in model.items():
+        part, _, rest = name.partition(".")
+        state[f"module.{names[part]}.{rest.replace('backbone.', '').replace('projector.', 'fc.')}"] = tensor
+    torch.save({"state_dict": state, "epoch": 2}, path)
+    return state
+
+
+def scores(done: str) -> list[tuple[str, str, float]]:
+    return [
+        (result["encoder"], score["metric"], score["correct"])
+        for result in json.loads(done)["results"]
+        for score in result["scores"]
+    ]
+
+
+def test_a_checkpoint_of_the_authors_code_scores_exactly_like_ours(
+    invoke: Invoke, run_dir: Path, tmp_path: Path
+) -> None:
+    state = as_the_authors_save(run_dir, tmp_path / "authors.pth")
+    config = str(run_dir / "config.yaml")
+    for command, options in (("eval-knn", ["--k", "1", "--k", "5"]), ("eval-linear", ["--epochs", "3"])):
+        ours = invoke(command, run_dir, *ENCODERS, *options, "--json")
+        theirs = invoke(command, tmp_path / "authors.pth", "--config", config, *ENCODERS, *options, "--json")
+        assert (ours.code, theirs.code) == (0, 0), theirs.stderr
+        assert scores(theirs.stdout) == scores(ours.stdout)
+        assert "nothing will be saved" in theirs.stderr
+    out = tmp_path / "results"
+    done = invoke("eval-knn", tmp_path / "authors.pth", "--config", config, "--out", out, "--json")
+    assert [result["encoder"] for result in json.loads(done.stdout)["results"]] == ["online"]
+    saved = json.loads(next(out.iterdir()).read_text())
+    assert (saved["checkpoint"], saved["step"], saved["epoch"]) == (str(tmp_path / "authors.pth"), None, 2.0)
+    table = invoke("eval-knn", tmp_path / "authors.pth", "--config", config)
+    assert table.code == 0
+    assert "online" in table.stdout
+
+    for name in ("module.encoder_q.stem.0.weight", "module.encoder_q.fc.3.bias"):
+        torch.save({"state_dict": {key: value for key, value in state.items() if key != name}}, tmp_path / "less.pth")
+        done = invoke("eval-knn", tmp_path / "less.pth", "--config", config)
+        assert (done.code, done.stdout) == (2, "")
+        assert "do not fit the network" in done.stderr
+        assert "missing: online." in done.stderr
+
+
+def test_what_belongs_to_files_alone_and_to_runs_alone(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+    as_the_authors_save(run_dir, tmp_path / "authors.pth")
+    for arguments, complaint in [
+        ([run_dir, "--config", "demo"], "brings its own config"),
+        ([run_dir, "--arch", "resnet18"], "brings its own config"),
+        ([tmp_path / "authors.pth"], "is a file, not a checkpoint of msf-faiss"),
+        ([tmp_path / "authors.pth", "--config", "no-such"], "no such config"),
+        ([tmp_path / "authors.pth", "--config", "demo", "--arch", "vgg11"], "the MSF authors' code"),
+        ([run_dir, "--encoder", "weights"], "holds no encoder 'weights'; it has online and target"),
+    ]:
+        done = invoke("eval-knn", *arguments)
+        assert (done.code, done.stdout) == (2, ""), complaint
+        assert complaint in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_features_are_computed_once_for_all_evaluations(
+    invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = invoke("eval-knn", run_dir, *ENCODERS, "--json")
+    assert first.code == 0, first.stderr
+    files = sorted((run_dir / "features").iterdir())
+    assert len(files) == 6  # three encoders, two splits
+    assert "online: features of 48 training images" in first.stderr
+    again = invoke("eval-knn", run_dir, *ENCODERS, "--json", "--batch-size", "7")
+    assert scores(again.stdout) == scores(first.stdout)
+    assert "kept features of 48 training images" in again.stderr
+    assert "online: features of" not in again.stderr
+    linear = invoke("eval-linear", run_dir, "--fast", "--epochs", "2")
+    assert "online: kept features of 20 held-out images" in linear.stderr
+    assert sorted((run_dir / "features").iterdir()) == files
+
+    for options in (["--set", "data.seed=1"], ["--set", "views.size=14"], ["--limit", "9"]):
+        other = invoke("eval-knn", run_dir, *options)
+        assert other.code == 0, other.stderr
+        assert "kept features" not in other.stderr, options
+    assert len(list((run_dir / "features").iterdir())) == 6 + 6
+
+    cut = next(path for path in files if path.name.startswith("online") and "-train-" in path.name)
+    cut.write_bytes(cut.read_bytes()[:-9])  # as a kill or a full disk elsewhere may leave it
+    mended = invoke("eval-knn", run_dir, "--json")
+    assert scores(mended.stdout) == [score for score in scores(first.stdout) if score[0] == "online"]
+    assert "online: features of 48 training images" in mended.stderr
+
+    shutil.rmtree(run_dir / "features")
+    assert invoke("eval-knn", run_dir, "--no-keep").code == 0
+    assert not (run_dir / "features").exists()
+
+    def full(self: FeatureCache, *_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(FeatureCache, "put", full)
+    done = invoke("eval-knn", run_dir)
+    assert done.code == 0
+    assert "features are not kept" in done.stderr
+    assert "No space left" in done.stderr
+
+
+def evaluated_by(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
+    """By one rank alone in the first half of the list, by all of them in the second."""
+    found = []
+    for together in (Ranks.alone(), ranks):
+        subject = open_subject(run_dir, [], torch.device("cpu"), ranks=together)
+        results = [
+            score_knn(subject, "online", ks=[1, 5], temperatures=[0.1]),
+            score_linear(subject, "online", epochs=2),
+            score_linear(subject, "target", epochs=2, fast=True),
+        ]
+        found += [(score.metric, score.correct) for result in results for score in result.scores]
+    return found
+
+
+def test_two_ranks_find_what_one_finds(pool: RankPool, run_dir: Path) -> None:
+    first, second = pool.run(2, evaluated_by, run_dir)
+    assert first == second
+    assert first[: len(first) // 2] == first[len(first) // 2 :]
+    assert len(first) == 2 * (3 + 2 + 2)
+
+
+@pytest.mark.slow
+def test_torchrun(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "msf_faiss_cli",
+    ]
+    alone = invoke("eval-linear", run_dir, "--epochs", "2", "--json", "--no-keep", "--out", tmp_path / "alone")
+    done = subprocess.run(
+        [*command, "eval-linear", str(run_dir), "--epochs", "2", "--json", "--out", str(tmp_path / "both")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert scores(done.stdout) == scores(alone.stdout)
+    assert len(list((tmp_path / "both").iterdir())) == 1
+    assert done.stderr.count("features of 20 held-out images") == 1
