@@ -2,25 +2,37 @@
 
 import subprocess
 
-DEMO = "data.images=64 data.test_images=30 train.batch_size=32 train.max_steps=2 optimizer.warmup_epochs=0"
-"""Makes the demo a run of two steps."""
-_OTHERS = "train.batch_size=4 train.max_steps=1 data.workers=0 model.backbone.kind=narrow model.backbone.width=4"
-_OPTIONS = {"eval-linear": "--epochs 2"}
+DEMO = [
+    *("data.images=64", "data.test_images=30", "train.batch_size=32", "train.epochs=1"),
+    "optimizer.warmup_epochs=0",
+]
+"""Settings that make the demo a run of two steps."""
+_OTHERS = [
+    *("train.batch_size=4", "train.max_steps=1", "data.workers=0"),
+    "model.backbone={kind: narrow, width: 4}",
+]
+_OPTIONS = {
+    "eval-all": ["--fast"],
+    "eval-linear": ["--epochs", "2"],
+    "eval-semi": ["--epochs", "2"],
+    "eval-transfer": ["--fast"],
+}
 
 
 def made_small(command: str) -> list[str]:
-    """The words of `command`, with settings or options that it does not have itself."""
+    """The words of `command`, with settings and options of ours for what it does not set itself."""
     words = shell_words(command)
+    own = tuple(words)
     if "pretrain" in words:
-        config = words[words.index("pretrain") + 1]
-        settings = (DEMO if config == "demo" else _OTHERS).split()
+        settings = DEMO if words[words.index("pretrain") + 1] == "demo" else _OTHERS
         if "--profile" in words:
-            settings.append("train.max_steps=18")
-        own = {word.partition("=")[0] for word in words}
-        words += [part for setting in settings if setting.partition("=")[0] not in own for part in ("--set", setting)]
+            settings = [*settings, "train.epochs=9"]  # the last one counts
+        for setting in settings:
+            if not any(word.startswith(setting.partition("=")[0]) for word in own):
+                words += ["--set", setting]
     for name, options in _OPTIONS.items():
-        if name in words and options.split()[0] not in words:
-            words += options.split()
+        if name in words and options[0] not in words:
+            words += options
     return words
 
 

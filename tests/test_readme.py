@@ -76,7 +76,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
     """The whole of it on few images; `make test-slow` runs it as it is."""
-    small = " ".join(f"--set {setting}" for setting in DEMO.split())
+    small = " ".join(f"--set {setting}" for setting in DEMO)
     done = make("demo", f"RUN={tmp_path / 'run'}", f"DEMO={small}")
     assert done.returncode == 0, done.stderr
     last = done.stdout[done.stdout.rindex("accuracy in %") :]
