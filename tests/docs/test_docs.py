@@ -26,6 +26,7 @@ BLOCKS = blocks()
 PAGES = sorted({block.page for block in BLOCKS})
 NOT_RUN = [block for block in BLOCKS if block.not_run]
 FRESH = {"quick-start.md"}  # pages that train runs/first themselves; others find it there
+WIDEST = 88  # see docs/assets/docs.css
 PHOTOS = {"exporting.md"}  # pages that find a run of photos, with its ResNet
 
 Run = Callable[[str], None]
@@ -91,6 +92,11 @@ def test_every_block_of_a_page_runs(page: str, prepared: Path, run: Run, tmp_pat
 def test_every_block_says_what_it_is() -> None:
     odd = [str(block) for block in BLOCKS if block.language not in {"sh", "python", "yaml", "json", "text"}]
     assert not odd, "no language, or none that a test knows what to do with"
+
+
+def test_no_line_of_code_is_wider_than_the_page() -> None:
+    code = [(block, line) for block in BLOCKS if block.language != "text" for line in block.text.splitlines()]
+    assert not [f"{block}: {line}" for block, line in code if len(line) > WIDEST]
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: f"{block}: {block.not_run}")
