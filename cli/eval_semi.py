@@ -13,20 +13,15 @@ if TYPE_CHECKING:
     from msf_faiss.evaluate.semi import Mode
 
 
-class _Fraction(click.ParamType):
-    name = "share"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            self.fail(f"{text!r} is no share of the labels; give it as 1% or 0.01", param, ctx)
-        if not 0 < share <= 1:
-            self.fail(f"{text!r} is not above 0 and at most 100%", param, ctx)
-        return share
+def _share(text: str) -> float:
+    """A share of the labels, written as 1% or 0.01."""
+    try:
+        share = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no share of the labels; give it as 1% or 0.01") from error
+    if not 0 < share <= 1:
+        raise click.BadParameter(f"{text!r} is not above 0 and at most 100%")
+    return share
 
 
 @click.command(short_help="Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.")
@@ -34,7 +29,7 @@ class _Fraction(click.ParamType):
 @click.option(
     "--labels",
     "fractions",
-    type=_Fraction(),
+    type=_share,
     multiple=True,
     metavar="SHARE",
     help="Share of the training images that keep their labels, as many of each class. Repeatable.  [default: 1%, 10%]",
@@ -95,11 +90,14 @@ def command(
     RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. The
     labelled images are the same number of each class, chosen by --subset-seed alone; the held-out images judge.
     """
+    from msf_faiss.evaluate import linear
     from msf_faiss.evaluate.semi import FRACTIONS, score_semi
 
     from .console import stderr
 
     kept: tuple[float | Path, ...] = (*(fractions or (() if files else FRACTIONS)), *files)
+    asked = {"epochs": epochs, "backbone_learning_rate": learning_rate, "head_learning_rate": head_learning_rate}
+    changes = {name: value for name, value in asked.items() if value is not None}
     with stderr().status("") as status:
         lines = EpochLines(status)
         return session.evaluate(
@@ -110,9 +108,8 @@ def command(
                     labels=labels,
                     mode=mode,
                     fast=fast,
-                    epochs=epochs,
-                    learning_rate=learning_rate,
-                    head_learning_rate=head_learning_rate,
+                    epochs=epochs or linear.EPOCHS,
+                    changes=changes,
                     subset_seed=subset_seed,
                     batch_size=session.batch_size,
                     on_epoch=lines,

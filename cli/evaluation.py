@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.table import Table
 
+    from msf_faiss.evaluate.finetune import FinetuneEpoch
+    from msf_faiss.evaluate.linear import ProbeEpoch
     from msf_faiss.evaluate.results import EncoderName, Result
     from msf_faiss.evaluate.subject import Subject
 
@@ -187,12 +189,15 @@ class EpochLines:
     def __init__(self, status: Status) -> None:
         self._status = status
 
-    def __call__(self, done: Any) -> None:
+    def __call__(self, done: ProbeEpoch | FinetuneEpoch) -> None:
+        from msf_faiss.evaluate.linear import ProbeEpoch
+
         from .console import stderr
 
         if not _is_main():
             return
-        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  held-out accuracy {done.accuracy:.1%}"
+        judged = "held-out" if isinstance(done, ProbeEpoch) else "training"
+        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  {judged} accuracy {done.accuracy:.1%}"
         last, console = done.epoch == done.epochs, stderr()
         if console.is_terminal:
             self._status.update("" if last else line)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from msf_faiss.evaluate import logistic
+from msf_faiss.evaluate.finetune import FinetuneEpoch
+from msf_faiss.evaluate.linear import ProbeEpoch
 from msf_faiss.evaluate.protocol import Notify
 from msf_faiss.evaluate.results import EncoderName, Result
 from msf_faiss.evaluate.scoring import score_knn, score_linear
@@ -26,7 +28,7 @@ def score_everything(
     parts: Sequence[Part] = PARTS,
     fast: bool = False,
     batch_size: int = 256,
-    on_epoch: Callable[[Any], None] = lambda done: None,
+    on_epoch: Callable[[ProbeEpoch | FinetuneEpoch], None] = lambda done: None,
     notify: Notify = lambda line: None,
 ) -> Iterator[Result]:
     """Every evaluation of one encoder, each as soon as it is done, on features that are computed once if they are kept.

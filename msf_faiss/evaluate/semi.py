@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from msf_faiss.evaluate import linear
-from msf_faiss.evaluate.finetune import FinetuneScore, FinetuneSettings, finetune
-from msf_faiss.evaluate.linear import LinearScore
+from msf_faiss.evaluate.finetune import FinetuneEpoch, FinetuneScore, finetune, settings_for
+from msf_faiss.evaluate.linear import LinearScore, ProbeEpoch
 from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, Result, Score
 from msf_faiss.evaluate.scoring import linear_protocol, probe
@@ -31,11 +31,11 @@ def score_semi(
     labels: float | Path,
     mode: Mode,
     fast: bool = False,
-    epochs: int | None = None,
-    settings: FinetuneSettings | None = None,
+    epochs: int = linear.EPOCHS,
+    changes: Mapping[str, Any] | None = None,
     subset_seed: int = 0,
     batch_size: int = 256,
-    on_epoch: Callable[[Any], None] = lambda done: None,
+    on_epoch: Callable[[ProbeEpoch | FinetuneEpoch], None] = lambda done: None,
     notify: Notify = lambda line: None,
 ) -> Result:
     """Accuracy with few labels: of a linear layer as in `linear`, or of the whole network as in `finetune`.
@@ -46,8 +46,8 @@ def score_semi(
         labels: the fraction of the labels that is kept, the same number of each class, or a file that lists the images.
         mode: whether the backbone stays as it is.
         fast: for the linear layer: features of centre views instead of random crops.
-        epochs: None: 40 for the linear layer, the settings' for a fine-tune.
-        settings: of a fine-tune; None: those that belong to the fraction of labels.
+        epochs: of the linear layer; 40 in the paper.
+        changes: to the settings of a fine-tune that were published for the fraction of labels, by name.
         subset_seed: which images keep their labels; the same for every encoder and run.
         batch_size: images embedded at a time under the centre view.
         on_epoch: told after each epoch.
@@ -78,7 +78,6 @@ def score_semi(
     notify(f"{encoder}: {mode} on {len(train_ids):,} labelled images")
     score: LinearScore | FinetuneScore
     if mode == "linear":
-        epochs = epochs or linear.EPOCHS
         score = probe(subject, network, features["train"], features["test"], epochs=epochs, on_epoch=on_epoch)
         protocol |= linear_protocol(fast, epochs)
         name = f"linear{' (fast)' if fast else ''}"
@@ -86,9 +85,8 @@ def score_semi(
     else:
         assert network is not None
         assert features["train"].labels is not None
-        settings = settings or FinetuneSettings.for_fraction(share)
-        usual = epochs in (None, settings.epochs)
-        settings = settings if epochs is None else settings.lasting(epochs)
+        usual = not changes
+        settings = replace(settings_for(share), **(changes or {}))
         score = finetune(
             network,
             subject.train,
@@ -103,7 +101,12 @@ def score_semi(
             on_epoch=on_epoch,
         )
         epochs = settings.epochs
-        protocol |= {"encoder": "the whole network, trained", "fine_tune": asdict(settings)}
+        view = settings.view.model_dump(mode="json")
+        protocol |= {
+            "encoder": "the whole network, trained",
+            "fine_tune": asdict(settings) | {"view": view, "drops_after_epochs": settings.milestones},
+            "reported": "after the last epoch",
+        }
         name = "fine-tune"
     metric = f"{name}, {_amount(labels, subset)}{'' if usual else f', {epochs} epochs'}"
     scores = [_score(metric, score, 1, score.top1, len(subset.ids))]
