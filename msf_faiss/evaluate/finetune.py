@@ -147,10 +147,10 @@ def finetuned(
 ) -> nn.Sequential:
     """A copy of `backbone` and a linear layer, [B, 3, S, S] -> [B, C], both trained. Arguments as in `finetune`.
 
-    Every image is seen once an epoch, but for a rest of fewer than two a rank, which have no batch statistics: these
-    are left out, others in every epoch. Several ranks take parts of each batch, which differ by one image at most;
-    batch statistics and gradients are those of the whole batch, so that they do as one rank does but for the order in
-    which they add. A batch of which unreadable images leave a rank fewer than two is left out.
+    Every image is seen once an epoch, but for a batch of which a rank has fewer than two images, which have no batch
+    statistics: it is left out. That is a rest at the end of an epoch, of other images in every epoch, or one that
+    cannot be read. Several ranks take parts of each batch, which differ by one image at most; batch statistics and
+    gradients are those of the whole batch, so that they do as one rank does but for the order in which they add.
 
     Raises:
         UserError: if there are fewer than two images a rank, or a batch has; if an image is unreadable; if the loss is
@@ -237,13 +237,10 @@ def _synchronise(network: nn.Sequential, ranks: Ranks) -> None:
 def _batches(
     source: Source, ids: Tensor, epoch: int, *, config: Config, settings: FinetuneSettings, ranks: Ranks
 ) -> Iterator[EvalBatch | None]:
-    """This rank's part of each batch of an epoch; None: none of its images is readable."""
+    """This rank's part of each batch of an epoch; None: it has none, or cannot read any of its images."""
     shuffled = ids.numpy()[epoch_order(len(ids), config.seed, epoch)]
-    parts = [
-        whole[ranks.share_of(len(whole))]
-        for start in range(0, len(shuffled), settings.batch_size)
-        if len(whole := shuffled[start : start + settings.batch_size]) >= _LEAST * ranks.size
-    ]
+    batches = (shuffled[start : start + settings.batch_size] for start in range(0, len(ids), settings.batch_size))
+    parts = [whole[ranks.share_of(len(whole))] for whole in batches]
     # All parts but the last are as long as the first, so that they are what is read together.
     readable = eval_batches(
         source, np.concatenate(parts), config=config, batch_size=len(parts[0]), view=settings.view, epoch=epoch
