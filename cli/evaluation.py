@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.table import Table
 
+    from msf_faiss.evaluate.finetune import FinetuneEpoch
+    from msf_faiss.evaluate.linear import ProbeEpoch
     from msf_faiss.evaluate.results import EncoderName, Result
     from msf_faiss.evaluate.subject import Subject
 
@@ -47,6 +49,7 @@ class Session:
     cache: Path | None
     keep: bool
     as_json: bool
+    every: bool  # without --encoder: all that there are, not only the first
 
     def say(self, line: str) -> None:
         """Tell in a line what happens; rank 0 alone does."""
@@ -86,7 +89,8 @@ class Session:
             else:
                 ranks.on_main(functools.partial(prepare_folder, folder))
             results = []
-            for encoder in dict.fromkeys(self.encoders or subject.weights.trained[:1]):
+            default = (*subject.weights.trained, "untrained", "pixels") if self.every else subject.weights.trained[:1]
+            for encoder in dict.fromkeys(self.encoders or default):
                 for result in score(subject, encoder):
                     results.append(result)
                     if folder and ranks.is_main:
@@ -102,9 +106,13 @@ class Session:
         return 0
 
 
-def options(*encoders: EncoderName) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """The arguments and options of all evaluations, given to the command as a `Session`; `encoders` are the choices."""
+def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The arguments and options of all evaluations, given to the command as a `Session`.
+
+    `encoders` are the choices of --encoder, and without it the first, or with `every` all that there are, are scored.
+    """
     explained = "; ".join(f"{name}: {_EXPLAINED[name]}" for name in encoders)
+    default = "all that there are" if every else "online, or weights"
     shared = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
@@ -112,7 +120,7 @@ def options(*encoders: EncoderName) -> Callable[[Callable[..., int]], Callable[.
             "encoders",
             type=click.Choice(encoders),
             multiple=True,
-            help=f"Whose features ({explained}). Repeatable: one row each.  [default: online, or weights]",
+            help=f"Whose features ({explained}). Repeatable: one row each.  [default: {default}]",
         ),
         click.option(
             "--set",
@@ -160,12 +168,12 @@ def options(*encoders: EncoderName) -> Callable[[Callable[..., int]], Callable[.
         click.option("--keep/--no-keep", default=True, help="Keep features.  [default: keep]"),
         click.option("--json", "as_json", is_flag=True, help="Print the results and their protocol as JSON."),
     ]
-    names = set(Session.__slots__)
+    names = set(Session.__slots__) - {"every"}
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
         def with_session(**given: Any) -> int:
-            session = Session(**{name: given.pop(name) for name in names})
+            session = Session(every=every, **{name: given.pop(name) for name in names})
             return command(session, **given)
 
         for option in reversed(shared):
@@ -181,12 +189,15 @@ class EpochLines:
     def __init__(self, status: Status) -> None:
         self._status = status
 
-    def __call__(self, done: Any) -> None:
+    def __call__(self, done: ProbeEpoch | FinetuneEpoch) -> None:
+        from msf_faiss.evaluate.linear import ProbeEpoch
+
         from .console import stderr
 
         if not _is_main():
             return
-        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  held-out accuracy {done.accuracy:.1%}"
+        judged = "held-out" if isinstance(done, ProbeEpoch) else "training"
+        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  {judged} accuracy {done.accuracy:.1%}"
         last, console = done.epoch == done.epochs, stderr()
         if console.is_terminal:
             self._status.update("" if last else line)

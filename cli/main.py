@@ -16,8 +16,11 @@ import click
 _COMMANDS = {
     "pretrain": "Train an encoder on images without labels.",
     "status": "See how a run goes, from another terminal.",
-    "eval-knn": "Score a checkpoint's frozen features by their nearest neighbours.",
-    "eval-linear": "Score a checkpoint's frozen features by a linear probe, the paper's protocol.",
+    "eval-all": "Run every evaluation that the data allow, and write them on one page.",
+    "eval-knn": "Score frozen features by their nearest neighbours.",
+    "eval-linear": "Score frozen features by a linear probe, the paper's protocol.",
+    "eval-semi": "Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.",
+    "eval-transfer": "Score frozen features by logistic regression, on any labelled data.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
     "doctor": "See what decides whether and how fast the bank works here.",

@@ -105,6 +105,11 @@ def _explanations(comparisons: list[Comparison]) -> list[str]:
         "k-NN: the k most similar training images vote for the class": any("-NN" in metric for metric in metrics),
         "T: their votes count exp(similarity / T) instead of one": any(", T " in metric for metric in metrics),
         "linear: one linear layer, trained on the frozen features": any("linear" in metric for metric in metrics),
+        "fine-tune: the whole network, trained with such a layer": any("fine-tune" in metric for metric in metrics),
+        "n % of labels: that share of the training images, as many of each class": any(
+            "labels" in metric for metric in metrics
+        ),
+        "logistic: logistic regression on the frozen features": any("logistic" in metric for metric in metrics),
         "gain: trained minus untrained, in percentage points": gains,
     }
     return [meaning for meaning, applies in meanings.items() if applies]

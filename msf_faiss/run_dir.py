@@ -6,6 +6,7 @@ RUN/tensorboard/       the same for TensorBoard
 RUN/status.json        how it goes, see `status`
 RUN/checkpoints/       see `checkpoint`
 RUN/results/           what the evaluations found
+RUN/features/          what they keep for each other; may be deleted
 RUN/neighbors/         galleries
 RUN/profile/           traces, see `profiling`
 """

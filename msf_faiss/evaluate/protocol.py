@@ -137,9 +137,17 @@ def view_protocol(config: Config) -> dict[str, Any]:
 
 
 def protocol_of(
-    subject: Subject, encoder: EncoderName, chosen: Mapping[str, Tensor], features: Mapping[str, Features]
+    subject: Subject,
+    encoder: EncoderName,
+    chosen: Mapping[str, Tensor],
+    features: Mapping[str, Features],
+    *,
+    training_images: int | None = None,
 ) -> dict[str, Any]:
-    """Data, view and network, in a form that JSON takes. `features` are those that are judged and that judge."""
+    """Data, view and network, in a form that JSON takes. `features` are those that are judged and that judge.
+
+    `training_images`: how many labelled ones there are, where only some of them were chosen.
+    """
     judged = features.get("test", features["train"])
     assert judged.labels is not None
     config, counts = subject.config, judged.labels.bincount()
@@ -148,7 +156,7 @@ def protocol_of(
         "data": {
             # How images are fetched does not change what they are.
             "config": config.data.model_dump(mode="json", exclude={"workers", "cache", "cache_dir", "download"}),
-            "training_images": len(features["train"].ids),
+            "training_images": len(features["train"].ids) if training_images is None else training_images,
             "held_out_images": len(features["test"].ids) if "test" in features else None,
             "classes": len(classes) if classes is not None else len(counts),
             "commonest_class": int(counts.max()) / len(judged.ids),

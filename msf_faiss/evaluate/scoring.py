@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -97,27 +98,16 @@ def score_linear(
     features = embed(subject, encoder, chosen, network=network, batch_size=batch_size, notify=notify)
     train, test = features["train"], features["test"]
     notify(f"{encoder}: training a linear layer on {len(train.ids):,} images")
-    score = _probe(subject, network, train, test, epochs=epochs, on_epoch=on_epoch)
+    score = probe(subject, network, train, test, epochs=epochs, on_epoch=on_epoch)
     protocol = {
         **protocol_of(subject, encoder, chosen, features),
-        "features": "L2-normalised, then standardised by the training set's mean and variance (centre views)",
-        "training_view": "the centre view" if fast else {"random_resized_crop": [0.08, 1.0], "flip": 0.5},
-        "epochs": epochs,
-        "optimizer": {
-            "name": "SGD",
-            "learning_rate": linear.LEARNING_RATE,
-            "momentum": linear.MOMENTUM,
-            "weight_decay": linear.WEIGHT_DECAY,
-            "batch_size": linear.BATCH_SIZE,
-            "tenth_after_epochs": linear.milestones(epochs),
-        },
-        "reported": "after the last epoch",
+        **linear_protocol(fast, epochs),
     }
     name: EvaluationName = "linear-fast" if fast else "linear"
     return result_of(subject, encoder, name, _linear_scores(score, fast, epochs), protocol, began)
 
 
-def _probe(
+def probe(
     subject: Subject,
     network: nn.Module | None,
     train: Features,
@@ -138,6 +128,24 @@ def _probe(
     if network is None:
         return ranks.on_main(lambda: trained(linear.cached_batches(train, seed=config.seed, device=device)))
     return trained(linear.augmented_batches(network, subject.train, train, config=config, device=device, ranks=ranks))
+
+
+def linear_protocol(fast: bool, epochs: int) -> dict[str, Any]:
+    """What decides the accuracy of a linear layer, beside the features."""
+    return {
+        "features": "L2-normalised, then standardised by the training set's mean and variance (centre views)",
+        "training_view": "the centre view" if fast else {"random_resized_crop": [0.08, 1.0], "flip": 0.5},
+        "epochs": epochs,
+        "optimizer": {
+            "name": "SGD",
+            "learning_rate": linear.LEARNING_RATE,
+            "momentum": linear.MOMENTUM,
+            "weight_decay": linear.WEIGHT_DECAY,
+            "batch_size": linear.BATCH_SIZE,
+            "tenth_after_epochs": linear.milestones(epochs),
+        },
+        "reported": "after the last epoch",
+    }
 
 
 def _knn_score(score: KnnScore) -> Score:

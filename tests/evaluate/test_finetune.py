@@ -1,0 +1,352 @@
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from pool import RankPool
+from torch import Tensor, nn
+
+from msf_faiss.config import Config, DemoData, NarrowBackbone, ViewsConfig
+from msf_faiss.data.base import Reduce, UnreadableImageError
+from msf_faiss.data.eval_batches import eval_batches
+from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.sampler import epoch_order
+from msf_faiss.distributed import Ranks
+from msf_faiss.errors import ElsewhereError, UserError
+from msf_faiss.evaluate.finetune import (
+    ONE_PERCENT,
+    TEN_PERCENT,
+    FinetuneEpoch,
+    FinetuneSettings,
+    finetune,
+    finetuned,
+    settings_for,
+)
+from msf_faiss.evaluate.linear import AUGMENTATION
+from msf_faiss.models import build_backbone
+
+CPU = torch.device("cpu")
+CONFIG = Config(seed=3, views=ViewsConfig(size=8))
+SKIP = Config(seed=3, views=ViewsConfig(size=8), data=DemoData(unreadable="skip"))
+QUICK = FinetuneSettings(backbone_learning_rate=0.02, head_learning_rate=0.1, epochs=2, batch_size=5)
+
+
+class Drawn(MemorySource):
+    """Images of 12 px, of which a channel tells the class; some are unreadable."""
+
+    def __init__(self, labels: Sequence[int], seed: int = 0, unreadable: Sequence[int] = ()) -> None:
+        random = np.random.default_rng(seed)
+        pixels = random.integers(60, size=(len(labels), 3, 12, 12))
+        for image, label in zip(pixels, labels, strict=True):
+            image[label % 3] += 130 if label < 3 else 60
+        classes = tuple(map(str, range(max(labels) + 1)))
+        super().__init__(torch.from_numpy(pixels.astype(np.uint8)), labels, classes, title="drawn")
+        self.unreadable = set(unreadable)
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        for index in ids:
+            if index in self.unreadable:
+                raise UnreadableImageError(f"{self.name(index)}: broken")
+        return super().decode(ids, reduce)
+
+
+class Flat(nn.Module):
+    """A backbone without batch norms, which notes how many images come at a time."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.dropout = nn.Conv2d(3, 6, 3), nn.Dropout(dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(len(images))
+        features: Tensor = self.dropout(self.conv(images).relu()).mean(dim=(2, 3))
+        return features
+
+
+class OddNorm(nn.BatchNorm2d):
+    pass
+
+
+def backbone(kind: str = "norms") -> nn.Module:
+    """As the evaluations hand it over: frozen, in eval mode."""
+    torch.manual_seed(0)
+    if kind == "norms":
+        network: nn.Module = build_backbone(NarrowBackbone(width=4, depths=(1,), strides=(2,)))[0]
+    elif kind == "odd":
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), OddNorm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    else:
+        network = Flat(0.5 if kind == "dropout" else 0.0)
+    return network.requires_grad_(False).eval()
+
+
+def train(
+    count: int = 14,
+    *,
+    kind: str = "norms",
+    settings: FinetuneSettings = QUICK,
+    config: Config = CONFIG,
+    unreadable: Sequence[int] = (),
+    ranks: Ranks | None = None,
+) -> dict[str, Tensor]:
+    """The weights after fine-tuning on `count` images of four classes."""
+    source = Drawn([index % 4 for index in range(count)], unreadable=unreadable)
+    options: Any = {"config": config, "device": CPU, "classes": 4, "settings": settings, "ranks": ranks}
+    return finetuned(backbone(kind), source, torch.arange(count), **options).state_dict()
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_published_settings() -> None:
+    assert dataclasses.asdict(ONE_PERCENT) == {
+        "backbone_learning_rate": 0.02,
+        "head_learning_rate": 5.0,
+        "epochs": 20,
+        "batch_size": 256,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "decay": 0.2,
+        "drops": (0.6, 0.8),
+        "view": AUGMENTATION,
+    }
+    assert dataclasses.replace(ONE_PERCENT, backbone_learning_rate=0.01, head_learning_rate=0.2) == TEN_PERCENT
+    assert TEN_PERCENT.milestones == [12, 16]
+    assert dataclasses.replace(TEN_PERCENT, epochs=5).milestones == [3, 4]
+    assert [settings_for(fraction) is ONE_PERCENT for fraction in (0.001, 0.01, 0.03, 0.04, 0.1, 1)] == [
+        *[True] * 3,
+        *[False] * 3,
+    ]
+
+
+def test_it_learns_what_there_is_to_learn() -> None:
+    source, test = Drawn([0, 1, 2] * 10), Drawn([0, 1, 2, 5] * 3, seed=1)
+    settings = FinetuneSettings(backbone_learning_rate=0.05, head_learning_rate=0.5, epochs=8, batch_size=10)
+    seen: list[FinetuneEpoch] = []
+    score = finetune(
+        backbone(),
+        source,
+        torch.arange(30),
+        test,
+        torch.arange(12),
+        config=CONFIG,
+        device=CPU,
+        classes=3,
+        settings=settings,
+        on_epoch=seen.append,
+    )
+    assert [(done.epoch, done.epochs) for done in seen] == [(epoch, 8) for epoch in range(1, 9)]
+    assert seen[-1].loss < 0.2 * seen[0].loss
+    assert seen[-1].accuracy == 1 > seen[0].accuracy
+    assert (score.top1, score.top5, score.images) == (9, None, 12)  # no class 5 was learnt: it is never guessed
+
+
+def test_top_5_of_more_than_five_classes() -> None:
+    source = Drawn([0, 1, 2, 3, 4, 5, 6] * 3)
+    ids: Tensor = torch.arange(21)
+    score = finetune(backbone(), source, ids, source, ids[:20], config=CONFIG, device=CPU, classes=7, settings=QUICK)
+    assert score.top5 is not None
+    assert score.top1 < score.top5 <= 20 == score.images
+
+
+def test_two_steps_equal_ones_written_out() -> None:
+    """Momentum, weight decay, two learning rates and their fall, with the gradients of autograd."""
+    settings = FinetuneSettings(
+        backbone_learning_rate=0.1,
+        head_learning_rate=0.7,
+        epochs=2,
+        batch_size=12,
+        weight_decay=0.01,
+        decay=0.3,
+        drops=(0.5,),
+    )
+    source, count = Drawn([index % 4 for index in range(12)]), 12
+    trunk = backbone().requires_grad_(True).train()
+    torch.manual_seed(CONFIG.seed)
+    head = nn.Linear(4, 4)
+    start = copy.deepcopy((trunk.state_dict(), head.state_dict()))
+    rates = {0: (0.1, 0.7), 1: (0.03, 0.21)}
+    velocity: dict[nn.Parameter, Tensor] = {}
+    for epoch in range(2):
+        order = epoch_order(count, CONFIG.seed, epoch)
+        (batch,) = eval_batches(source, order, config=CONFIG, batch_size=12, view=settings.view, epoch=epoch)
+        assert source.labels is not None
+        targets = torch.from_numpy(source.labels[order])
+        trunk.zero_grad()
+        head.zero_grad()
+        logits = head(trunk(batch.views(CPU, CONFIG.views).contiguous()))
+        (-logits.log_softmax(dim=1)[range(count), targets].mean()).backward()
+        with torch.no_grad():
+            for module, rate in zip((trunk, head), rates[epoch], strict=True):
+                for parameter in module.parameters():
+                    assert parameter.grad is not None
+                    gradient = parameter.grad + 0.01 * parameter
+                    velocity[parameter] = 0.9 * velocity.get(parameter, torch.zeros(())) + gradient
+                    parameter -= rate * velocity[parameter]
+    expected = {f"0.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    expected |= {f"1.{name}": tensor for name, tensor in head.state_dict().items()}
+    found = train(12, settings=settings)
+    for name, tensor in expected.items():
+        # single roundings of float32 over two steps
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+    for place, before in enumerate(start):
+        assert not any(torch.equal(found[f"{place}.{name}"], tensor) for name, tensor in before.items())
+
+
+def test_the_backbone_stays_as_it_was_bit_for_bit() -> None:
+    network, source = backbone(), Drawn([0, 1] * 5)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    finetuned(network, source, torch.arange(10), config=CONFIG, device=CPU, classes=2, settings=QUICK)
+    assert same(network.state_dict(), before)
+    assert not network.training
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["norms", "dropout"])
+def test_the_seed_decides_and_torchs_own_generator_is_left_alone(kind: str) -> None:
+    one = train(kind=kind)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    source = Drawn([index % 4 for index in range(14)])
+    network = backbone(kind)
+    torch.set_rng_state(before)
+    options: Any = {"device": CPU, "classes": 4, "settings": QUICK}
+    two = finetuned(network, source, torch.arange(14), config=CONFIG, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(one, two.state_dict())
+    assert not same(one, train(kind=kind, config=CONFIG.model_copy(update={"seed": 4})))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 2, [2]), (2, 256, [2]), (7, 256, [7])],
+)
+def test_a_rest_of_one_image_is_left_out(count: int, batch_size: int, sizes: list[int]) -> None:
+    Flat.seen.clear()
+    train(count, kind="flat", settings=dataclasses.replace(QUICK, batch_size=batch_size))
+    assert Flat.seen == sizes * 2
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match="1 images are too few to fine-tune on: each of 1 ranks needs 2 a step"):
+        train(1)
+    with pytest.raises(UserError, match="a batch of 1 is too small"):
+        train(4, settings=dataclasses.replace(QUICK, batch_size=1))
+
+
+def test_a_loss_that_is_not_finite_says_what_to_lower() -> None:
+    wild = dataclasses.replace(QUICK, head_learning_rate=1e30)
+    with pytest.raises(UserError, match=r"the loss of epoch 1 of 2 is not finite; lower the learning rate of .*1e\+30"):
+        train(kind="flat", settings=wild)
+    # The only step: its loss was finite, what came of it is not.
+    source, last = Drawn([0, 1, 2] * 4), dataclasses.replace(wild, epochs=1, batch_size=12, head_learning_rate=3e38)
+    ids, options = torch.arange(12), {"config": CONFIG, "device": CPU, "classes": 3, "settings": last}
+    with pytest.raises(UserError, match=r"the logits of [0-9]+ of 12 test images are not finite"):
+        finetune(backbone("flat"), source, ids, source, ids, **options)  # type: ignore[arg-type]
+
+
+def test_unreadable_images_end_it_or_are_left_out() -> None:
+    with pytest.raises(UserError, match=r"drawn\[3\]: broken"):
+        train(unreadable=[3])
+    order = epoch_order(14, CONFIG.seed, 0)
+    Flat.seen.clear()
+    # The second batch of the first epoch cannot be read at all, the third has one image left, the first three.
+    broken = [*order[5:10], *order[11:14], *order[:2]]
+    train(kind="flat", settings=dataclasses.replace(QUICK, epochs=1), config=SKIP, unreadable=broken)
+    assert Flat.seen == [3]
+    with pytest.raises(UserError, match="no batch has two readable images for each rank"):
+        train(kind="flat", config=SKIP, unreadable=order[:-1])
+
+
+def finetune_together(ranks: Ranks, kind: str, tests: int) -> tuple[dict[str, Tensor], tuple[int, ...], list[float]]:
+    source, test = Drawn([index % 4 for index in range(14)]), Drawn([index % 4 for index in range(tests)], seed=1)
+    losses: list[float] = []
+    options: Any = {"config": CONFIG, "device": CPU, "classes": 4, "settings": QUICK, "ranks": ranks}
+    weights = finetuned(backbone(kind), source, torch.arange(14), **options).state_dict()
+    score = finetune(
+        backbone(kind),
+        source,
+        torch.arange(14),
+        test,
+        torch.arange(tests),
+        on_epoch=lambda done: losses.extend([done.loss, done.accuracy]),
+        **options,
+    )
+    return weights, (score.top1, score.images), losses
+
+
+@pytest.mark.parametrize(("kind", "tests"), [("flat", 7), ("norms", 7), ("norms", 1)])
+def test_two_ranks_do_as_one(pool: RankPool, kind: str, tests: int) -> None:
+    """Batches of 5, 5 and 4: one rank has an image more than the other, and counts for more."""
+    weights, score, losses = finetune_together(Ranks.alone(), kind, tests)
+    first, second = pool.run(2, finetune_together, kind, tests)
+    assert same(first[0], second[0])
+    for name, tensor in weights.items():
+        # float32 sums in another order, over six steps
+        torch.testing.assert_close(first[0][name], tensor, rtol=1e-4, atol=1e-5)
+    assert first[1] == second[1] == score
+    assert first[2] == second[2] == pytest.approx(losses, rel=1e-4)
+
+
+def fail_together(ranks: Ranks, what: str) -> str:
+    wild = dataclasses.replace(QUICK, head_learning_rate=1e30)
+    cases: dict[str, Any] = {
+        "norms": {"kind": "odd"},
+        "images": {"count": 3},
+        "loss": {"kind": "flat", "settings": wild},
+    }
+    try:
+        train(ranks=ranks, **cases[what])
+    except ElsewhereError as error:
+        return f"elsewhere: {error}"
+    except UserError as error:
+        return f"here: {error}"
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        ("norms", "batch norms of another kind than torch's (OddNorm)"),
+        ("images", "3 images are too few to fine-tune on: each of 2 ranks needs 2"),
+        ("loss", "the loss of epoch 1 of 2 is not finite"),
+    ],
+)
+def test_what_goes_wrong_goes_wrong_on_all_ranks_and_is_told_once(pool: RankPool, what: str, complaint: str) -> None:
+    here, elsewhere = pool.run(2, fail_together, what)
+    assert here.startswith("here: ")
+    assert complaint in here
+    assert elsewhere == here.replace("here", "elsewhere", 1)
+
+
+def train_on_what_is_readable(ranks: Ranks, unreadable: list[int]) -> dict[str, Tensor]:
+    return train(ranks=ranks, settings=dataclasses.replace(QUICK, epochs=1), config=SKIP, unreadable=unreadable)
+
+
+def test_a_batch_of_which_a_rank_can_read_too_little_is_left_out_by_all(pool: RankPool) -> None:
+    """Of the first batch rank 0 can read nothing, of the second rank 1 one image; one rank leaves both out."""
+    order = epoch_order(14, CONFIG.seed, 0).tolist()
+    one = train_on_what_is_readable(Ranks.alone(), order[:10])
+    first, second = pool.run(2, train_on_what_is_readable, [*order[:3], order[8]])
+    assert same(first, second)
+    for name, tensor in one.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)  # as above
+
+
+def test_a_rest_of_one_image_a_rank_is_left_out(pool: RankPool) -> None:
+    order = epoch_order(13, CONFIG.seed, 0).tolist()  # 5, 5 and 3, of which rank 1 would have one
+    settings = dataclasses.replace(QUICK, epochs=1)
+    expected = train(13, settings=settings, config=SKIP, unreadable=order[10:])
+    found = pool.run(2, train_thirteen)[1]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)  # as above
+
+
+def train_thirteen(ranks: Ranks) -> dict[str, Tensor]:
+    return train(13, ranks=ranks, settings=dataclasses.replace(QUICK, epochs=1))
