@@ -94,35 +94,39 @@ def configuration() -> str:
         "JSON Schema, with which editors complete and check a config.\n"
     )
     lone = {name: value for name, value in schema["properties"].items() if "description" in value}
-    text += "".join(_key(name, value, level=2) for name, value in lone.items())
+    text += "".join(_key(name, value, level=2, anchor=name) for name, value in lone.items())
     for name, value in schema["properties"].items():
         if name not in lone:
             text += "".join(_section(name, value, schema["$defs"], level=2))
     return text
 
 
-def _section(path: str, value: Schema, models: dict[str, Schema], *, level: int) -> Iterator[str]:
+def _section(
+    path: str, value: Schema, models: dict[str, Schema], *, level: int, anchor: str | None = None
+) -> Iterator[str]:
     """A heading, what the section is for, its keys, and the sections in it; for a choice of kinds, what each adds."""
+    anchor = anchor or path
     kinds = [models[kind["$ref"].rpartition("/")[2]] for kind in value.get("oneOf", [value])]
     shared = {
         name: key
         for name, key in kinds[0]["properties"].items()
         if name != "kind" and all(kind["properties"].get(name) == key for kind in kinds)
     }
-    yield f"\n{'#' * level} {path} {{ #{path} }}\n"
+    yield f"\n{'#' * level} {path} {{ #{anchor} }}\n"
     if len(kinds) == 1:
         yield f"\n{_prose(kinds[0].get('description', ''))}\n"
-    else:
-        names = ", ".join(f"`{name}`" for kind in kinds for name in _kinds(kind))
-        default = value["default"]["kind"]
-        yield f"\n`{path}.kind` is one of {names}; `{default}` by default. Every kind has:\n"
-    yield from _keys(path, shared, models, level=level)
-    for kind in kinds if len(kinds) > 1 else []:
-        of_kind = " or ".join(_kinds(kind))
+        yield from _keys(path, kinds[0]["properties"], models, level=level + 1, anchor=anchor)
+        return
+    names = ", ".join(f"`{name}`" for kind in kinds for name in _kinds(kind))
+    yield f"\n`{path}.kind` is one of {names}; `{value['default']['kind']}` by default."
+    yield f"{' Every kind has:' if shared else ''}\n"
+    yield from _keys(path, shared, models, level=level + 1, anchor=anchor)
+    for kind in kinds:
         own = {name: key for name, key in kind["properties"].items() if name != "kind" and name not in shared}
-        anchor = f"{path}.{_kinds(kind)[0]}"
-        yield f"\n{'#' * (level + 1)} {path}.kind: {of_kind} {{ #{anchor} }}\n\n{_prose(kind.get('description', ''))}\n"
-        yield from _keys(path, own, models, level=level + 1, anchor=anchor)
+        of_kind = f"{anchor}.kind-{_kinds(kind)[0]}"
+        yield f"\n{'#' * (level + 1)} {path}.kind: {' or '.join(_kinds(kind))} {{ #{of_kind} }}\n"
+        yield f"\n{_prose(kind.get('description', ''))}\n"
+        yield from _keys(path, own, models, level=level + 2, anchor=of_kind)
 
 
 def _kinds(kind: Schema) -> list[str]:
@@ -130,22 +134,20 @@ def _kinds(kind: Schema) -> list[str]:
     return named["enum"] if "enum" in named else [named["const"]]
 
 
-def _keys(
-    path: str, keys: Schema, models: dict[str, Schema], *, level: int, anchor: str | None = None
-) -> Iterator[str]:
-    sections = {name for name, key in keys.items() if "$ref" in key or "oneOf" in key}
+def _keys(path: str, keys: Schema, models: dict[str, Schema], *, level: int, anchor: str) -> Iterator[str]:
+    """Keys first, then the sections among them."""
+    sections = {name: key for name, key in keys.items() if "$ref" in key or "oneOf" in key}
     for name, key in keys.items():
         if name not in sections:
-            yield _key(f"{path}.{name}", key, level=level + 1, anchor=None if anchor is None else f"{anchor}.{name}")
-    for name, key in keys.items():
-        if name in sections:
-            yield from _section(f"{anchor or path}.{name}", key, models, level=level + 1)
+            yield _key(f"{path}.{name}", key, level=level, anchor=f"{anchor}.{name}")
+    for name, key in sections.items():
+        yield from _section(f"{path}.{name}", key, models, level=level, anchor=f"{anchor}.{name}")
 
 
-def _key(path: str, key: Schema, *, level: int, anchor: str | None = None) -> str:
+def _key(path: str, key: Schema, *, level: int, anchor: str) -> str:
     default = "required" if "default" not in key else f"default `{_yaml(key['default'])}`"
     return (
-        f"\n{'#' * level} `{path}` {{ #{anchor or path} }}\n\n{_prose(key.get('description', ''))}  \n"
+        f"\n{'#' * level} `{path}` {{ #{anchor} }}\n\n{_prose(key.get('description', ''))}  \n"
         f"<small>{_type(key)} · {default}</small>\n"
     )
 

@@ -17,10 +17,17 @@ from documents import ROOT
 from msf_faiss_cli.main import cli
 from playwright.sync_api import Browser, sync_playwright
 
-from msf_faiss.config import Config
+from msf_faiss.config_file import load_config
 
 LOADED = {"src", "srcset", "poster", "data"}  # attributes whose URL a browser fetches by itself; href, of these:
 LINKED = {"link", "use", "image"}
+
+PLACED = ("folder", "parquet", "webdataset", "huggingface")  # data that have no place by themselves
+KINDS = [
+    *(f"data.kind={kind}" for kind in ("demo", *PLACED, "cifar10", "cifar100", "stl10")),
+    *(f"bank.kind={kind}" for kind in ("flat", "scan", "ivf", "reference")),
+    *(f"model.backbone.kind={kind}" for kind in ("torchvision", "narrow")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +115,12 @@ def test_the_references_are_complete(site: Path) -> None:
             if isinstance(option, click.Option):
                 assert max(option.opts, key=len) in commands, (name, option)
     settings = html.unescape((site / "reference" / "configuration.html").read_text(encoding="utf-8"))
-    for key in keys(Config().model_dump(mode="json")):
-        assert f">{key}<" in settings or key.endswith(".kind"), key
-    for kind in ("folder", "parquet", "webdataset", "huggingface", "ivf", "scan", "reference"):
-        assert f"kind: {kind}" in settings
+    for kind in KINDS:
+        choice, _, name = kind.partition("=")
+        assert re.search(rf">{choice}: ([a-z0-9]+ or )*{name}\b", settings), kind
+        where = ["data.path=anywhere"] if name in PLACED else []
+        for key in keys(load_config("demo", [kind, *where]).model_dump(mode="json")):
+            assert f">{key}<" in settings, key
     for package in (ROOT / "msf_faiss").rglob("__init__.py"):
         name = ".".join(package.parent.relative_to(ROOT).parts)
         assert (site / "reference" / "python" / f"{name}.html").is_file()
