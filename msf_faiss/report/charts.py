@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from msf_faiss.report.metrics import Curve, Metrics, smooth, thin
 
 WIDTH, HEIGHT = 1000, 400
 _ROOM = 25  # units from one point to the next, on average, that leave room for dots
+_TINY = 1e-290  # what is smaller counts as zero: floats have no room for a scale there
 _MOST_MARKS = 60  # lines in a plot; more are a grey block
 
 Format = Literal["number", "percent", "count", "ms"]
@@ -76,7 +79,7 @@ class Scale:
 
     def y(self, value: float) -> float | None:
         """From the top, in units of the plot; None: a logarithm has no place for it."""
-        if math.isnan(value) or (self.log and value <= 0):
+        if math.isnan(value) or (self.log and value < self.low):
             return None
         low, high, value = (
             (math.log10(x) for x in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
@@ -180,8 +183,8 @@ def tick_in_words(value: float, format: Format) -> str:
 
 def round_ticks(low: float, high: float, about: int = 4) -> tuple[float, ...]:
     """Round numbers from at or below `low` to at or above `high`, some `about` of them."""
-    if high - low < 1e-300:
-        low, high = (0.0, high) if high > 1e-290 else (low - 1, high + 1)
+    if high - low < _TINY:
+        low, high = (low, 0.0) if low < -_TINY else (0.0, high if high > _TINY else 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((factor * power for factor in (1, 2, 2.5, 5) if factor * power >= rough * (1 - 1e-9)), 10 * power)
@@ -206,7 +209,7 @@ def _chart(name: str, measure: Measure, runs: Sequence[Metrics]) -> Chart:
     ]
     values = [value for _, curve, _ in with_curve for value in curve.values.tolist() if not math.isnan(value)]
     linear = _linear(min(values), max(values), measure)
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if value > _TINY]
     log = _logarithmic(min(positive), max(positive)) if measure.log and positive else None
     series = []
     for number, curve, whole in with_curve:
@@ -284,19 +287,16 @@ def _short(value: float) -> str:
 
 def _in_words(curve: Curve, measure: Measure) -> str:
     """A curve for those who do not see it."""
-    told = [
-        (int(step), value)
-        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
-        if not math.isnan(value)
-    ]
-    points = {
+    told = np.flatnonzero(~np.isnan(curve.values))
+    places = {
         "from": told[0],
         "to": told[-1],
-        "lowest": min(told, key=lambda point: point[1]),
-        "highest": max(told, key=lambda point: point[1]),
+        "lowest": np.nanargmin(curve.values),
+        "highest": np.nanargmax(curve.values),
     }
     return ", ".join(
-        f"{name} {in_words(value, measure.format)} at step {step:,}" for name, (step, value) in points.items()
+        f"{name} {in_words(float(curve.values[place]), measure.format)} at step {curve.steps[place]:,}"
+        for name, place in places.items()
     )
 
 

@@ -171,7 +171,4 @@ def _versions(versions: Mapping[str, Any]) -> str:
 
 def moment(seconds: float) -> str:
     """A time in Unix seconds for people, UTC."""
-    try:
-        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    except (OverflowError, OSError, TypeError, ValueError):
-        return "at no time that there can be"
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
