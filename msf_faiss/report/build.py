@@ -87,11 +87,12 @@ def refuse_other(out: Path) -> None:
 def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = None) -> str:
     """The page's HTML; links to the runs' own pages are relative to `out`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.tests["differing"] = lambda values: len(set(values)) > 1
+    environment.tests["differing"] = _differ
     environment.filters |= {"percent": "{:.1%}".format, "count": "{:,.0f}".format, "cosine": "{:.3f}".format}
     metrics = [run.metrics for run in runs]
     groups, last_step = charts.draw(metrics), span(metrics)
     shown = [_run(number, run, out, last_step) for number, run in enumerate(runs)]
+    sections = config_sections(runs)
     style, script = _asset("report.css") + _toggles(len(runs)), _asset("report.js")
     page = environment.from_string(_asset("page.html.j2")).render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
@@ -108,8 +109,9 @@ def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = N
         smoothable=any(series.linear.smooth for found in groups.values() for chart in found for series in chart.series),
         labelled=any(run.inspection is not None and run.inspection.summary.purity is not None for run in runs),
         marks=[(number, mark) for number, run in enumerate(runs) for mark in run.metrics.marks],
-        differences=differences(runs),
-        sections=config_sections(runs),
+        configured=[run for run in shown if run["record"].config is not None],
+        differences=differences(sections),
+        sections=sections,
         tables=_tables(runs),
         tile=_TILE,
         data=_data(runs, groups, last_step),
@@ -123,23 +125,33 @@ def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = N
     return page.encode(errors="backslashreplace").decode()  # names need not be valid UTF-8
 
 
-def differences(runs: Sequence[RunRecord]) -> dict[str, list[str | None]]:
-    """Of each setting that is not the same in all runs, its value in each; None: the run has no such setting."""
-    each = [settings(run.config or {}) for run in runs]
-    known = [found for run, found in zip(runs, each, strict=True) if run.config is not None]
-    keys = dict.fromkeys(key for found in known for key in found)
-    return {key: [found.get(key) for found in each] for key in keys if len({found.get(key) for found in known}) > 1}
+Rows = dict[str, list[str | None]]
+"""By setting: its value in each run whose config is known; None: the run has no such setting."""
 
 
-def config_sections(runs: Sequence[RunRecord]) -> dict[str, dict[str, list[str | None]]]:
-    """All settings by section, "" for those outside of one: the value in each run."""
-    each = [settings(run.config or {}) for run in runs]
-    sections: dict[str, dict[str, list[str | None]]] = {}
+def config_sections(runs: Sequence[RunRecord]) -> dict[str, Rows]:
+    """All settings by section, "" for those outside of one."""
+    each = [settings(run.config) for run in runs if run.config is not None]
+    sections: dict[str, Rows] = {}
     for key in dict.fromkeys(key for found in each for key in found):
         section, dot, rest = key.partition(".")
         section, rest = (section, rest) if dot else ("", key)
         sections.setdefault(section, {})[rest] = [found.get(key) for found in each]
     return sections
+
+
+def differences(sections: Mapping[str, Rows]) -> Rows:
+    """The settings that are not the same in all runs, by their whole key."""
+    return {
+        f"{section}.{key}".removeprefix("."): values
+        for section, rows in sections.items()
+        for key, values in rows.items()
+        if _differ(values)
+    }
+
+
+def _differ(values: Sequence[str | None]) -> bool:
+    return len(set(values)) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

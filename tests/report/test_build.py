@@ -323,11 +323,10 @@ def test_what_is_broken_is_told_in_its_place(make_run: MakeRun) -> None:
     assert "future_setting: no such key" in words
     assert "seed: none future_setting: 3" in words
     assert "mine.json: not a result" in words
-    assert page_has_curves(run)
-
-
-def page_has_curves(run: Path) -> bool:
-    return len(render(run).data["charts"]) > 5
+    assert len(render(run).data["charts"]) > 5
+    words = render(run, make_run("other")).words
+    assert "run is left out: its config cannot be read" in words
+    assert "The configs are the same." not in words
 
 
 def test_versions_come_from_the_newest_checkpoint(make_run: MakeRun) -> None:
