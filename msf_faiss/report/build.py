@@ -7,10 +7,10 @@ import datetime
 import hashlib
 import importlib.resources
 import io
+import math
 import os
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from PIL import Image
 import msf_faiss
 from msf_faiss.config_yaml import dump
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.comparison import Comparison, describe_data
 from msf_faiss.neighbors.records import Inspection, write_output
 from msf_faiss.report import charts
 from msf_faiss.report.charts import Chart, chart_data, in_words, span, step_ticks
-from msf_faiss.report.metrics import SMOOTH_SHARE, thin
-from msf_faiss.report.record import RunRecord, moment, read_runs, settings
-from msf_faiss.run_dir import REPORT
+from msf_faiss.report.metrics import SMOOTH_SHARE, Curve, thin
+from msf_faiss.report.record import RunRecord, moment, read_runs
+from msf_faiss.report.tables import config_sections, differ, differences, score_tables
+from msf_faiss.run_dir import CONFIG, REPORT
 from msf_faiss.status import Status
 
 _GENERATOR = '<meta name="generator" content="msf-faiss report'
@@ -87,7 +87,7 @@ def refuse_other(out: Path) -> None:
 def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = None) -> str:
     """The page's HTML; links to the runs' own pages are relative to `out`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.tests["differing"] = _differ
+    environment.tests["differing"] = differ
     environment.filters |= {"percent": "{:.1%}".format, "count": "{:,.0f}".format, "cosine": "{:.3f}".format}
     metrics = [run.metrics for run in runs]
     groups, last_step = charts.draw(metrics), span(metrics)
@@ -102,7 +102,6 @@ def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = N
         groups=groups,
         plot=charts,
         scales=_both_scales,
-        in_words=in_words,
         ticks=step_ticks(last_step),
         last_step=last_step,
         smooth_share=SMOOTH_SHARE,
@@ -112,8 +111,7 @@ def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = N
         configured=[run for run in shown if run["record"].config is not None],
         differences=differences(sections),
         sections=sections,
-        tables=_tables(runs),
-        tile=_TILE,
+        tables=score_tables(runs),
         data=_data(runs, groups, last_step),
         style=Markup(style),
         script=Markup(script),
@@ -123,81 +121,6 @@ def render_report(runs: Sequence[RunRecord], *, out: Path, title: str | None = N
         version=msf_faiss.__version__,
     )
     return page.encode(errors="backslashreplace").decode()  # names need not be valid UTF-8
-
-
-Rows = dict[str, list[str | None]]
-"""By setting: its value in each run whose config is known; None: the run has no such setting."""
-
-
-def config_sections(runs: Sequence[RunRecord]) -> dict[str, Rows]:
-    """All settings by section, "" for those outside of one."""
-    each = [settings(run.config) for run in runs if run.config is not None]
-    sections: dict[str, Rows] = {}
-    for key in dict.fromkeys(key for found in each for key in found):
-        section, dot, rest = key.partition(".")
-        section, rest = (section, rest) if dot else ("", key)
-        sections.setdefault(section, {})[rest] = [found.get(key) for found in each]
-    return sections
-
-
-def differences(sections: Mapping[str, Rows]) -> Rows:
-    """The settings that are not the same in all runs, by their whole key."""
-    return {
-        f"{section}.{key}".removeprefix("."): values
-        for section, rows in sections.items()
-        for key, values in rows.items()
-        if _differ(values)
-    }
-
-
-def _differ(values: Sequence[str | None]) -> bool:
-    return len(set(values)) > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
-    """Comparisons on the same images; a row a metric, a group of columns a run and step."""
-
-    about: str
-    groups: list[tuple[int, Comparison]]  # number of the run
-    heads: list[list[str]]  # of each group its columns
-    rows: dict[str, list[list[str]]]  # by metric: of each group its cells
-    best: dict[str, str]  # the highest accuracy of a row, as its cell says it
-
-
-def _tables(runs: Sequence[RunRecord]) -> list[_Table]:
-    """Evaluations on the same images stand side by side, whichever run they are of."""
-    by_images: dict[str, list[tuple[int, Comparison]]] = {}
-    for number, run in enumerate(runs):
-        for comparison in run.comparisons:
-            by_images.setdefault(describe_data(comparison.data), []).append((number, comparison))
-    return [_table(about, groups) for about, groups in by_images.items()]
-
-
-def _table(about: str, groups: list[tuple[int, Comparison]]) -> _Table:
-    heads = []
-    for _, comparison in groups:
-        gains = any(comparison.gain(metric) is not None for metric in comparison.scores)
-        heads.append([*map(str, comparison.encoders), *(["gain"] if gains else [])])
-    rows: dict[str, list[list[str]]] = {}
-    best: dict[str, str] = {}
-    for metric in dict.fromkeys(metric for _, comparison in groups for metric in comparison.scores):
-        rows[metric] = []
-        accuracies: list[float] = []
-        for (_, comparison), head in zip(groups, heads, strict=True):
-            scores = comparison.scores.get(metric, {})
-            accuracies += [score.accuracy for score in scores.values()]
-            cells = [_accuracy(scores[name].accuracy) if name in scores else "–" for name in comparison.encoders]
-            if len(cells) < len(head):
-                gain = comparison.gain(metric) if scores else None
-                cells.append("–" if gain is None else f"{gain:+.1f}")
-            rows[metric].append(cells)
-        best[metric] = _accuracy(max(accuracies))
-    return _Table(about=about, groups=groups, heads=heads, rows=rows, best=best)
-
-
-def _accuracy(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _run(number: int, run: RunRecord, out: Path, last_step: int) -> dict[str, Any]:
@@ -242,12 +165,9 @@ def ending(status: Status) -> str:
         case "starting":
             return "A new process has begun, and its first step is still to come."
         case _:
-            left = (
-                ""
-                if beat.seconds_left is None
-                else f", about {datetime.timedelta(seconds=round(beat.seconds_left))} left"
-            )
-            return f"In training on {beat.host}, last heard of {moment(beat.time)}{left}."
+            left = None if beat.seconds_left is None else datetime.timedelta(seconds=round(beat.seconds_left))
+            heard = f"In training on {beat.host}, last heard of {moment(beat.time)}"
+            return f"{heard}." if left is None else f"{heard}, about {left} left."
 
 
 def _progress(run: RunRecord) -> str:
@@ -262,16 +182,13 @@ def _progress(run: RunRecord) -> str:
 def _readings(run: RunRecord) -> dict[str, dict[str, str]]:
     """The last readings of what matters most, those that there are, by title."""
     found = {}
-    for name in _AT_THE_TOP:
-        curve = run.metrics.curves.get(name)
-        if curve is None:
-            continue
-        measure = charts.measure_of(name, [run.metrics])
-        word, of = _AT_THE_TOP[name]
-        found[measure.title] = {
-            "value": in_words(run.metrics.last(name), measure.format),
-            "about": f"{word} {in_words(float(of(curve.values)), measure.format)}",
-        }
+    for name, (word, of) in _AT_THE_TOP.items():
+        if name in run.metrics.curves:
+            measure = charts.measure_of(name, [run.metrics])
+            found[measure.title] = {
+                "value": in_words(run.metrics.last(name), measure.format),
+                "about": f"{word} {in_words(float(of(run.metrics.curves[name].values)), measure.format)}",
+            }
     return found
 
 
@@ -280,7 +197,7 @@ def _config_text(run: RunRecord) -> str | None:
     if run.config is not None:
         return None
     try:
-        return (run.path / "config.yaml").read_text(encoding="utf-8", errors="replace")[:100_000]
+        return (run.path / CONFIG).read_text(encoding="utf-8", errors="replace")[:100_000]
     except OSError:
         return None
 
@@ -335,23 +252,17 @@ def _both_scales(chart: Chart) -> list[tuple[str, charts.Scale]]:
 
 def _data(runs: Sequence[RunRecord], groups: Mapping[str, Sequence[Chart]], last_step: int) -> dict[str, Any]:
     """Numbers for the script; no name is among them."""
-    epochs: list[dict[str, list[Any]]] = []
-    for run in runs:
-        curve = run.metrics.curves.get("epoch")
-        if curve is None:
-            epochs.append({"steps": [], "epochs": []})
-            continue
-        thinned = thin(curve)
-        told = thinned.values == thinned.values
-        epochs.append(
-            {
-                "steps": thinned.steps[told].tolist(),
-                "epochs": [float(f"{epoch:.4g}") for epoch in thinned.values[told].tolist()],
-            }
-        )
+    none = Curve(np.empty(0, np.int64), np.empty(0))
+    epochs = [thin(run.metrics.curves.get("epoch", none)) for run in runs]
     return {
         "last": last_step,
-        "runs": epochs,
+        "runs": [
+            {
+                "steps": curve.steps.tolist(),
+                "epochs": [None if math.isnan(epoch) else float(f"{epoch:.4g}") for epoch in curve.values.tolist()],
+            }
+            for curve in epochs
+        ],
         "charts": [chart_data(chart) for charts_of in groups.values() for chart in charts_of],
     }
 

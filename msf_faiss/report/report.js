@@ -76,7 +76,8 @@
     const epochs = new Set(
       data.runs.filter((run) => run.steps.length && step <= run.steps[run.steps.length - 1]).map((run) => run.epochs[Math.max(0, lastAt(run.steps, step))]),
     );
-    const epoch = epochs.size === 1 ? `, epoch ${Number([...epochs][0].toPrecision(4))}` : "";
+    const [only] = epochs;
+    const epoch = epochs.size === 1 && only !== null ? `, epoch ${only}` : "";
     at.textContent = `step ${step.toLocaleString("en-US")}${epoch}`;
     slider.setAttribute("aria-valuetext", at.textContent);
     document.body.classList.add("pointing");
