@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from msf_faiss.evaluate.comparison import Comparison, describe_data
+from msf_faiss.evaluate.comparison import TITLES, Comparison, describe_data
 from msf_faiss.report.record import RunRecord, settings
 
 Rows = dict[str, list[str | None]]
@@ -62,7 +62,7 @@ def _table(about: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
     heads = []
     for _, comparison in groups:
         gains = any(comparison.gain(metric) is not None for metric in comparison.scores)
-        heads.append([*map(str, comparison.encoders), *(["gain"] if gains else [])])
+        heads.append([*(TITLES[name] for name in comparison.encoders), *(["gain"] if gains else [])])
     rows: dict[str, list[list[str]]] = {}
     best: dict[str, str] = {}
     for metric in dict.fromkeys(metric for _, comparison in groups for metric in comparison.scores):

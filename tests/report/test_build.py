@@ -237,8 +237,8 @@ def test_results_on_the_same_images_stand_side_by_side(make_run: MakeRun) -> Non
     tables = re.findall(r'<table class="scores">.*?</table>', page.page, re.S)
     assert len(tables) == 2
     assert re.findall(r'<th scope="col".*?>(.*?)</th>', tables[0]) == [
-        *("Metric", "online", "untrained", "pixels", "gain"),
-        *("online", "pixels"),
+        *("Metric", "trained", "untrained", "raw pixels", "gain"),
+        *("trained", "raw pixels"),
     ]
     assert re.findall(r'colspan="(\d)"', tables[0]) == ["4", "2"]
     cells = re.findall(r"<td.*?>(.*?)</td>", tables[0][tables[0].index("<tbody>") :])
