@@ -60,12 +60,12 @@ def _share(text: str) -> float:
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the network in a fine-tune.  [default: 0.02 for 1 %, 0.01 for 10 % of the labels]",
+    help="Of the network in a fine-tune.  [default: 0.01; 0.02 for 1 % of the labels if these are 5,000 or more]",
 )
 @click.option(
     "--head-learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the new layer in a fine-tune.  [default: 5 for 1 %, 0.2 for 10 % of the labels]",
+    help="Of the new layer in a fine-tune.  [default: 0.2; 5 for 1 % of the labels if these are 5,000 or more]",
 )
 @click.option(
     "--subset-seed",

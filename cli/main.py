@@ -23,6 +23,7 @@ _COMMANDS = {
     "eval-transfer": "Score frozen features by logistic regression, on any labelled data.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
+    "report": "Write a run's report, or that of several side by side, as one page.",
     "doctor": "See what decides whether and how fast the bank works here.",
     "config-schema": "Print the JSON Schema of the config, for editors.",
 }

@@ -9,6 +9,7 @@ RUN/results/           what the evaluations found
 RUN/features/          what they keep for each other; may be deleted
 RUN/neighbors/         galleries
 RUN/profile/           traces, see `profiling`
+RUN/report.html        all of it on one page, see `report`
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from msf_faiss.status import LOCK, STATUS, Heartbeat, State
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BOARD = "tensorboard"
+REPORT = "report.html"
 _PATIENCE = 3.0  # seconds: a process that was killed takes a while to give all of its memory back, then the lock
 
 
@@ -118,7 +120,7 @@ def _refuse_used(run_dir: Path, *, resume: bool) -> None:
         )
     # A run that ended before its first checkpoint has nothing to lose.
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS, PROFILE})
+    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS, PROFILE, REPORT})
     if strange:
         raise UserError(
             f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "

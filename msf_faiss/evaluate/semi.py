@@ -77,6 +77,7 @@ def score_semi(
     train_ids, test_ids = features["train"].ids, features["test"].ids
     notify(f"{encoder}: {mode} on {len(train_ids):,} labelled images")
     score: LinearScore | FinetuneScore
+    rates = ""
     if mode == "linear":
         score = probe(subject, network, features["train"], features["test"], epochs=epochs, on_epoch=on_epoch)
         protocol |= linear_protocol(fast, epochs)
@@ -85,8 +86,11 @@ def score_semi(
     else:
         assert network is not None
         assert features["train"].labels is not None
-        usual = not changes
-        settings = replace(settings_for(share), **(changes or {}))
+        published = settings_for(share, len(subset.ids))
+        settings = replace(published, **(changes or {}))
+        usual = settings.epochs == published.epochs
+        if replace(settings, epochs=published.epochs) != published:
+            rates = f", rates {settings.backbone_learning_rate:g} and {settings.head_learning_rate:g}"
         score = finetune(
             network,
             subject.train,
@@ -108,7 +112,7 @@ def score_semi(
             "reported": "after the last epoch",
         }
         name = "fine-tune"
-    metric = f"{name}, {_amount(labels, subset)}{'' if usual else f', {epochs} epochs'}"
+    metric = f"{name}, {_amount(labels, subset)}{'' if usual else f', {epochs} epochs'}{rates}"
     scores = [_score(metric, score, 1, score.top1, len(subset.ids))]
     if score.top5 is not None:
         scores.append(_score(f"{metric}, top 5", score, 5, score.top5, len(subset.ids)))

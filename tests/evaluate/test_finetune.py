@@ -119,10 +119,11 @@ def test_the_published_settings() -> None:
     assert dataclasses.replace(ONE_PERCENT, backbone_learning_rate=0.01, head_learning_rate=0.2) == TEN_PERCENT
     assert TEN_PERCENT.milestones == [12, 16]
     assert dataclasses.replace(TEN_PERCENT, epochs=5).milestones == [3, 4]
-    assert [settings_for(fraction) is ONE_PERCENT for fraction in (0.001, 0.01, 0.03, 0.04, 0.1, 1)] == [
+    assert [settings_for(fraction, 12_811) is ONE_PERCENT for fraction in (0.001, 0.01, 0.03, 0.04, 0.1, 1)] == [
         *[True] * 3,
         *[False] * 3,
     ]
+    assert [settings_for(0.01, images) is ONE_PERCENT for images in (500, 4_999, 5_000)] == [False, False, True]
 
 
 def test_it_learns_what_there_is_to_learn() -> None:

@@ -1,0 +1,162 @@
+"""Reading metrics.jsonl, and fewer points that look the same."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs_on_disk import reading
+
+from msf_faiss.report.metrics import SMOOTH_SHARE, Curve, read_metrics, smooth, thin
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def random_curve(count: int, gaps: float = 0.0, seed: int = 0) -> Curve:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(count).cumsum()
+    values[random.random(count) < gaps] = math.nan
+    return Curve(np.cumsum(random.integers(1, 20, count)), values)
+
+
+def test_every_number_is_a_curve(tmp_path: Path) -> None:
+    lines = [reading(10), reading(20, bank_probes=8.0), reading(20) | {"knn_k": 20, "knn_accuracy": 0.5}, reading(30)]
+    metrics = read_metrics(write(tmp_path / "metrics.jsonl", *lines))
+    assert metrics.curves["loss"].steps.tolist() == [10, 20, 30]
+    assert metrics.curves["loss"].values.tolist() == [line["loss"] for line in (lines[0], lines[1], lines[3])]
+    assert metrics.curves["bank_probes"].steps.tolist() == [20]
+    assert metrics.curves["knn_accuracy"].values.tolist() == [0.5]
+    assert metrics.last("neighbor_age") == 130
+    assert metrics.last("no such reading") is None
+    assert (metrics.marks, metrics.skipped) == ((), 0)
+
+
+def test_what_was_never_told_is_no_curve_and_what_is_no_number_is_a_gap(tmp_path: Path) -> None:
+    lines = [reading(10), reading(20, loss=math.nan, purity=None), reading(30, loss=-math.inf, purity=0.25)]
+    metrics = read_metrics(write(tmp_path / "metrics.jsonl", *lines))
+    assert "recall" not in metrics.curves
+    assert np.isnan(metrics.curves["loss"].values).tolist() == [False, True, True]
+    assert np.isnan(metrics.curves["purity"].values).tolist() == [False, True, False]
+    assert metrics.last("loss") is None
+    assert [(mark.kind, mark.step) for mark in metrics.marks] == [("loss", 20)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 20, "lo',  # being written, or cut short by a kill
+        "",
+        "\x00\x00\x00",
+        '"\\ud800',
+        "[" * 100_000,
+        "[1, 2]",
+        "7",
+        '{"loss": 0.5}',
+        '{"step": null}',
+        '{"step": -1}',
+        '{"step": 1.5}',
+        '{"step": 9007199254740993}',
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_that_are_no_record_are_skipped(tmp_path: Path, line: str, last: bool) -> None:
+    path = write(tmp_path / "metrics.jsonl", reading(10), *([] if last else [line, reading(30)]))
+    if last:
+        with path.open("a") as file:
+            file.write(line or " ")
+    metrics = read_metrics(path)
+    assert metrics.curves["loss"].steps.tolist() == ([10] if last else [10, 30])
+    assert metrics.skipped == 1
+
+
+def test_bytes_that_are_no_text_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe{"step": 2}\n')
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert (metrics.curves["loss"].steps.tolist(), metrics.skipped) == ([1], 1)
+
+
+def test_numbers_too_large_for_a_picture_are_gaps(tmp_path: Path) -> None:
+    lines = ['{"step": 1, "loss": 1' + "0" * 400 + "}", {"step": 2, "loss": 1e305}, {"step": 3, "loss": 1.0}]
+    curve = read_metrics(write(tmp_path / "metrics.jsonl", *lines)).curves["loss"]
+    assert np.isnan(curve.values).tolist() == [True, True, False]
+
+
+def test_of_a_step_that_is_there_twice_the_last_line_counts(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss": float(place)} for place, step in enumerate((10, 20, 30, 20, 25, 40))]
+    curve = read_metrics(write(tmp_path / "metrics.jsonl", *lines)).curves["loss"]
+    assert curve.steps.tolist() == [10, 20, 25, 30, 40]
+    assert curve.values.tolist() == [0, 3, 4, 2, 5]
+
+
+def test_events_are_marks(tmp_path: Path) -> None:
+    collapse = {"step": 30, "epoch": 0.3, "since": 10, "embedding_std": 0.051, "effective_rank": 1.44}
+    lines = [
+        {"step": 40, "epoch": math.nan, "loss": 0.5, "bank_improved": "recall 0.9"},
+        {"step": 30, "epoch": 0.3, "loss": 0.5, "collapse": collapse},
+        {"step": 50, "epoch": 0.5, "loss": math.nan},
+        {"step": 60, "epoch": 0.6, "loss": math.nan},
+        {"step": 70, "epoch": "?", "loss": 0.5, "collapse": {"since": "?"}},
+    ]
+    marks = read_metrics(write(tmp_path / "metrics.jsonl", *lines)).marks
+    assert [(mark.step, mark.kind, mark.epoch) for mark in marks] == [
+        (30, "collapse", 0.3),
+        (40, "bank", None),
+        (50, "loss", 0.5),
+        (70, "collapse", None),
+    ]
+    assert marks[0].text == "the embeddings are collapsing since step 10 (deviation 0.051 of 1, effective rank 1.44)"
+    assert marks[1].text == "bank: recall 0.9"
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl").curves == {}
+    assert read_metrics(write(tmp_path / "metrics.jsonl")).curves == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 3_000, 20_011])
+@pytest.mark.parametrize("gaps", [0.0, 0.3, 1.0])
+def test_thinning_keeps_what_the_eye_would_see(count: int, gaps: float) -> None:
+    curve = random_curve(count, gaps)
+    thinned = thin(curve, 100)
+    assert len(thinned.steps) <= 100
+    assert len(thinned.steps) == count or count > 100
+    places = np.searchsorted(curve.steps, thinned.steps)
+    assert (curve.steps[places] == thinned.steps).all()
+    np.testing.assert_array_equal(curve.values[places], thinned.values)
+    assert {curve.steps[0], curve.steps[-1]} <= set(thinned.steps.tolist())
+    if not np.isnan(curve.values).all():
+        assert np.nanmin(thinned.values) == np.nanmin(curve.values)
+        assert np.nanmax(thinned.values) == np.nanmax(curve.values)
+
+
+def test_no_spike_is_lost() -> None:
+    for place in range(0, 5_000, 37):
+        values = np.zeros(5_000)
+        values[place], values[-place - 1] = 1, -1
+        thinned = thin(Curve(np.arange(5_000), values), 60).values
+        assert (thinned.max(), thinned.min()) == (1, -1)
+
+
+@pytest.mark.parametrize("count", [50, 51, 999, 4_001])
+@pytest.mark.parametrize("gaps", [0.0, 0.3])
+def test_a_smoothed_curve_is_the_running_mean(count: int, gaps: float) -> None:
+    curve = random_curve(count, gaps)
+    smoothed = smooth(curve)
+    assert smoothed is not None
+    assert len(smoothed.steps) == min(count, 400)
+    half = max(2, round(count * SMOOTH_SHARE / 2))
+    for step, value in zip(smoothed.steps.tolist(), smoothed.values.tolist(), strict=True):
+        place = curve.steps.tolist().index(step)
+        near = [x for x in curve.values[max(0, place - half) : place + half + 1].tolist() if not math.isnan(x)]
+        if math.isnan(curve.values[place]):
+            assert math.isnan(value)
+        else:
+            assert value == pytest.approx(math.fsum(near) / len(near), rel=1e-12, abs=1e-12)  # other order of summing
+
+
+def test_few_points_are_not_smoothed() -> None:
+    assert smooth(random_curve(49)) is None
