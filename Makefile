@@ -39,7 +39,7 @@ format: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --no-isolation
 
-# As root, with debootstrap: the Dockerfile's steps in clean roots (some 10 GB), then the image's trial.
+# As root, with debootstrap: the Dockerfile's steps in clean roots (9 GB), then the image's trial.
 docker-replay:
 	$(PYTHON) docker/replay.py build/replay $(REPLAY)
 

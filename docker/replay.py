@@ -1,6 +1,6 @@
 """Replay the Dockerfile without a Docker engine: each of its steps, taken from the file itself, in a clean root.
 
-    make docker-replay                       as root, with debootstrap (Linux); takes some 20 GB and ten minutes
+    make docker-replay                       as root, with debootstrap (Linux); takes 9 GB
 
 The base image is stood in for by debootstrap's smallest Debian with a Python in /usr/local. Every process has mounts
 and process numbers of its own, as in a container, and sees nothing of this machine but the network and what `--bind`
@@ -197,7 +197,7 @@ class Builder:
         script = ["mount --make-rprivate /", "mkdir -p dev/shm", "mount -t tmpfs -o mode=1777,size=64m shm dev/shm"]
         script.append("mount -t proc proc proc")
         devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-        for pair in [*devices, "/etc/resolv.conf", *self._binds, *filter(None, binds or [])]:
+        for pair in [*devices, "/etc/hosts", "/etc/resolv.conf", *self._binds, *filter(None, binds or [])]:
             source, _, target = pair.partition(":")
             place = shlex.quote((target or source).lstrip("/"))
             make = "mkdir -p" if Path(source).is_dir() else f'mkdir -p "$(dirname {place})"; touch'

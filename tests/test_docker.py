@@ -38,7 +38,7 @@ def load_replay() -> ModuleType:
 
 replay = load_replay()
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-BUILDER, IMAGE = replay.stages(DOCKERFILE)
+METADATA, BUILDER, IMAGE = replay.stages(DOCKERFILE)
 README = (DOCKER / "README.md").read_text(encoding="utf-8")
 
 
@@ -84,9 +84,18 @@ def test_what_the_wheel_is_made_of_reaches_the_builder() -> None:
     project, setuptools = PROJECT["project"], PROJECT["tool"]["setuptools"]
     needed = {"pyproject.toml", project["readme"], *project["license-files"], *setuptools["package-dir"].values()}
     assert copied == needed
+    assert [one.words[0] for one in METADATA.instructions if one.name == "COPY"] == ["pyproject.toml"]
     rules = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert {rule[1:] for rule in rules if rule.startswith("!")} == needed
     assert "*" in rules
+
+
+def test_the_metadata_is_what_stands_before_the_tools() -> None:
+    """The first stage cuts pyproject.toml off at the first tool's section."""
+    metadata, tools, _ = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\n[tool.")
+    assert tools
+    whole = {name: table for name, table in PROJECT.items() if name != "tool"}
+    assert tomllib.loads(metadata) == whole
 
 
 def test_the_image_holds_no_build_tools_and_no_caches() -> None:
@@ -96,7 +105,7 @@ def test_the_image_holds_no_build_tools_and_no_caches() -> None:
         assert not re.search(r"\b(apt-get|apt|gcc|g\+\+|cc|make|cmake|git|build-essential|build|wheel)\b(?!s/)", run), (
             run
         )
-    for one in (*BUILDER.instructions, *IMAGE.instructions):
+    for one in (*METADATA.instructions, *BUILDER.instructions, *IMAGE.instructions):
         if one.name == "RUN" and "pip " in one.text:
             assert "--no-cache-dir" in one.text
 
