@@ -67,7 +67,7 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(built: Built) -> No
 def test_the_wheel_says_what_it_is(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         (info,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
-        told = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        told = email.message_from_string(archive.read(f"{info}/METADATA").decode())
         licence = archive.read(f"{info}/licenses/LICENSE")
     project = PROJECT["project"]
     assert (told["Name"], told["Version"], told["Summary"]) == (
