@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 DEMO ?=
+REPLAY ?=
 
-.PHONY: demo test test-slow soak check format clean
+.PHONY: demo test test-slow soak check format wheel docker-replay clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,6 +35,13 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m build --no-isolation
+
+# As root, with debootstrap: the Dockerfile's steps in clean roots (9 GB), then the image's trial.
+docker-replay:
+	$(PYTHON) docker/replay.py build/replay $(REPLAY)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
