@@ -20,6 +20,9 @@ _COMMANDS = {
     "eval-linear": "Score a checkpoint's frozen features by a linear probe, the paper's protocol.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
+    "export": "Write an encoder in another library's format, with a model card.",
+    "embed": "Write the embeddings of any images to a file.",
+    "index": "Write a FAISS index over the embeddings of any images, or over the bank.",
     "doctor": "See what decides whether and how fast the bank works here.",
     "config-schema": "Print the JSON Schema of the config, for editors.",
 }
