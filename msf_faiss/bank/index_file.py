@@ -5,6 +5,7 @@ Shapes: N vectors, D dimensions, L inverted lists, Q sampled queries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,7 +68,7 @@ def write_index(
 
 def list_count(count: int) -> int:
     """Inverted lists for so many vectors."""
-    return max(1, min(round(4 * count**0.5), count // _PER_LIST[0]))
+    return max(1, min(round(4 * math.sqrt(count)), count // _PER_LIST[0]))
 
 
 def _trained(vectors: Vectors, kind: IndexKind, seed: int) -> Any:

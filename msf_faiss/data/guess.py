@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from msf_faiss.config import CachedSource, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.errors import UserError
@@ -24,21 +25,22 @@ def data_at(path: Path, like: DataConfig) -> DataConfig:
     Raises:
         UserError: if nothing is there, or it is a file of another kind.
     """
-    common = {"workers": like.workers, "unreadable": like.unreadable, "unreadable_limit": like.unreadable_limit}
-    if isinstance(like, CachedSource):
+    common: dict[str, Any] = {
+        "path": path,
+        "workers": like.workers,
+        "unreadable": like.unreadable,
+        "unreadable_limit": like.unreadable_limit,
+    }
+    kind = _kind(path)
+    if isinstance(like, CachedSource) and issubclass(kind, CachedSource):
         common["cache_dir"] = like.cache_dir
-    if _saved_to_disk(path):
-        common.pop("cache_dir", None)
-        return HuggingFaceData(path=path, **common)
-    return _kind(path)(path=path, **common)
+    return kind.model_validate(common)
 
 
-def _saved_to_disk(path: Path) -> bool:
-    return any((path / name).is_file() for name in _SAVED_TO_DISK)
-
-
-def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData]:
+def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData | HuggingFaceData]:
     if path.is_dir():
+        if any((path / name).is_file() for name in _SAVED_TO_DISK):
+            return HuggingFaceData
         endings = {file.suffix.lower() for file in path.iterdir()}
         if ".parquet" in endings:
             return ParquetData
