@@ -217,12 +217,14 @@ def embed(
     refuse_existing(files, force=force)
     done = 0
     facts = embedder.facts(normalized=normalize, dtype=dtype)
+    # Python opens the files: Arrow opens none whose name is not UTF-8.
     with writing(out), appearing(*files) as names, contextlib.ExitStack() as opened:
+        handles = [opened.enter_context(name.open("wb")) for name in names]
         array = None
         if out.suffix == ".npy":
-            array = opened.enter_context(ArrayFile(names[0], embedder.dim, np.dtype(dtype)))
+            array = opened.enter_context(ArrayFile(handles[0], embedder.dim, dtype))
         column = None if array else (embedder.dim, dtype)
-        table = opened.enter_context(TableFile(names[-1], embedder.source, facts, embedding=column))
+        table = opened.enter_context(TableFile(handles[-1], embedder.source, facts, embedding=column))
         for embeddings, ids in embedder.batches(normalize=normalize, batch_size=batch_size):
             rows = as_numbers(embeddings, dtype)
             if array:
@@ -279,14 +281,13 @@ def as_numbers(embeddings: Tensor, dtype: Number) -> NDArray[Any]:
 
 
 class ArrayFile:
-    """An array [N, F] that grows by rows on disk, as .npy.
+    """An array [N, F] that grows by rows in a file, as .npy; complete when its context ends well.
 
     Plain writes rather than a memory map: on a full disk a map ends the process (SIGBUS), a write raises OSError.
     """
 
-    def __init__(self, path: Path, dim: int, dtype: np.dtype[Any]) -> None:
-        self._dim, self._dtype, self._rows = dim, dtype, 0
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, file: BinaryIO, dim: int, dtype: Number) -> None:
+        self._file, self._dim, self._dtype, self._rows = file, dim, np.dtype(dtype), 0
         self._header()
 
     def __enter__(self) -> ArrayFile:
@@ -295,10 +296,9 @@ class ArrayFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._file:
-            if error is None:
-                self._file.seek(0)
-                self._header()
+        if error is None:
+            self._file.seek(0)
+            self._header()
 
     def write(self, rows: NDArray[Any]) -> None:
         """Add rows [B, F]."""
@@ -316,8 +316,10 @@ class TableFile:
     """A Parquet table of images, in row groups as they come: `id`, `name`, `label` and `class` where there are classes,
     and further columns.
 
+    Complete when its context ends well.
+
     Args:
-        path: to write.
+        file: to write to.
         source: names and labels come from it.
         facts: go into the schema's metadata.
         embedding: dimensions and type of a column `embedding`; None: no such column.
@@ -326,7 +328,7 @@ class TableFile:
 
     def __init__(
         self,
-        path: Path,
+        file: BinaryIO,
         source: Source,
         facts: Mapping[str, Any],
         *,
@@ -342,16 +344,15 @@ class TableFile:
         self._most = 1 << 16
         if embedding is not None:
             dim, dtype = embedding
-            value = pa.field("item", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
+            value = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
             fields.append(pa.field("embedding", pa.list_(value, dim), nullable=False))
             self._most = max(1, _GROUP // (dim * np.dtype(dtype).itemsize))
         self._schema = pa.schema(fields, {METADATA: json.dumps(facts)})
         self._waiting: list[pa.RecordBatch] = []
         # Embeddings neither compress nor repeat.
         wordy = [field.name for field in fields if field.name != "embedding"]
-        self._file: BinaryIO = path.open("wb")  # by Python: Arrow opens no name that is not UTF-8
         self._writer = pq.ParquetWriter(
-            self._file, self._schema, compression=dict.fromkeys(wordy, "zstd"), use_dictionary=["class"]
+            file, self._schema, compression=dict.fromkeys(wordy, "zstd"), use_dictionary=["class"]
         )
 
     def __enter__(self) -> TableFile:
@@ -360,13 +361,12 @@ class TableFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._file:
-            if error is None:
-                self._flush()
+        if error is None:
+            self._flush()
+            self._writer.close()
+        else:
+            with contextlib.suppress(OSError):
                 self._writer.close()
-            else:
-                with contextlib.suppress(OSError):
-                    self._writer.close()
 
     def write(self, ids: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> None:
         """Add rows for images `ids` [B]; `columns` [B, ...] are those that do not come from the source."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from msf_faiss.bank.index_file import IndexFacts, IndexKind, write_index
 from msf_faiss.checkpoint import find_checkpoint
@@ -21,7 +22,6 @@ from msf_faiss.embed import (
     ArrayFile,
     Embedder,
     TableFile,
-    as_numbers,
     images_table,
     inputs_of,
     refuse_existing,
@@ -63,22 +63,26 @@ def index_data(
     table = images_table(out)
     refuse_existing([out, table], force=force)
     facts = embedder.facts(normalized=True, dtype="float32") | {"format": _FORMAT, "version": _VERSION, "kind": kind}
-    ids = []
+    ids: list[NDArray[np.int64]] = []
+    done = 0
     with (
         writing(out),
         appearing(out, table) as (index_name, table_name),
-        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=".msf-faiss-", dir=out.parent) as folder,
     ):
         spool = Path(folder) / "embeddings.npy"
         with (
-            ArrayFile(spool, embedder.dim, np.dtype(np.float32)) as array,
-            TableFile(table_name, embedder.source, facts) as images,
+            spool.open("wb") as spool_file,
+            table_name.open("wb") as table_file,
+            ArrayFile(spool_file, embedder.dim, "float32") as array,
+            TableFile(table_file, embedder.source, facts) as images,
         ):
             for embeddings, batch in embedder.batches(normalize=True, batch_size=batch_size):
-                array.write(as_numbers(embeddings, "float32"))
+                array.write(embeddings.numpy())
                 images.write(batch.numpy(), {})
                 ids.append(batch.numpy())
-                on_batch(sum(map(len, ids)))
+                done += len(batch)
+                on_batch(done)
         seed = embedder.checkpoint.config.seed
         return write_index(index_name, np.load(spool, mmap_mode="r"), np.concatenate(ids), kind=kind, seed=seed)
 
@@ -129,7 +133,7 @@ def index_bank(
         **weights_of(checkpoint),
     }
     with writing(out), appearing(out, table) as (index_name, table_name):
-        with TableFile(table_name, source, facts, columns={"age": pa.int64()}) as images:
+        with table_name.open("wb") as file, TableFile(file, source, facts, columns={"age": pa.int64()}) as images:
             images.write(ids, {"age": bank.age(slots).numpy()})
         return write_index(index_name, bank.reconstruct(slots).numpy(), ids, kind=kind, seed=checkpoint.config.seed)
 

@@ -69,7 +69,7 @@ def render_card(encoder: ExportedEncoder, format: Format, facts: Mapping[str, An
 def plain(text: object) -> str:
     """Text that Markdown and HTML take literally, on one line."""
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable(str(text)))
-    return re.sub(r"([\\`*_{}\[\]<>()#|~&$!])", r"\\\1", shown)
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", shown)
 
 
 def words(value: Any) -> str:
@@ -89,13 +89,21 @@ def _judges(comparison: Comparison) -> bool:
 
 
 def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
+    """The rows that have a score of the exported encoder, with others' by the same protocol."""
     protocols: dict[tuple[str, str], int] = {}
     rows = []
     for metric, scores in comparison.scores.items():
-        cells = tuple(f"{100 * scores[name].accuracy:.1f}" if name in scores else "–" for name in comparison.encoders)
-        result = _result_of(next(iter(scores.values())), results)  # the encoder's own comes first
-        protocol = {name: value for name, value in result.protocol.items() if name not in _TOLD_ELSEWHERE}
-        number = protocols.setdefault((result.evaluation, words_of(protocol)), len(protocols) + 1)
+        found = {name: _result_of(score, results) for name, score in scores.items()}
+        own = next((name for name in found if name in ("online", "target")), None)
+        if own is None:
+            continue
+        asked = _question(found[own])
+        cells = tuple(
+            f"{100 * scores[name].accuracy:.1f}" if name in found and _question(found[name]) == asked else "–"
+            for name in comparison.encoders
+        )
+        told = {name: value for name, value in found[own].protocol.items() if name not in _TOLD_ELSEWHERE}
+        number = protocols.setdefault((found[own].evaluation, words_of(told)), len(protocols) + 1)
         rows.append((metric, cells, number))
     return Table(
         heading=describe_data(comparison.data),
@@ -105,10 +113,17 @@ def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
     )
 
 
-def words_of(protocol: Mapping[str, Any]) -> str:
-    """All settings of a protocol, in words."""
-    return "; ".join(f"{name.replace('_', ' ')}: {words(value)}" for name, value in protocol.items())
+def _question(result: Result) -> dict[str, Any]:
+    """A protocol without what it says of the encoder."""
+    return {
+        name: value for name, value in result.protocol.items() if name not in ("encoder", "model", "dimensions", "seed")
+    }
 
 
 def _result_of(score: Score, results: Sequence[Result]) -> Result:
     return next(result for result in results if any(each is score for each in result.scores))
+
+
+def words_of(protocol: Mapping[str, Any]) -> str:
+    """All settings of a protocol, in words."""
+    return "; ".join(f"{name.replace('_', ' ')}: {words(value)}" for name, value in protocol.items())

@@ -204,8 +204,10 @@ def _refuse_loss(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
     old = _old_facts(out)
     strange = sorted(found.keys() - old.get("files", {}).keys() - {FACTS})
     if not old or strange:
-        what = printable(strange[0]) if strange else "files"
-        raise UserError(f"{name}: holds {what}, which no export wrote; move it elsewhere, or choose another --out")
+        what = strange[0] if strange else FACTS
+        raise UserError(
+            f"{name}: holds {printable(what)}, which no export wrote; move it elsewhere, or choose another --out"
+        )
     if force:
         return
     if any(old.get(key) != facts[key] for key in _IDENTITY):

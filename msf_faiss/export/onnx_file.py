@@ -65,6 +65,9 @@ def write_onnx(encoder: ExportedEncoder, folder: Path, facts: dict[str, Any]) ->
         for name, value in facts.items():
             program.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
         model = program.model_proto
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
     content = model.SerializeToString()  # the largest of our networks has 0.5 GB, a file may have 2
     onnx.checker.check_model(content, full_check=True)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

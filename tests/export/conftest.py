@@ -1,4 +1,4 @@
-"""Checkpoints of networks that were never trained, but have batch statistics and biases as if they were."""
+"""Runs of the networks that exports are tested with."""
 
 import os
 import shutil
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from networks import MakeCheckpoint
+from untrained import save_untrained
 
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.config import (
     BackboneConfig,
     Config,
@@ -19,7 +19,6 @@ from msf_faiss.config import (
     TorchvisionBackbone,
     ViewsConfig,
 )
-from msf_faiss.models import build_model
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +37,10 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         key = config.model_dump_json()
         if key not in made:
             made[key] = tmp_path_factory.mktemp("run") / "run"
-            _save(config, made[key])
+            save_untrained(config, made[key], images=40)
         return find_checkpoint(made[key])
 
     return make
-
-
-def _save(config: Config, run_dir: Path) -> None:
-    model = build_model(config.model, seed=3)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _ in range(2):  # batch statistics, each encoder's own
-            for encoder in (model.online, model.target):
-                encoder(torch.randn(4, 3, config.views.size, config.views.size, generator=generator))
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # weights and biases of batch norms begin as ones and zeros
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    save_checkpoint(run_dir, step=12, epoch=1.5, config=config, dataset_size=40, tensors={"model": model.state_dict()})
 
 
 @pytest.fixture

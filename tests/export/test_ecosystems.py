@@ -100,7 +100,8 @@ def test_onnxruntime(
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert about["encoder"] == "target"
     assert '"mean": [0.485, 0.456, 0.406]' in about["input"]
-    assert str(tmp_path) not in str(model.metadata_props) + str(model.graph.node)
+    content = (folder / "model.onnx").read_bytes()
+    assert b".py" not in content  # the exporter's stack traces, with the paths of this machine
 
 
 @pytest.mark.parametrize("projector", [False, True])
