@@ -55,9 +55,10 @@ def command(
     if data is not None and split is not None:
         raise click.UsageError("--data names the images; --split chooses among those of the run: give one of them")
 
-    from msf_faiss.embed import embed, open_embedder
+    from msf_faiss.embed import embed, files_of, open_embedder, refuse_existing
     from msf_faiss.train import select_device
 
+    refuse_existing(files_of(out), force=force)  # before a large data set is opened
     embedder = open_embedder(
         run,
         data=data,
@@ -67,6 +68,7 @@ def command(
         part=part,
         device=select_device(device),
     )
+    say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
     with progress(len(embedder.source)) as on_batch:
         done = embed(
             embedder, out, normalize=normalize, dtype=dtype, batch_size=batch_size, force=force, on_batch=on_batch

@@ -59,10 +59,11 @@ def command(
         option = {"part": "features"}.get(given[0], given[0].replace("_", "-"))
         raise click.UsageError(f"--from-bank takes the entries as they are; leave out --{option}")
 
-    from msf_faiss.embed import images_table, open_embedder
+    from msf_faiss.embed import images_table, open_embedder, refuse_existing
     from msf_faiss.search_index import index_bank, index_data, usage
     from msf_faiss.train import select_device
 
+    refuse_existing([out, images_table(out)], force=force)  # before a large data set is opened
     if from_bank:
         facts = index_bank(run, out, overrides=overrides, kind=kind, force=force)
     else:
@@ -75,6 +76,7 @@ def command(
             part=part,
             device=select_device(device),
         )
+        say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
         with progress(len(embedder.source)) as on_batch:
             facts = index_data(embedder, out, kind=kind, batch_size=batch_size, force=force, on_batch=on_batch)
         if skipped := len(embedder.source) - facts.entries:

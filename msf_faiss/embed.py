@@ -211,9 +211,7 @@ def embed(
     Raises:
         UserError: if `out` has another ending, or is there already, or cannot be written; or an image is unreadable.
     """
-    if out.suffix not in (".parquet", ".npy"):
-        raise UserError(f"--out {printable(out)}: the ending says what to write: .parquet is a table, .npy an array")
-    files = [out] if out.suffix == ".parquet" else [out, images_table(out)]
+    files = files_of(out)
     refuse_existing(files, force=force)
     done = 0
     facts = embedder.facts(normalized=normalize, dtype=dtype)
@@ -233,6 +231,17 @@ def embed(
             done += len(rows)
             on_batch(done)
     return done
+
+
+def files_of(out: Path) -> list[Path]:
+    """The files that `embed` writes.
+
+    Raises:
+        UserError: if `out` ends in neither .parquet nor .npy.
+    """
+    if out.suffix not in (".parquet", ".npy"):
+        raise UserError(f"--out {printable(out)}: the ending says what to write: .parquet is a table, .npy an array")
+    return [out] if out.suffix == ".parquet" else [out, images_table(out)]
 
 
 def images_table(path: Path) -> Path:
