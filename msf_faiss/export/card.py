@@ -115,9 +115,7 @@ def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
 
 def _question(result: Result) -> dict[str, Any]:
     """A protocol without what it says of the encoder."""
-    return {
-        name: value for name, value in result.protocol.items() if name not in ("encoder", "model", "dimensions", "seed")
-    }
+    return {name: value for name, value in result.protocol.items() if name not in ("encoder", "model", "dimensions")}
 
 
 def _result_of(score: Score, results: Sequence[Result]) -> Result:
