@@ -75,7 +75,7 @@ def plain(text: object) -> str:
 def words(value: Any) -> str:
     """A JSON value of a protocol in words."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {words(each)}" for name, each in value.items())
+        return ", ".join(f"{str(name).replace('_', ' ')} {words(each)}" for name, each in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(words, value)) or "none"
     if value is None or isinstance(value, bool):

@@ -65,9 +65,14 @@ def exported_encoder(
     """An encoder of a checkpoint.
 
     Raises:
-        UserError: if the weights are damaged, or do not fit the config one by one.
+        UserError: if the weights are damaged, do not fit the config one by one, or are not finite.
     """
     encoder = getattr(load_model(checkpoint, torch.device("cpu")), name)
+    if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
+        raise UserError(
+            f"{checkpoint.path}: the {name} encoder has weights that are not finite: training has diverged; export an "
+            "earlier checkpoint"
+        )
     return ExportedEncoder(
         checkpoint=checkpoint,
         name=name,

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from networks import CIFAR, NARROW, MakeCheckpoint
 
 from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName, Result, Score, save_result
-from msf_faiss.export import export_encoder, exported_encoder, folder
+from msf_faiss.export import encoder, export_encoder, exported_encoder, folder
 from msf_faiss.export.card import plain
 from msf_faiss.export.folder import without_folders
+from msf_faiss.restore import load_model
 
 RunOf = Callable[..., Path]
 
@@ -217,9 +219,9 @@ def test_a_rename_that_fails_brings_the_older_export_back(run_of: RunOf, monkeyp
 def test_formats_that_have_no_place_for_it(
     checkpoint_of: MakeCheckpoint, tmp_path: Path, format: Any, backbone: Any, projector: bool, complaint: str
 ) -> None:
-    encoder = exported_encoder(checkpoint_of(backbone, size=32, eval_resize=41), projector=projector)
+    unfit = exported_encoder(checkpoint_of(backbone, size=32, eval_resize=41), projector=projector)
     with pytest.raises(UserError, match=complaint):
-        export_encoder(encoder, format, tmp_path / "export")
+        export_encoder(unfit, format, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,6 +232,16 @@ def test_onnx_without_its_libraries(
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'msf-faiss\[onnx\]'"):
         export_encoder(exported_encoder(checkpoint_of(NARROW)), "onnx", tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers(checkpoint_of: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = checkpoint_of(NARROW)
+    model = load_model(checkpoint, torch.device("cpu"))
+    model.target.backbone.get_buffer("stem.1.running_var")[0] = torch.inf
+    monkeypatch.setattr(encoder, "load_model", lambda *arguments: model)
+    exported_encoder(checkpoint)
+    with pytest.raises(UserError, match="the target encoder has weights that are not finite"):
+        exported_encoder(checkpoint, "target")
 
 
 def test_a_checkpoint_outside_a_run(run_of: RunOf, tmp_path: Path) -> None:
