@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,8 @@ import click
 from .embedding import options, progress, say
 
 if TYPE_CHECKING:
-    from msf_faiss.embed import EncoderName, Number, Part
+    from msf_faiss.embed import Number, Part
+    from msf_faiss.restore import EncoderName
 
 
 @click.command(short_help="Write the embeddings of any images to a file.")
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A table (.parquet), or an array (.npy) with a table of its images beside it (.images.parquet).",
+    help="A table (.parquet), or an array (.npy) with a table of its images beside it (FILE.images.parquet).",
 )
 @click.option(
     "--normalize/--no-normalize", default=False, show_default=True, help="To unit norm, or as the encoder gives them."
@@ -79,4 +81,4 @@ def command(
         f"{encoder} encoder, {part}, step {embedder.checkpoint.step:,}"
         + (f"; left out: {skipped:,} unreadable images" if skipped else "")
     )
-    click.echo(out)
+    click.echo(os.fsencode(out))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from msf_faiss.export.encoder import EncoderName, Format
+    from msf_faiss.export.encoder import Format
+    from msf_faiss.restore import EncoderName
 
 
 @click.command(short_help="Write an encoder in another library's format, with a model card.")
@@ -48,4 +50,4 @@ def command(run: Path, format: Format, encoder: EncoderName, projector: bool, ou
     folder = export_encoder(
         exported_encoder(find_checkpoint(run), encoder, projector=projector), format, out, force=force
     )
-    click.echo(folder)
+    click.echo(os.fsencode(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,8 @@ from .embedding import options, progress, say
 
 if TYPE_CHECKING:
     from msf_faiss.bank.index_file import IndexKind
-    from msf_faiss.embed import EncoderName, Part
+    from msf_faiss.embed import Part
+    from msf_faiss.restore import EncoderName
 
 _ENCODING = ("data", "split", "encoder", "part", "device", "batch_size")
 
@@ -49,7 +51,7 @@ def command(
 
     RUN is a run directory (its newest checkpoint) or a checkpoint directory. Embeddings have unit norm and are compared
     by inner product, so that a search gives cosines, and ids that are the images' numbers. Beside the index lies a
-    table of the images' names and labels (.images.parquet). The index's path goes to stdout, how to search it to
+    table of the images' names and labels (FILE.images.parquet). The index's path goes to stdout, how to search it to
     stderr.
     """
     if data is not None and split is not None:
@@ -59,6 +61,7 @@ def command(
         option = {"part": "features"}.get(given[0], given[0].replace("_", "-"))
         raise click.UsageError(f"--from-bank takes the entries as they are; leave out --{option}")
 
+    from msf_faiss.data.folder import printable
     from msf_faiss.embed import images_table, open_embedder, refuse_existing
     from msf_faiss.search_index import index_bank, index_data, usage
     from msf_faiss.train import select_device
@@ -84,6 +87,6 @@ def command(
     how = "exact"
     if facts.recall is not None:
         how = f"{facts.lists:,} lists, {facts.probes:,} probed: {facts.recall:.1%} of the 10 nearest are found"
-    say(f"{facts.entries:,} entries of {facts.dim} numbers, {how}; their names: {images_table(out)}\n")
+    say(f"{facts.entries:,} entries of {facts.dim} numbers, {how}; their names: {printable(images_table(out))}\n")
     say(usage(out, facts))
-    click.echo(out)
+    click.echo(os.fsencode(out))

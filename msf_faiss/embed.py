@@ -1,7 +1,7 @@
 """Embeddings of a data set on disk: a Parquet table, or a NumPy array with a table of its images beside it.
 
     embeddings.parquet                              id, name, label, class, embedding: a row an image
-    embeddings.npy, embeddings.images.parquet       [N, F]; id, name, label, class of its rows, in their order
+    embeddings.npy, embeddings.npy.images.parquet   [N, F]; id, name, label, class of its rows, in their order
 
 Both are written as batches come, so that any number of images fit, and appear when they are complete.
 
@@ -38,14 +38,13 @@ from msf_faiss.data.sources import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.features import stream
 from msf_faiss.files import appearing
-from msf_faiss.restore import load_model
+from msf_faiss.restore import EncoderName, load_encoder
 
 FORMAT = "msf-faiss embeddings"
 VERSION = 1
 METADATA = b"msf_faiss"
 """Key of the facts about the embeddings, as JSON, in the metadata of a table's schema."""
 
-EncoderName = Literal["online", "target"]
 Part = Literal["backbone", "projector"]
 """The backbone's features, or what the projector makes of them; the bank holds the target's of these, normalised."""
 Number = Literal["float32", "float16"]
@@ -147,14 +146,13 @@ def open_embedder(
             "the config names no held-out images; name them with --set data.test_path=… (with data.kind=huggingface: "
             "data.test_split), or images of any kind with --data"
         )
-    whole = getattr(load_model(checkpoint, torch.device("cpu")), encoder)
-    network = whole if part == "projector" else whole.backbone
+    whole = load_encoder(checkpoint, encoder)
     return Embedder(
         checkpoint=checkpoint,
         config=config,
         device=device,
         source=source,
-        network=network.to(device).requires_grad_(False).eval(),
+        network=(whole if part == "projector" else whole.backbone).to(device),
         encoder=encoder,
         part=part,
         dim=whole.dim if part == "projector" else whole.feature_dim,
@@ -246,7 +244,7 @@ def files_of(out: Path) -> list[Path]:
 
 def images_table(path: Path) -> Path:
     """The table of names and labels beside an array or an index."""
-    return path.with_suffix(".images.parquet")
+    return path.with_name(f"{path.name}.images.parquet")
 
 
 def refuse_existing(files: Sequence[Path], *, force: bool) -> None:

@@ -1,7 +1,7 @@
 """A FAISS index over the embeddings of a data set, or over a checkpoint's bank, for search outside.
 
-index.faiss             of unit vectors, by inner product, under the images' ids
-index.images.parquet    id, name, label, class of each entry, in the index's order; of a bank's, its age too
+index.faiss                   of unit vectors, by inner product, under the images' ids
+index.faiss.images.parquet    id, name, label, class of each entry, in the order of the index; of a bank, its age too
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_an_array(run: Path, tmp_path: Path, dtype: Any) -> None:
     assert rows.column_names == ["id", "name", "label", "class"]
     assert rows["id"].to_pylist() == list(range(11))
     assert json.loads(rows.schema.metadata[METADATA])["dtype"] == dtype
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.images.parquet", "e.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npy", "e.npy.images.parquet"]
 
 
 def test_names_of_any_characters_and_half_precision(run: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_unreadable_images(run: Path, tmp_path: Path, ending: str) -> None:
 
 def test_older_files_stay_unless_they_are_to_be_replaced(run: Path, tmp_path: Path) -> None:
     embedder = open_embedder(run, split="test")
-    for name, other in (("e.parquet", "e.parquet"), ("f.npy", "f.npy"), ("g.npy", "g.images.parquet")):
+    for name, other in (("e.parquet", "e.parquet"), ("f.npy", "f.npy"), ("g.npy", "g.npy.images.parquet")):
         (tmp_path / other).write_text("mine")
         with pytest.raises(UserError, match=r"is there already; .*--force"):
             embed(embedder, tmp_path / name)

@@ -62,7 +62,10 @@ def test_an_index_of_images_finds_what_their_embeddings_say(
     rows = pq.read_table(images_table(out))
     assert rows["id"].to_pylist() == list(range(IMAGES))
     assert rows["name"][40].as_py() == embedder.source.name(40)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == "i") == ["i.faiss", "i.images.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == "i") == [
+        "i.faiss",
+        "i.faiss.images.parquet",
+    ]
     assert not [path for path in tmp_path.iterdir() if path.name[0] == "."]
 
 

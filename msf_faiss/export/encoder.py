@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from msf_faiss.checkpoint import Checkpoint
 from msf_faiss.config import BackboneConfig, TorchvisionBackbone, ViewsConfig
 from msf_faiss.errors import UserError
-from msf_faiss.restore import load_model
+from msf_faiss.restore import EncoderName, load_encoder
 
-EncoderName = Literal["online", "target"]
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 
 
@@ -67,7 +65,7 @@ def exported_encoder(
     Raises:
         UserError: if the weights are damaged, do not fit the config one by one, or are not finite.
     """
-    encoder = getattr(load_model(checkpoint, torch.device("cpu")), name)
+    encoder = load_encoder(checkpoint, name)
     if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
         raise UserError(
             f"{checkpoint.path}: the {name} encoder has weights that are not finite: training has diverged; export an "
@@ -77,9 +75,9 @@ def exported_encoder(
         checkpoint=checkpoint,
         name=name,
         projector=projector,
-        network=(encoder if projector else encoder.backbone).requires_grad_(False).eval(),
+        network=encoder if projector else encoder.backbone,
         feature_dim=encoder.feature_dim,
-        hidden=encoder.projector[0].out_features if projector else None,
+        hidden=next(encoder.projector.parameters()).shape[0] if projector else None,
         dim=encoder.dim if projector else encoder.feature_dim,
     )
 

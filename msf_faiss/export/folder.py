@@ -188,7 +188,8 @@ def _described(path: Path) -> dict[str, int | str]:
 
 
 def _refuse_loss(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
-    """Refuse to replace anything but an unchanged export of the same weights; with `force`, anything but an export.
+    """Refuse to replace anything but an unchanged export of the same weights; with `force`, anything but an export and
+    what was changed in its files.
 
     Raises:
         UserError: if something would be lost.
@@ -202,7 +203,8 @@ def _refuse_loss(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
     if not found:
         return
     old = _old_facts(out)
-    strange = sorted(found.keys() - old.get("files", {}).keys() - {FACTS})
+    known = {FACTS, *old.get("files", {})}
+    strange = sorted(each for each, path in found.items() if each not in known or not path.is_file())
     if not old or strange:
         what = strange[0] if strange else FACTS
         raise UserError(

@@ -1,6 +1,7 @@
 """`export`, `embed` and `index` on a finished run, in this process."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,14 @@ def test_embed_what_can_be_read_of_held_out_images(
     assert "left out: 1 unreadable images" in invoke("embed", tiny_run, *skipping).stderr
 
 
+def test_a_file_whose_name_is_not_utf8(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.npy")
+    assert invoke("embed", tiny_run, "--split", "test", "--out", tmp_path / name).code == 0
+    assert invoke("index", tiny_run, "--from-bank", "--out", tmp_path / os.fsdecode(b"\xff.faiss")).code == 0
+    assert np.load(tmp_path / name).shape == (20, 16)
+    assert invoke("export", tiny_run, "--format", "safetensors", "--out", tmp_path / os.fsdecode(b"\xff")).code == 0
+
+
 def test_index(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "i.faiss"
     done = invoke("index", tiny_run, "--data", photos, "--out", out)
@@ -95,7 +104,7 @@ def test_index(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> 
     done = invoke("index", tiny_run, "--from-bank", "--kind", "ivf", "--out", bank)
     assert done.code == 0, done.stderr
     assert "40 entries of 64 numbers, 1 lists, 1 probed: 100.0% of the 10 nearest are found" in done.stderr
-    assert set(pq.read_table(tmp_path / "bank.images.parquet")["id"].to_pylist()) <= set(range(48))
+    assert set(pq.read_table(tmp_path / "bank.faiss.images.parquet")["id"].to_pylist()) <= set(range(48))
 
 
 @pytest.mark.parametrize(

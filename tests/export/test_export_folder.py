@@ -14,10 +14,11 @@ import torch
 import yaml
 from networks import CIFAR, NARROW, MakeCheckpoint
 
+from msf_faiss import restore
 from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName, Result, Score, save_result
-from msf_faiss.export import encoder, export_encoder, exported_encoder, folder
+from msf_faiss.export import export_encoder, exported_encoder, folder
 from msf_faiss.export.card import plain
 from msf_faiss.export.folder import without_folders
 from msf_faiss.restore import load_model
@@ -238,7 +239,7 @@ def test_weights_that_are_no_numbers(checkpoint_of: MakeCheckpoint, monkeypatch:
     checkpoint = checkpoint_of(NARROW)
     model = load_model(checkpoint, torch.device("cpu"))
     model.target.backbone.get_buffer("stem.1.running_var")[0] = torch.inf
-    monkeypatch.setattr(encoder, "load_model", lambda *arguments: model)
+    monkeypatch.setattr(restore, "load_model", lambda *arguments: model)
     exported_encoder(checkpoint)
     with pytest.raises(UserError, match="the target encoder has weights that are not finite"):
         exported_encoder(checkpoint, "target")
