@@ -184,14 +184,8 @@ def test_the_code_on_the_card_runs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torchvision", "timm", "onnx", "safetensors"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-        *("wide_resnet50_2", "wide_resnet101_2"),
-    ],
-)
-def test_every_other_network(checkpoint_of: MakeCheckpoint, tmp_path: Path, name: str, format: Format) -> None:
+@pytest.mark.parametrize("name", ["resnet34", "resnet152", "resnext50_32x4d", "wide_resnet50_2"])
+def test_one_of_every_other_kind(checkpoint_of: MakeCheckpoint, tmp_path: Path, name: str, format: Format) -> None:
     checkpoint = checkpoint_of(name)
     folder = exported(checkpoint, format, tmp_path / "export")
     expected = backbone_features(checkpoint, images(2))
