@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from invoking import Cli
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
