@@ -1,0 +1,67 @@
+"""The same queries over the checkpoints of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_faiss.checkpoint import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
+from msf_faiss.errors import UserError
+from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
+from msf_faiss.neighbors.subject import Subject
+
+
+def earlier_checkpoints(last: Checkpoint, most: int, notify: Callable[[str], object]) -> list[Checkpoint]:
+    """Whole checkpoints of the run of `last` before it, the first of them and others at even distances.
+
+    Args:
+        last: where the evolution ends; verified by those who load it.
+        most: as many at most, `last` counted, >= 2.
+        notify: is told of each damaged one.
+
+    Raises:
+        UserError: if there is none, or `last` belongs to no run.
+    """
+    if last.run_dir is None:
+        raise UserError(f"{last.path}: an evolution goes over the checkpoints of a run; give the run directory")
+    whole = []
+    for path in (last.run_dir / FOLDER).glob("step-*"):
+        if path.is_dir() and (checkpoint := _whole(path, notify)) is not None and checkpoint.step < last.step:
+            whole.append(checkpoint)
+    if not whole:
+        raise UserError(
+            f"{last.run_dir}: only one checkpoint, {last.path.name}, can be shown, which is no evolution; keep more of "
+            "the next run: --set checkpoint.keep_last=20, or --set checkpoint.keep_every_epochs=10 for some of all "
+            "epochs"
+        )
+    whole.sort(key=lambda checkpoint: checkpoint.step)
+    # Places among all, `last` being the one after those here.
+    chosen = np.unique(np.linspace(0, len(whole), min(most, len(whole) + 1)).round().astype(int))[:-1]
+    return [whole[place] for place in chosen]
+
+
+def retrieve_at(
+    subject: Subject, checkpoint: Checkpoint, crops: Tensor, query_ids: NDArray[np.int64], k: int
+) -> Retrieved:
+    """What centre views [Q, 3, S, S] of the images `query_ids` [Q] (-1: a file) retrieved at another checkpoint.
+
+    Raises:
+        UserError: if its bank is empty, or it cannot be loaded.
+    """
+    then = subject.at(checkpoint)
+    return retrieve_images(then.bank, then.embed(crops), query_ids, k)
+
+
+def _whole(path: Path, notify: Callable[[str], object]) -> Checkpoint | None:
+    """The checkpoint, if what it takes to retrieve is what was saved."""
+    try:
+        checkpoint = find_checkpoint(path)
+        checkpoint.verify(name for name in checkpoint.files if name.startswith(("model", "bank")))
+    except DamagedCheckpointError as error:
+        notify(f"left out: {error}")
+        return None
+    return checkpoint

@@ -1,0 +1,74 @@
+"""The checkpoints of a run that an evolution shows."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import config_of, save, write_images
+
+from msf_faiss.checkpoint import Checkpoint, find_checkpoint
+from msf_faiss.errors import UserError
+from msf_faiss.neighbors.evolution import earlier_checkpoints, retrieve_at
+from msf_faiss.neighbors.inspection import embed_queries, inspect
+from msf_faiss.neighbors.subject import open_subject
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six checkpoints."""
+    folder = tmp_path_factory.mktemp("evolution")
+    (folder / "images").mkdir()
+    config = config_of(write_images(folder / "images"))
+    for step in range(2, 14, 2):
+        save(folder / "run", config, [*range(0, 20, 2)], step=step, seed=step)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> list[Checkpoint]:
+    """A copy of its checkpoints."""
+    copied = shutil.copytree(saved, tmp_path / "run")
+    return [find_checkpoint(path) for path in sorted((copied / "checkpoints").iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("most", "steps"),
+    [(2, [2]), (3, [2, 6]), (4, [2, 6, 8]), (6, [2, 4, 6, 8, 10]), (50, [2, 4, 6, 8, 10])],
+)
+def test_the_first_and_others_at_even_distances(run: list[Checkpoint], most: int, steps: list[int]) -> None:
+    assert [checkpoint.step for checkpoint in earlier_checkpoints(run[-1], most, print)] == steps
+
+
+def test_from_an_earlier_checkpoint_on_nothing_later_is_shown(run: list[Checkpoint]) -> None:
+    assert [checkpoint.step for checkpoint in earlier_checkpoints(run[2], 6, print)] == [2, 4]
+
+
+def test_damaged_checkpoints_are_left_out_with_a_note(run: list[Checkpoint]) -> None:
+    (run[0].path / "manifest.json").write_text("{")
+    model = run[1].path / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    notes: list[str] = []
+    assert [checkpoint.step for checkpoint in earlier_checkpoints(run[3], 6, notes.append)] == [6]
+    assert sorted(note.split(": ")[1].split("/")[-1] for note in notes) == ["step-00000002", "step-00000004"]
+    with pytest.raises(
+        UserError, match=r"only one checkpoint, step-00000006, can be shown, .* checkpoint.keep_last=20"
+    ):
+        earlier_checkpoints(run[2], 6, notes.append)
+
+
+def test_a_checkpoint_outside_a_run_has_no_evolution(run: list[Checkpoint], tmp_path: Path) -> None:
+    moved = run[-1].path.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="an evolution goes over the checkpoints of a run; give the run directory"):
+        earlier_checkpoints(find_checkpoint(moved), 6, print)
+
+
+@pytest.mark.parametrize("searched", ["bank", "dataset"])
+def test_each_checkpoint_answers_with_its_own_encoder_and_bank(run: list[Checkpoint], searched: str) -> None:
+    subject = open_subject(run[-1], searched=searched)
+    queries = embed_queries(subject, [], [3, 22])
+    found = retrieve_at(subject, run[1], queries.crops, np.array([3, 22]), 5)
+    expected = inspect(run[1], ids=[3, 22], k=5, searched=searched, thumbnails=False)
+    assert found.ids.tolist() == [[neighbor.id for neighbor in query.neighbors] for query in expected.queries]
+    later = inspect(run[-1], ids=[3, 22], k=5, searched=searched, thumbnails=False)
+    assert found.ids.tolist() != [[neighbor.id for neighbor in query.neighbors] for query in later.queries]
