@@ -1,4 +1,4 @@
-"""The same queries over the checkpoints of a run."""
+"""The checkpoints of a run at which to ask the same queries."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from msf_faiss.checkpoint import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
-from msf_faiss.neighbors.subject import Subject
 
 
 def earlier_checkpoints(last: Checkpoint, most: int, notify: Callable[[str], object]) -> list[Checkpoint]:
@@ -42,18 +38,6 @@ def earlier_checkpoints(last: Checkpoint, most: int, notify: Callable[[str], obj
     # Places among all, `last` being the one after those here.
     chosen = np.unique(np.linspace(0, len(whole), min(most, len(whole) + 1)).round().astype(int))[:-1]
     return [whole[place] for place in chosen]
-
-
-def retrieve_at(
-    subject: Subject, checkpoint: Checkpoint, crops: Tensor, query_ids: NDArray[np.int64], k: int
-) -> Retrieved:
-    """What centre views [Q, 3, S, S] of the images `query_ids` [Q] (-1: a file) retrieved at another checkpoint.
-
-    Raises:
-        UserError: if its bank is empty, or it cannot be loaded.
-    """
-    then = subject.at(checkpoint)
-    return retrieve_images(then.bank, then.embed(crops), query_ids, k)
 
 
 def _whole(path: Path, notify: Callable[[str], object]) -> Checkpoint | None:

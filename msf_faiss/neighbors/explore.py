@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from msf_faiss.checkpoint import Checkpoint
 from msf_faiss.neighbors.clusters import find_clusters, images_once
-from msf_faiss.neighbors.evolution import earlier_checkpoints, retrieve_at
+from msf_faiss.neighbors.evolution import earlier_checkpoints
 from msf_faiss.neighbors.explorer import Cluster, EmbeddingMap, Explorer, Graph, Moment, Nodes
 from msf_faiss.neighbors.graph import Grown, grow
 from msf_faiss.neighbors.inspection import (
@@ -29,9 +29,9 @@ from msf_faiss.neighbors.inspection import (
 )
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.records import Inspection
-from msf_faiss.neighbors.retrieval import Retrieved
+from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
 from msf_faiss.neighbors.statistics import count, match, worst_first
-from msf_faiss.neighbors.subject import open_subject, text, thumbnail
+from msf_faiss.neighbors.subject import Subject, open_subject, text, thumbnail
 
 _ON_MAP = 3000
 
@@ -122,14 +122,9 @@ def explore(
     now = _as_arrays(inspection, most)
     lookup.put(keys, asked_for.embeddings, list(map(thumbnail, asked_for.crops)), now)
 
-    over_time: list[tuple[Checkpoint, Retrieved]] = []
-    for number, earlier in enumerate(before, start=1):
-        notify(f"asking the checkpoint of step {earlier.step:,} ({number}/{len(before)})")
-        query_ids = np.where(keys < total, keys, -1)
-        over_time.append((earlier, retrieve_at(subject, earlier, asked_for.crops, query_ids, most)))
+    over_time = [(earlier, _ask_again(subject, earlier, asked_for, most, notify)) for earlier in before]
     if before:
         over_time.append((checkpoint, now))
-
     groups: tuple[Cluster, ...] = ()
     if clusters:
         notify(f"finding {clusters} clusters")
@@ -142,39 +137,28 @@ def explore(
         *(hub.node for hub in statistics.hubs),
     ]
     anywhere = np.random.default_rng(seed).permutation(np.unique(subject.entries)).tolist()
-    grown = grow(keys.tolist(), required, page_images, lambda some: lookup.neighbors(some).ids, anywhere)
+    page = grow(keys.tolist(), required, page_images, lambda some: lookup.neighbors(some).ids, anywhere)
     place = np.full(len(labels) + 1, -1)  # of each key on the page; -1 is nowhere
-    place[grown.keys] = np.arange(len(grown.keys))
-    nearest = _nearest_on_page(lookup, grown)
-    columns = slice(max(int((each.ids >= 0).sum(axis=1).max()) for each in (nearest, *(then for _, then in over_time))))
-
-    drawn = None
-    if map_method is not None:
-        from msf_faiss.neighbors.embedding_map import draw_map  # scikit-learn takes seconds to import
-
-        on_map = _on_map(len(grown.keys), len(keys), seed)
-        notify(f"drawing a map of {len(on_map):,} images")
-        embeddings = lookup.embeddings(grown.keys[on_map]).cpu().numpy()
-        positions, note = draw_map(embeddings, map_method, seed)
-        drawn = EmbeddingMap(method=map_method, nodes=on_map, positions=positions, note=note)
-
+    place[page.keys] = np.arange(len(page.keys))
+    nearest = _nearest_on_page(lookup, page)
+    columns = slice(max(each.most for each in (nearest, *(then for _, then in over_time))))
     explorer = Explorer(
         protocol=inspection.protocol,
         classes=subject.classes,
         nodes=Nodes(
-            ids=np.where(grown.keys < total, grown.keys, -1),
+            ids=np.where(page.keys < total, page.keys, -1),
             names=tuple(
                 text(subject.source.name(key)) if key < total else asked_for.names[key - total]
-                for key in grown.keys.tolist()
+                for key in page.keys.tolist()
             ),
-            labels=labels[grown.keys],
-            pictures=tuple(lookup.pictures(grown.keys)),
+            labels=labels[page.keys],
+            pictures=tuple(lookup.pictures(page.keys)),
         ),
         graph=Graph(
             neighbors=place[nearest.ids[:, columns]],
             similarities=nearest.similarities[:, columns],
             ages=nearest.ages[:, columns] if searched == "bank" else None,
-            complete=grown.complete,
+            complete=page.complete,
         ),
         queries=tuple(place[keys].tolist()),
         order=order,
@@ -190,7 +174,7 @@ def explore(
             for when, then in over_time
         ),
         clusters=tuple(replace(cluster, members=tuple(place[list(cluster.members)].tolist())) for cluster in groups),
-        map=drawn,
+        map=None if map_method is None else _draw(lookup, page, len(keys), map_method, seed, notify),
     )
     return Exploration(inspection, explorer)
 
@@ -211,6 +195,16 @@ def _as_arrays(inspection: Inspection, k: int) -> Retrieved:
     return found
 
 
+def _ask_again(
+    subject: Subject, checkpoint: Checkpoint, queries: Queries, k: int, notify: Callable[[str], object]
+) -> Retrieved:
+    """What the queries retrieved at an earlier checkpoint."""
+    notify(f"asking the checkpoint of step {checkpoint.step:,}")
+    then = subject.at(checkpoint)
+    ids = np.array([-1 if index is None else index for index in queries.ids], np.int64)
+    return retrieve_images(then.bank, then.embed(queries.crops), ids, k)
+
+
 def _nearest_on_page(lookup: Lookup, page: Grown) -> Retrieved:
     """The neighbours of each image of the page; those of incomplete ones among the page's images alone."""
     found = lookup.neighbors(page.keys)
@@ -222,7 +216,19 @@ def _nearest_on_page(lookup: Lookup, page: Grown) -> Retrieved:
     return Retrieved.joined([found, among]).of(row)
 
 
-def _on_map(images: int, queries: int, seed: int) -> NDArray[np.int64]:
-    """[M] the queries, which are the page's first, and random others of it, in the page's order."""
-    others = queries + np.random.default_rng(seed).permutation(images - queries)[: max(0, _ON_MAP - queries)]
-    return np.append(np.arange(queries), np.sort(others))
+def _draw(
+    lookup: Lookup,
+    page: Grown,
+    queries: int,
+    method: Literal["pca", "tsne"],
+    seed: int,
+    notify: Callable[[str], object],
+) -> EmbeddingMap:
+    """A map of the queries, which are the page's first images, and of random others."""
+    from msf_faiss.neighbors.embedding_map import draw_map  # scikit-learn takes seconds to import
+
+    others = queries + np.random.default_rng(seed).permutation(len(page.keys) - queries)
+    nodes = np.append(np.arange(queries), np.sort(others[: max(0, _ON_MAP - queries)]))  # [M]
+    notify(f"drawing a map of {len(nodes):,} images")
+    positions, note = draw_map(lookup.embeddings(page.keys[nodes]).cpu().numpy(), method, seed)
+    return EmbeddingMap(method=method, nodes=nodes, positions=positions, note=note)

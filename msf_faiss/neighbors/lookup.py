@@ -21,7 +21,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
 from msf_faiss.neighbors.subject import Subject, text, thumbnail
 
-_AT_A_TIME = 4096  # embeddings copied out of the bank to be queries
+_AT_A_TIME = 1 << 16  # embeddings copied out of the bank to be queries
 
 
 class Lookup:

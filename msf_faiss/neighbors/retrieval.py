@@ -27,6 +27,11 @@ class Retrieved(NamedTuple):
     similarities: NDArray[np.float32]  # [Q, K] cosine; 0 where there are no more
     ages: NDArray[np.int64]  # [Q, K] entries pushed since; -1 where there are no more
 
+    @property
+    def most(self) -> int:
+        """Neighbours of the query that has most."""
+        return int((self.ids >= 0).sum(axis=1).max(initial=0))
+
     @classmethod
     def empty(cls, queries: int, k: int) -> Retrieved:
         """No neighbours."""

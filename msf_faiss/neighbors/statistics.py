@@ -67,7 +67,7 @@ def count(subject: Subject, asked: NDArray[np.int64], found: Retrieved) -> Stati
     """Statistics of what the images `asked` [A] found; hubs are named by their ids."""
     labels, there = subject.labels, found.ids >= 0
     matches = match(labels[asked], found.ids, labels)
-    ranks = range(int(there.sum(axis=1).max(initial=0)))
+    ranks = range(found.most)
     similarities = np.clip(found.similarities.astype(np.float64), -1, 1)
     times = np.bincount(found.ids[there], minlength=len(labels))  # [N] retrieved
     return Statistics(

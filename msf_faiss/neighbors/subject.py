@@ -73,8 +73,9 @@ class Subject:
         """
         if self.searched == "dataset":
             features = extract(self.model.target, self.source, config=self.config, device=self.device)
-            everything = FlatBank(len(features.ids), features.embeddings.shape[1], device=self.device)
-            everything.push(F.normalize(features.embeddings.to(self.device), dim=1), features.ids.to(self.device))
+            embeddings = self._finite(F.normalize(features.embeddings.to(self.device), dim=1))
+            everything = FlatBank(len(embeddings), embeddings.shape[1], device=self.device)
+            everything.push(embeddings, features.ids.to(self.device))
             return everything
         bank = load_bank(self.checkpoint, self.device)
         if len(bank) == 0:
@@ -111,10 +112,16 @@ class Subject:
 
     def embed(self, crops: Tensor) -> Tensor:
         """Centre views uint8 [B, 3, S, S] to unit vectors [B, D] on the device, by the target encoder."""
-        parts = torch.split(crops, _EMBEDDED)
-        return torch.cat(
-            [self.model.embed_target(normalize(part.to(self.device), self.config.views)) for part in parts]
-        )
+        parts = [normalize(part.to(self.device), self.config.views) for part in torch.split(crops, _EMBEDDED)]
+        return self._finite(torch.cat([self.model.embed_target(part) for part in parts]))
+
+    def _finite(self, embeddings: Tensor) -> Tensor:
+        if not embeddings.isfinite().all():
+            raise UserError(
+                f"{self.checkpoint.path}: the target encoder gives embeddings that are not finite; inspect an earlier "
+                "checkpoint"
+            )
+        return embeddings
 
     def crops(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Centre views uint8 [B, 3, S, S] of training images, some at a time; unreadable ones may be skipped.

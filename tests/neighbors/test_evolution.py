@@ -3,15 +3,12 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from checkpoints import config_of, save, write_images
 
 from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.evolution import earlier_checkpoints, retrieve_at
-from msf_faiss.neighbors.inspection import embed_queries, inspect
-from msf_faiss.neighbors.subject import open_subject
+from msf_faiss.neighbors.evolution import earlier_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +58,3 @@ def test_a_checkpoint_outside_a_run_has_no_evolution(run: list[Checkpoint], tmp_
     moved = run[-1].path.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="an evolution goes over the checkpoints of a run; give the run directory"):
         earlier_checkpoints(find_checkpoint(moved), 6, print)
-
-
-@pytest.mark.parametrize("searched", ["bank", "dataset"])
-def test_each_checkpoint_answers_with_its_own_encoder_and_bank(run: list[Checkpoint], searched: str) -> None:
-    subject = open_subject(run[-1], searched=searched)
-    queries = embed_queries(subject, [], [3, 22])
-    found = retrieve_at(subject, run[1], queries.crops, np.array([3, 22]), 5)
-    expected = inspect(run[1], ids=[3, 22], k=5, searched=searched, thumbnails=False)
-    assert found.ids.tolist() == [[neighbor.id for neighbor in query.neighbors] for query in expected.queries]
-    later = inspect(run[-1], ids=[3, 22], k=5, searched=searched, thumbnails=False)
-    assert found.ids.tolist() != [[neighbor.id for neighbor in query.neighbors] for query in later.queries]

@@ -8,7 +8,7 @@ import torch
 from checkpoints import CLASSES, SIZE, config_of, embed, files_of, save, target_of, write_images
 from PIL import Image
 
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint import Checkpoint, find_checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.explore import explore
 from msf_faiss.neighbors.explorer import Explorer
@@ -132,9 +132,20 @@ def test_all_parts_name_images_of_the_page(checkpoint: Checkpoint, searched: str
     assert 0 <= min(named) <= max(named) < images
     assert explorer.map.nodes.tolist() == list(range(images))
     assert (explorer.map.positions.shape, explorer.map.method) == ((images, 2), "pca")
-    assert any("step 3 (1/1)" in note for note in notes)
+    assert "asking the checkpoint of step 3" in notes
     assert len({picture.size for picture in explorer.nodes.pictures}) == 1
     check_graph(explorer, checkpoint, searched, 4, {})
+
+
+@pytest.mark.parametrize("searched", ["bank", "dataset"])
+def test_each_checkpoint_answers_with_its_own_encoder_and_bank(checkpoint: Checkpoint, searched: str) -> None:
+    _, explorer = explore(checkpoint, ids=[3, 22], k=5, searched=searched, sample=2, moments=2)
+    first = checkpoint.path.with_name("step-00000003")
+    for path, moment in zip([first, checkpoint.path], explorer.evolution, strict=True):
+        expected = inspect(find_checkpoint(path), ids=[3, 22], k=5, searched=searched, thumbnails=False)
+        for query, row, similarities in zip(expected.queries, moment.neighbors, moment.similarities, strict=True):
+            assert explorer.nodes.ids[row].tolist() == [neighbor.id for neighbor in query.neighbors]
+            assert similarities.tolist() == pytest.approx([neighbor.similarity for neighbor in query.neighbors])
 
 
 def test_the_same_seed_gives_the_same_page(checkpoint: Checkpoint) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 from msf_faiss.checkpoint import Checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.gallery import render_gallery
-from msf_faiss.neighbors.inspection import inspect
+from msf_faiss.neighbors.inspection import embed_queries, inspect
 from msf_faiss.neighbors.records import write_records
+from msf_faiss.neighbors.subject import open_subject
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,16 @@ def test_unreadable_queries_are_errors_or_left_out_as_the_config_says(images: Pa
     assert [query.id for query in inspect(run, overrides=skipping).queries] == [0, 1, 3]
     with pytest.raises(UserError, match=r"none of the queries can be read: .*2\.png"):
         inspect(run, overrides=skipping, ids=[2])
+
+
+def test_an_encoder_that_has_diverged_is_told_in_words(checkpoint: Checkpoint) -> None:
+    complaint = r"step-00000007: the target encoder gives embeddings that are not finite"
+    subject = open_subject(checkpoint, searched="dataset")
+    next(subject.model.target.parameters()).data.fill_(torch.inf)
+    with pytest.raises(UserError, match=complaint):
+        embed_queries(subject, [], [0])
+    with pytest.raises(UserError, match=complaint):
+        assert subject.bank
 
 
 def test_records_are_complete_and_plain(checkpoint: Checkpoint, tmp_path: Path) -> None:
