@@ -21,6 +21,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
 from msf_faiss.neighbors.subject import Subject, text, thumbnail
 
+_MOST = 1000  # neighbours: those of all images are held at a time
 _AT_A_TIME = 1 << 16  # embeddings copied out of the bank to be queries
 
 
@@ -31,9 +32,14 @@ class Lookup:
         subject: is asked.
         k: neighbours of each image.
         files: queries that are no training images.
+
+    Raises:
+        UserError: if k is above 1,000.
     """
 
     def __init__(self, subject: Subject, k: int, files: int = 0) -> None:
+        if k > _MOST:
+            raise UserError(f"{k:,} neighbours of each of many images are too many; --k {_MOST} is the most")
         self._subject = subject
         self._k = k
         self._rows = np.full(len(subject.source) + files, -1, np.int64)  # of each image in what was found

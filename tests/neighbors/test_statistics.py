@@ -151,3 +151,8 @@ def test_without_labels_there_is_no_worst() -> None:
     asked = lookup.sample(1, seed=0)
     with pytest.raises(UserError, match="none of 4 images has a label and a neighbour with one"):
         worst_first(subject, asked, lookup.neighbors(asked))
+
+
+def test_neighbours_that_would_fill_the_memory_are_refused() -> None:
+    with pytest.raises(UserError, match=r"1,001 neighbours of each of many images are too many; --k 1000"):
+        Lookup(subject_of(3, [0, 1, 2]), 1001)
