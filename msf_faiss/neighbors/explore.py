@@ -91,7 +91,7 @@ def explore(
     """
     if min(queries, k, sample, page_images) < 1 or moments == 1 or min(moments, clusters) < 0:
         raise ValueError("queries, k, sample and page_images are at least 1, moments 0 or at least 2, clusters 0")
-    before = earlier_checkpoints(checkpoint, moments, notify) if moments else []
+    before = earlier_checkpoints(checkpoint, moments, searched, notify) if moments else []
     subject = open_subject(checkpoint, searched=searched, overrides=overrides, device=device)
     files, ids = list(dict.fromkeys(files)), list(dict.fromkeys(ids))
     order = selection_of(files, ids, worst=worst)

@@ -54,7 +54,7 @@ def retrieve_images(bank: Bank, queries: Tensor, query_ids: NDArray[np.int64], k
     Args:
         bank: searched; not empty.
         queries: to ask for.
-        query_ids: [Q] the images that the queries are, which are left out; one that the bank cannot know is its own.
+        query_ids: [Q] the images that the queries are, which are left out; an id that no entry has leaves none out.
         k: columns of the answer, >= 1.
     """
     ids = bank.ids(torch.arange(len(bank), device=bank.device)).cpu().numpy()  # [n]
