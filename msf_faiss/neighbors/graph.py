@@ -33,20 +33,19 @@ def grow(
     fit any more brings none of them.
 
     Args:
-        queries: where to begin.
+        queries: where to begin, none twice.
         required: others that must be there.
         budget: P, unless more are required or there are fewer.
         neighbors: of [M] images, [M, K], -1 where there are no more.
         anywhere: images to go on from where all neighbours are there and the budget is not used up.
     """
     page = dict.fromkeys(queries)  # in the page's order
-    complete = set(page)
     nearest = neighbors(np.fromiter(page, np.int64))
     for row in nearest.tolist():
         page |= dict.fromkeys(other for other in row if other >= 0)
     page |= dict.fromkeys(required)
     budget = max(budget, len(page))
-    frontier = [key for key in page if key not in complete]
+    frontier = list(page)[len(queries) :]
     rest = iter(anywhere)
     while True:
         if not frontier and len(page) < budget:
@@ -57,12 +56,11 @@ def grow(
         if not frontier:
             break
         reached: list[int] = []
-        for key, row in zip(frontier, neighbors(np.array(frontier, np.int64)).tolist(), strict=True):
+        for row in neighbors(np.array(frontier, np.int64)).tolist():
             new = [other for other in row if other >= 0 and other not in page]
             if len(page) + len(new) <= budget:
-                complete.add(key)
                 page |= dict.fromkeys(new)
                 reached += new
         frontier = reached
     keys = np.fromiter(page, np.int64)
-    return Grown(keys, np.array([key in complete for key in page], np.bool_))
+    return Grown(keys, np.isin(neighbors(keys), np.append(keys, -1)).all(axis=1))
