@@ -44,7 +44,7 @@ def draw_map(
         perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
         tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed % 2**32)
         positions = tsne.fit_transform(points)
-        note = f"t-SNE, perplexity {perplexity:.3g}: only who is near means something, distances between groups do not"
+        note = f"perplexity {perplexity:.3g}: only who is near means something, distances between groups do not"
     low, high = positions.min(axis=0), positions.max(axis=0)
     centred = positions - (low + high) / 2
     return (0.5 + centred / (high - low).max()).clip(0, 1).astype(np.float32), note
