@@ -1,4 +1,4 @@
-"""The command line as tests call it: in a process of its own, or in this one, since a new one takes seconds to start."""
+"""The command line as tests call it: in a new process, or in this one, since a new one takes seconds to start."""
 
 import subprocess
 import sys
