@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 DEMO ?=
+REPLAY ?=
 
-.PHONY: demo test test-slow soak check format docs clean
+.PHONY: demo test test-slow soak check format docs wheel docker-replay clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -38,6 +39,13 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m build --no-isolation
+
+# As root, with debootstrap: the Dockerfile's steps in clean roots (9 GB), then the image's trial.
+docker-replay:
+	$(PYTHON) docker/replay.py build/replay $(REPLAY)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

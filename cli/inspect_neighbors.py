@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,9 +20,28 @@ if TYPE_CHECKING:
 _WIDEST = 24  # characters of a column in the table
 _GAP = 2  # between two columns
 _ENDINGS = (".html", ".png", ".json")
+_SECTIONS = {
+    "Queries": ("queries", "worst", "files", "ids"),
+    "Search": ("k", "searched", "overrides", "device", "seed"),
+    "Output": ("out",),
+    "The page": ("page_images", "sample", "evolution", "moments", "clusters", "map_method"),
+}
 
 
-@click.command(short_help="See the neighbours that a checkpoint's bank retrieves.")
+class _Sectioned(click.Command):
+    """Lists its options by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        records = {option.name: option.get_help_record(ctx) for option in options}
+        named = {name for names in _SECTIONS.values() for name in names}
+        rest = tuple(name for name in records if name is not None and name not in named)
+        for title, names in {**_SECTIONS, "Other": rest}.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])
+
+
+@click.command(cls=_Sectioned, short_help="See the neighbours that a checkpoint's bank retrieves.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--queries",
@@ -29,6 +49,7 @@ _ENDINGS = (".html", ".png", ".json")
     type=click.IntRange(min=1),
     help="Random training images to ask for, as many of each class as there can be.  [default: 12]",
 )
+@click.option("--worst", is_flag=True, help="Rather than random images, those of the lowest purity among --sample.")
 @click.option(
     "--query",
     "files",
@@ -60,8 +81,37 @@ _ENDINGS = (".html", ".png", ".json")
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A gallery (.html), a picture sheet (.png) or records (.json); an older file is replaced.  "
+    help="A page to click through (.html), a picture sheet (.png) or records (.json); an older file is replaced.  "
     "[default: RUN/neighbors/step-….html; none for a checkpoint outside a run]",
+)
+@click.option(
+    "--page-images",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=3000,
+    show_default=True,
+    help="Images that can be clicked, each with its neighbours.",
+)
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Random images for the statistics and --worst; all with --source dataset.",
+)
+@click.option("--evolution", is_flag=True, help="The same queries over the checkpoints of the run, up to this one.")
+@click.option(
+    "--moments",
+    metavar="N",
+    type=click.IntRange(min=2),
+    default=6,
+    show_default=True,
+    help="Checkpoints of an evolution at most, at even distances.",
+)
+@click.option("--clusters", metavar="K", type=click.IntRange(min=1), help="K clusters of all that is searched.")
+@click.option(
+    "--map", "map_method", type=click.Choice(["pca", "tsne"]), help="A map of the page's images, 3,000 at most."
 )
 @click.option(
     "--set",
@@ -71,7 +121,7 @@ _ENDINGS = (".html", ".png", ".json")
     help="Where the data are, if they have moved, e.g. --set data.path=FOLDER. Repeatable.",
 )
 @click.option(
-    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choice."
+    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random choices."
 )
 @click.option(
     "--device",
@@ -83,11 +133,18 @@ _ENDINGS = (".html", ".png", ".json")
 def command(
     run: Path,
     queries: int | None,
+    worst: bool,
     files: tuple[Path, ...],
     ids: tuple[int, ...],
     k: int,
     searched: Literal["bank", "dataset"],
     out: Path | None,
+    page_images: int,
+    sample: int,
+    evolution: bool,
+    moments: int,
+    clusters: int | None,
+    map_method: Literal["pca", "tsne"] | None,
     overrides: tuple[str, ...],
     seed: int,
     device: str,
@@ -96,15 +153,16 @@ def command(
 
     RUN is a run directory (its newest checkpoint) or a checkpoint directory. Queries are embedded by the target
     encoder; the query's own image is left out of its neighbours. The table goes to stdout, and after it the path of
-    the file that was written.
+    the file that was written. The page needs no network: its images, their neighbours and statistics are all in it.
     """
     if queries is not None and (files or ids):
         raise click.UsageError("--queries chooses at random; give either it, or --query and --query-id")
+    if worst and (files or ids):
+        raise click.UsageError("--worst chooses the queries; give either it, or --query and --query-id")
     if out is not None:
         _refuse_ending(out)
 
     from msf_faiss.checkpoint import find_checkpoint
-    from msf_faiss.neighbors.inspection import inspect
     from msf_faiss.train import select_device
 
     from .console import stderr, stdout
@@ -113,25 +171,52 @@ def command(
     if out is None and checkpoint.run_dir is not None:
         suffix = "" if searched == "bank" else f"-{searched}"
         out = checkpoint.run_dir / "neighbors" / f"{checkpoint.path.name}{suffix}.html"
-    inspection = inspect(
-        checkpoint,
-        queries=queries or 12,
-        files=files,
-        ids=ids,
-        k=k,
-        searched=searched,
-        overrides=overrides,
-        seed=seed,
-        device=select_device(device),
-        thumbnails=out is not None and out.suffix.lower() != ".json",
-    )
+    paged = out is not None and out.suffix.lower() == ".html"
+    if not paged and (evolution or clusters or map_method):
+        raise click.UsageError("--evolution, --clusters and --map are parts of a page; --out FILE.html writes one")
+    console = stderr()
+    asked: dict[str, Any] = {
+        "queries": queries or 12,
+        "files": files,
+        "ids": ids,
+        "worst": worst,
+        "k": k,
+        "searched": searched,
+        "sample": sample,
+        "overrides": overrides,
+        "seed": seed,
+        "device": select_device(device),
+    }
+    write: Callable[[Path], None]
+    if paged:
+        from msf_faiss.neighbors.explore import explore
+        from msf_faiss.neighbors.page import write_page
+
+        inspection, explorer = explore(
+            checkpoint,
+            **asked,
+            page_images=page_images,
+            moments=moments if evolution else 0,
+            clusters=clusters or 0,
+            map_method=map_method,
+            notify=lambda line: console.print(line, markup=False),
+        )
+        write = partial(write_page, explorer)
+    else:
+        from msf_faiss.neighbors.inspection import inspect
+        from msf_faiss.neighbors.records import write_records
+        from msf_faiss.neighbors.sheet import write_sheet
+
+        pictured = out is not None and out.suffix.lower() == ".png"
+        inspection = inspect(checkpoint, **asked, thumbnails=pictured)
+        write = partial(write_sheet if pictured else write_records, inspection)
     _print_table(stdout(), inspection)
     if inspection.short_of:
-        stderr().print(f"{k} neighbours were asked for, but there are not so many other images to retrieve")
+        console.print(f"{k} neighbours were asked for, but there are not so many other images to retrieve")
     if out is None:
-        stderr().print("no file written: the checkpoint lies outside a run; --out names a file", markup=False)
+        console.print("no file written: the checkpoint lies outside a run; --out names a file", markup=False)
         return
-    _writer(out)(inspection, out)
+    write(out)
     click.echo(out)
 
 
@@ -140,16 +225,8 @@ def _refuse_ending(out: Path) -> None:
 
     if out.suffix.lower() not in _ENDINGS:
         raise UserError(
-            f"--out {out}: the ending says what to write: .html is a gallery, .png a picture sheet, .json records"
+            f"--out {out}: the ending says what to write: .html is a page, .png a picture sheet, .json records"
         )
-
-
-def _writer(out: Path) -> Callable[[Inspection, Path], None]:
-    from msf_faiss.neighbors.gallery import write_gallery
-    from msf_faiss.neighbors.records import write_records
-    from msf_faiss.neighbors.sheet import write_sheet
-
-    return {".html": write_gallery, ".png": write_sheet, ".json": write_records}[out.suffix.lower()]
 
 
 def _print_table(console: Console, inspection: Inspection) -> None:

@@ -24,6 +24,9 @@ _COMMANDS = {
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
     "report": "Write a run's report, or that of several side by side, as one page.",
+    "export": "Write an encoder in another library's format, with a model card.",
+    "embed": "Write the embeddings of any images to a file.",
+    "index": "Write a FAISS index over the embeddings of any images, or over the bank.",
     "doctor": "See what decides whether and how fast the bank works here.",
     "config-schema": "Print the JSON Schema of the config, for editors.",
 }

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msf_faiss.config import Config
@@ -43,16 +42,34 @@ def extract(
     Raises:
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
     """
+    parts = list(stream(encoder, source, config=config, device=device, ids=ids, batch_size=batch_size))
+    labels = None if source.labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
+    return Features(torch.cat([part.embeddings for part in parts]), labels, torch.cat([part.ids for part in parts]))
+
+
+def stream(
+    encoder: nn.Module,
+    source: Source,
+    *,
+    config: Config,
+    device: torch.device,
+    ids: Tensor | None = None,
+    batch_size: int = 256,
+) -> Iterator[Features]:
+    """What `extract` finds, a batch at a time, so that memory need not hold all of it.
+
+    The encoder is in eval mode until the last batch; closing the iterator ends the worker processes.
+
+    Raises:
+        UserError: as `extract` does.
+    """
     chosen = np.arange(len(source)) if ids is None else ids.cpu().numpy()
-    embeddings: list[Tensor] = []
-    readable: list[NDArray[np.int64]] = []
-    with _evaluating(encoder), torch.no_grad():
+    with _evaluating(encoder):
         for batch in eval_batches(source, chosen, config=config, batch_size=batch_size):
-            embeddings.append(encoder(batch.views(device, config.views)).to("cpu", torch.float32))
-            readable.append(batch.ids)
-    found = np.concatenate(readable)
-    labels = None if source.labels is None else torch.from_numpy(source.labels[found])
-    return Features(torch.cat(embeddings), labels, torch.from_numpy(found))
+            with torch.no_grad():  # not around the yield: it would hold for the caller too
+                embeddings = encoder(batch.views(device, config.views)).to("cpu", torch.float32)
+            labels = None if source.labels is None else torch.from_numpy(source.labels[batch.ids])
+            yield Features(embeddings, labels, torch.from_numpy(batch.ids))
 
 
 @contextmanager

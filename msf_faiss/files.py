@@ -1,10 +1,11 @@
-"""Writing a file so that it appears complete or not at all."""
+"""Writing files so that they appear complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,3 +30,27 @@ def write_whole(path: Path, content: bytes | str, *, sync: bool = True) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def appearing(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary names beside `paths`, for the block to write files to; missing folders are made. If it ends well, each
+    is synced and takes its own name, the first one last, and older files give way; if not, nothing is left of them.
+
+    Raises:
+        OSError: if a folder cannot be made, or a file was not written or cannot be renamed.
+    """
+    temporary = []
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.append(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+    try:
+        yield tuple(temporary)
+        for name, path in reversed(list(zip(temporary, paths, strict=True))):
+            with name.open("rb") as file:
+                os.fsync(file.fileno())
+            name.replace(path)
+    finally:
+        for name in temporary:
+            with contextlib.suppress(OSError):
+                name.unlink()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.parallel import load_shards, saved_capacity
 from msf_faiss.checkpoint import ENDING, Checkpoint, damaged
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model
+from msf_faiss.models import Encoder, MeanShift, build_model
+
+EncoderName = Literal["online", "target"]
+"""The encoder that is trained, and the moving average that follows it."""
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
@@ -26,6 +31,17 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
             f"{checkpoint.path}: the weights do not fit the config saved beside them: {complaint}"
         ) from error
     return model.to(device)
+
+
+def load_encoder(checkpoint: Checkpoint, name: EncoderName) -> Encoder:
+    """One of a checkpoint's two encoders, frozen, in eval mode, on the CPU.
+
+    Raises:
+        UserError: as `load_model` does.
+    """
+    model = load_model(checkpoint, torch.device("cpu"))
+    encoder = model.online if name == "online" else model.target
+    return encoder.requires_grad_(False).eval()
 
 
 def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:

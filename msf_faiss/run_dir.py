@@ -8,6 +8,7 @@ RUN/checkpoints/       see `checkpoint`
 RUN/results/           what the evaluations found
 RUN/features/          what they keep for each other; may be deleted
 RUN/neighbors/         galleries
+RUN/exports/           encoders for other libraries, see `export`
 RUN/profile/           traces, see `profiling`
 RUN/report.html        all of it on one page, see `report`
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from msf_faiss import files
-from msf_faiss.files import write_whole
+from msf_faiss.files import appearing, write_whole
 
 
 def test_folders_are_made_and_older_files_give_way(tmp_path: Path) -> None:
@@ -42,3 +42,31 @@ def test_a_process_killed_while_it_writes_leaves_the_older_file(tmp_path: Path) 
     assert path.read_text() == "old"
     write_whole(path, "newer")
     assert path.read_text() == "newer"
+
+
+def test_large_files_appear_together_at_the_end(tmp_path: Path) -> None:
+    one, two = tmp_path / "new" / "a.bin", tmp_path / "b.bin"
+    two.write_text("old")
+    with appearing(one, two) as names:
+        for name in names:
+            name.write_text("new")
+        assert not one.exists()
+        assert two.read_text() == "old"
+    assert (one.read_text(), two.read_text()) == ("new", "new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.bin", "b.bin", "new"]
+
+
+def test_large_files_that_fail_leave_the_older_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+
+    def fill() -> None:
+        with appearing(path, tmp_path / "b.bin") as names:
+            for name in names:
+                name.write_text("new")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

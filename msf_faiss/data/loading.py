@@ -49,7 +49,9 @@ def load(
             except (RuntimeError, OSError, EOFError) as error:
                 # A worker that is killed while it hands something over breaks the pipe rather than being missed.
                 broken = workers > 0 and isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
-                if "Caught " in str(error) or not (broken or str(error).startswith("DataLoader worker")):
+                died = broken or str(error).startswith("DataLoader worker")
+                full = "unable to allocate shared memory" in str(error)  # told by a worker that lives on
+                if not full and ("Caught " in str(error) or not died):
                     raise
                 raise UserError(
                     f"a process that prepares images died ({error}); often memory ran out, or space in /dev/shm:"

@@ -13,6 +13,9 @@ from PIL import Image
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_whole
 
+Selection = Literal["random", "chosen", "worst"]
+"""How queries were found; worst: the lowest purity among many, first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborRecord:
@@ -69,7 +72,7 @@ class InspectionProtocol:
     encoder: Literal["target"]  # it embedded the queries, and the data set if that was searched
     view: str  # of the queries, and of the data set if that was searched
     k: int  # neighbours asked for
-    selection: Literal["random", "chosen"]
+    selection: Selection  # of the queries
     seed: int | None  # of the random choice
     data: dict[str, Any]  # config of the training set
     dataset_size: int

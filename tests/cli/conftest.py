@@ -3,29 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invoking import Invoke, invoker
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-TINY = [
-    *("--set", "data.images=48", "--set", "data.test_images=20", "--set", "data.size=16", "--set", "views.size=16"),
-    *("--set", "model.backbone.width=4", "--set", "train.batch_size=16", "--set", "train.log_every=1"),
-    *(
-        "--set",
-        "bank.capacity=40",
-        "--set",
-        "train.epochs=2",
-        "--set",
-        "train.threads=1",
-        "--set",
-        "optimizer.warmup_epochs=0",
-    ),
-]
-"""Turns the shipped demo config into a run of six steps and a second."""
+from invoking import TINY, Cli, Invoke, invoker
 
 
 @pytest.fixture(scope="session")

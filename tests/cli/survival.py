@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from conftest import TINY
+from invoking import TINY
 from runs import metrics, tensors
 
 LONG = [

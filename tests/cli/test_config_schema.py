@@ -1,6 +1,6 @@
 import json
 
-from conftest import Cli
+from invoking import Cli
 
 
 def test_the_schema_is_all_there_is_on_stdout(msf_faiss: Cli) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Cli
+from invoking import Cli
 from msf_faiss_cli import main as entry
 from msf_faiss_cli.doctor import command
 

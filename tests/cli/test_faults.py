@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Cli
+from invoking import TINY, Cli
 from PIL import Image
 from survival import outcome, read_until, started, workers_of
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,7 +12,17 @@ from msf_faiss_cli import main as entry
 from msf_faiss_cli.inspect_neighbors import command
 from PIL import Image
 
-from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
+from msf_faiss.config import (
+    CheckpointConfig,
+    Config,
+    DemoData,
+    FlatBankConfig,
+    ModelConfig,
+    NarrowBackbone,
+    TrainConfig,
+    ViewsConfig,
+)
+from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.train import pretrain
 
 
@@ -22,31 +33,83 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=DemoData(images=40, test_images=10, size=16),
         views=ViewsConfig(size=16),
         model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
-        bank=FlatBankConfig(capacity=64),
-        train=TrainConfig(epochs=1, batch_size=16, max_steps=2, device="cpu"),
+        bank=FlatBankConfig(capacity=128),
+        train=TrainConfig(epochs=2, batch_size=32, device="cpu"),
+        checkpoint=CheckpointConfig(every_epochs=1),
     )
     for _ in pretrain(config, path):
         pass
     return path
 
 
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Explorer]:
+    """What was to be written as a page; the pages themselves have tests of their own."""
+    written: list[Explorer] = []
+
+    def write_page(explorer: Explorer, path: Path) -> None:
+        written.append(explorer)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"page {len(written)}")
+
+    page = ModuleType("page")
+    page.write_page = write_page
+    monkeypatch.setitem(sys.modules, "msf_faiss.neighbors.page", page)
+    return written
+
+
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_the_gallery_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path) -> None:
+def test_the_page_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path, pages: list[Explorer]) -> None:
     result = invoke(run_dir)
-    gallery = run_dir / "neighbors" / "step-00000002.html"
+    page = run_dir / "neighbors" / "step-00000002.html"
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == str(gallery)
-    assert gallery.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert result.stdout.splitlines()[-1] == str(page)
     assert "purity" in result.stdout
-    assert "bank 50% full (32 entries)" in result.stdout
+    assert "bank 50% full (64 entries)" in result.stdout
+    assert "embedding and searching 40 random images for the statistics" in result.stderr
     assert invoke(run_dir).exit_code == 0  # again, over the older file
-    before = gallery.read_bytes()
+    assert page.read_text() == "page 2"
     other = invoke(run_dir, "--source", "dataset").stdout.splitlines()[-1]
     assert other == str(run_dir / "neighbors" / "step-00000002-dataset.html")
-    assert gallery.read_bytes() == before
+    assert page.read_text() == "page 2"
+    assert [explorer.protocol.searched for explorer in pages] == ["bank", "bank", "dataset"]
+    assert (pages[0].evolution, pages[0].clusters, pages[0].map) == ((), (), None)
+
+
+def test_every_part_of_the_page(run_dir: Path, pages: list[Explorer]) -> None:
+    parts = ["--evolution", "--clusters", 3, "--map", "pca", "--worst", "--page-images", 20, "--sample", 30]
+    result = invoke(run_dir, "--queries", 4, "--k", 3, *parts)
+    assert result.exit_code == 0, result.stderr
+    (explorer,) = pages
+    assert (len(explorer.queries), explorer.order, explorer.statistics.images) == (4, "worst", 30)
+    assert [moment.step for moment in explorer.evolution] == [1, 2]
+    assert len(explorer.clusters) == 3
+    assert len(explorer.map.nodes) == len(explorer.nodes.ids) >= 20
+    assert [line.split()[0] for line in result.stderr.splitlines()] == [
+        "embedding",
+        "asking",
+        "finding",
+        "collecting",
+        "drawing",
+    ]
+    for query in explorer.queries:
+        assert f"#{explorer.nodes.ids[query]}" in result.stdout
+
+
+def test_the_worst_queries_on_a_sheet(run_dir: Path, tmp_path: Path) -> None:
+    invoke(run_dir, "--worst", "--queries", 2, "--out", tmp_path / "records.json")
+    records = json.loads((tmp_path / "records.json").read_text())
+    assert records["protocol"]["selection"] == "worst"
+    assert len(records["queries"]) == 2
+
+
+def test_help_lists_every_option_once() -> None:
+    lines = invoke("--help").stdout.splitlines()
+    for name in (parameter.opts[0] for parameter in command.params if parameter.name != "run"):
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1, name
 
 
 def test_the_table_shows_what_the_records_hold(run_dir: Path, tmp_path: Path) -> None:
@@ -83,7 +146,7 @@ def test_a_checkpoint_outside_a_run_is_only_shown(run_dir: Path, tmp_path: Path)
 def test_more_neighbours_than_there_are(run_dir: Path, tmp_path: Path) -> None:
     result = invoke(run_dir, "--k", 100, "--queries", 1, "--out", tmp_path / "records.json")
     assert "100 neighbours were asked for, but there are not so many other images to retrieve" in result.stderr
-    assert len(json.loads((tmp_path / "records.json").read_text())["queries"][0]["neighbors"]) in (31, 32)
+    assert len(json.loads((tmp_path / "records.json").read_text())["queries"][0]["neighbors"]) in range(32, 40)
 
 
 def test_a_file_whose_name_would_steer_the_terminal(run_dir: Path, tmp_path: Path) -> None:
@@ -99,12 +162,18 @@ def test_a_file_whose_name_would_steer_the_terminal(run_dir: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--out", "page.htm"], ".html is a gallery, .png a picture sheet, .json records"),
+        (["--out", "page.htm"], ".html is a page, .png a picture sheet, .json records"),
         (["--query", "nowhere.png"], "nowhere.png does not exist; a query is an image file"),
         (["--query-id", "40"], "there is no training image 40; the data hold 40, counted from 0"),
         (["--set", "data.images=50"], "refers to a training set of 40 images by their number"),
         (["--set", "bank.capacity=9"], "encoder and bank are taken as they are saved"),
         (["--queries", "2", "--query-id", "1"], "--queries chooses at random"),
+        (["--worst", "--query-id", "1"], "--worst chooses the queries"),
+        (["--out", "x.png", "--evolution"], "--evolution, --clusters and --map are parts of a page"),
+        (["--out", "x.json", "--clusters", "2"], "--evolution, --clusters and --map are parts of a page"),
+        (["--clusters", "41", "--source", "dataset"], "40 different images cannot be 41 clusters"),
+        (["--clusters", "0"], "--clusters"),
+        (["--moments", "1"], "--moments"),
     ],
 )
 def test_mistakes_end_with_2_and_words(

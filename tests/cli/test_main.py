@@ -4,10 +4,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from invoking import Cli
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["pretrain", "eval-knn", "eval-linear", "inspect-neighbors", "results", "doctor", "config-schema"]
+COMMANDS = [
+    *("pretrain", "eval-knn", "eval-linear", "inspect-neighbors", "results", "export", "embed", "index"),
+    *("doctor", "config-schema"),
+]
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Cli
+from invoking import TINY, Cli
 
 
 def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:

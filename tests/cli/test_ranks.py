@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Cli
+from invoking import TINY, Cli
 from survival import LONG, outcome, read_until
 
 FEW = [*LONG, "--set", "train.max_steps=60", "--set", "bank.placement=sharded", "--set", "data.workers=0"]

@@ -7,7 +7,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
-from conftest import TINY, Cli
+from invoking import TINY, Cli
 from survival import LONG, read_until, started
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from invoking import TINY
 from survival import LONG, assert_same_outcome, finish, interrupt_at_random, read_until, started, workers_of
 
 

@@ -7,79 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import SIZE, config_of, embed, files_of, save, target_of, write_images
 from PIL import Image
 
-from msf_faiss.bank import FlatBank
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
-from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
+from msf_faiss.checkpoint import Checkpoint
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model
 from msf_faiss.neighbors.gallery import render_gallery
-from msf_faiss.neighbors.inspection import inspect
+from msf_faiss.neighbors.inspection import embed_queries, inspect
 from msf_faiss.neighbors.records import write_records
-
-CLASSES = ("<b>bold", "cat", "dog")
-SIZE = 16
+from msf_faiss.neighbors.subject import open_subject
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 images of noise, 8 a class, in the size of a view."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (folder / name).mkdir()
-        for index in range(8):
-            pixels = rng.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
-
-
-def config_of(folder: Path, **data: object) -> Config:
-    return Config(
-        data=FolderData(path=folder, workers=0, **data),
-        views=ViewsConfig(size=SIZE),
-        model=ModelConfig(backbone=NarrowBackbone(width=8, depths=(1,), strides=(2,)), dim=8),
-        bank=FlatBankConfig(capacity=32),
-    )
-
-
-def target_of(config: Config) -> MeanShift:
-    """A model whose target has other weights and batch statistics than a fresh one."""
-    model = build_model(config.model, seed=0)
-    torch.manual_seed(1)
-    for _ in range(3):
-        model.target(torch.randn(16, 3, SIZE, SIZE))
-    return model
-
-
-def embed(model: MeanShift, path: Path) -> torch.Tensor:
-    """The embedding [D] of one image, by itself, in float64."""
-    pixels = np.asarray(Image.open(path), np.float64) / 255
-    pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    target = model.target.double().eval()
-    with torch.no_grad():
-        embedding = target(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
-    return embedding / embedding.norm()
-
-
-def files_of(folder: Path) -> list[Path]:
-    """In the order of their ids."""
-    return sorted(folder.glob("*/*.png"))
-
-
-def save(run: Path, config: Config, ids: list[int], *, dataset_size: int = 24) -> Checkpoint:
-    """A checkpoint whose bank has the noisy embeddings of the images `ids`, pushed in this order."""
-    model = target_of(config)
-    bank = FlatBank(config.bank.capacity, 8)
-    if ids:
-        noise = 0.05 * torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(2))
-        files = files_of(config.data.path)
-        vectors = torch.stack([embed(target_of(config), files[index % len(files)]) for index in ids]) + noise
-        bank.push(torch.nn.functional.normalize(vectors, dim=1).float(), torch.tensor(ids))
-    tensors = {"model": model.state_dict(), "bank": bank.state_dict()}
-    save_checkpoint(run, step=7, epoch=1.75, config=config, dataset_size=dataset_size, tensors=tensors)
-    return find_checkpoint(run)
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +190,16 @@ def test_unreadable_queries_are_errors_or_left_out_as_the_config_says(images: Pa
     assert [query.id for query in inspect(run, overrides=skipping).queries] == [0, 1, 3]
     with pytest.raises(UserError, match=r"none of the queries can be read: .*2\.png"):
         inspect(run, overrides=skipping, ids=[2])
+
+
+def test_an_encoder_that_has_diverged_is_told_in_words(checkpoint: Checkpoint) -> None:
+    complaint = r"step-00000007: the target encoder gives embeddings that are not finite"
+    subject = open_subject(checkpoint, searched="dataset")
+    next(subject.model.target.parameters()).data.fill_(torch.inf)
+    with pytest.raises(UserError, match=complaint):
+        embed_queries(subject, [], [0])
+    with pytest.raises(UserError, match=complaint):
+        assert subject.bank
 
 
 def test_records_are_complete_and_plain(checkpoint: Checkpoint, tmp_path: Path) -> None:

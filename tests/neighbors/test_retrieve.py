@@ -8,6 +8,7 @@ from torch import Tensor
 from msf_faiss.bank import FlatBank
 from msf_faiss.data.memory import MemorySource
 from msf_faiss.neighbors.inspection import balanced_choice, retrieve
+from msf_faiss.neighbors.retrieval import retrieve_images
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -101,3 +102,24 @@ def test_random_queries_without_labels_and_of_few_images() -> None:
     assert balanced_choice(source(None), 1000, seed=3) == list(range(100))
     assert balanced_choice(source([-1, 0, -1, 0]), 10, seed=0) == [1, 3]
     assert balanced_choice(source([0]), 3, seed=0) == [0]
+
+
+@pytest.mark.parametrize("max_age", [None, 150])
+def test_images_that_own_most_of_a_bank_hide_no_other(max_age: int | None) -> None:
+    """Two of 40 images have nine in ten entries, so that at first too few images are among those fetched."""
+    rng = np.random.default_rng(0)
+    ids = np.where(rng.random(300) < 0.9, rng.integers(2, size=300), rng.integers(40, size=300)).tolist()
+    pushed = unit(300, 4, seed=0)
+    bank = FlatBank(256, 4, max_age=max_age)
+    bank.push(pushed, torch.tensor(ids))
+    queries = unit(600, 4, seed=1)  # more than are searched at a time
+    own_ids = rng.integers(45, size=600)
+    found = retrieve_images(bank, queries, own_ids, 12)
+    lives = 256 if max_age is None else max_age + 1
+    for row in range(0, 600, 7):
+        _, others = brute_force(pushed, ids, lives, queries[row], int(own_ids[row]), 12)
+        padding = 12 - len(others)
+        assert found.ids[row].tolist() == [index for index, _, _ in others] + [-1] * padding
+        assert found.ages[row].tolist() == [age for _, _, age in others] + [-1] * padding
+        # both computed in float64, ours rounded to float32 at the end
+        assert found.similarities[row] == pytest.approx([one[1] for one in others] + [0] * padding, abs=1e-7)

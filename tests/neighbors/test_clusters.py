@@ -1,0 +1,60 @@
+"""Clusters of what is searched."""
+
+import numpy as np
+import pytest
+import torch
+from subjects import subject_of, unit
+
+from msf_faiss.errors import UserError
+from msf_faiss.neighbors.clusters import find_clusters, images_once
+
+
+def blobs(sizes: list[int]) -> torch.Tensor:
+    """Vectors around one axis after the other."""
+    axes = torch.eye(8)[: len(sizes)].repeat_interleave(torch.tensor(sizes), dim=0)
+    return torch.nn.functional.normalize(axes + 0.05 * unit(sum(sizes), 8, seed=0), dim=1)
+
+
+def test_separate_vectors_are_clusters() -> None:
+    sizes = [30, 50, 20]
+    ids = np.arange(100) + 7
+    labels = np.full(110, -1)
+    labels[7:107] = np.repeat([0, 1, 2], sizes)
+    labels[7:17] = 2  # ten of the first
+    labels[37:39] = -1  # two of the second
+    found = find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0, members=12)
+    assert [cluster.size for cluster in found] == [50, 30, 20]
+    assert [cluster.class_name for cluster in found] == ["b", "a", "c"]
+    assert [cluster.share for cluster in found] == [1, pytest.approx(20 / 30), 1]
+    for cluster, (low, high) in zip(found, [(37, 87), (7, 37), (87, 107)], strict=True):
+        assert len(set(cluster.members)) == 12
+        assert all(low <= member < high for member in cluster.members)
+    assert found == find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0)
+    drawn = {find_clusters(ids, blobs(sizes), labels, None, clusters=3, seed=seed)[0].members for seed in range(3)}
+    assert len(drawn) == 3
+
+
+def test_unlabelled_and_few_images(capfd: pytest.CaptureFixture[str]) -> None:
+    labels = np.full(9, -1)
+    (only,) = find_clusters(np.arange(9), blobs([9]), labels, None, clusters=1, seed=0)
+    assert (only.size, only.class_name, only.share, sorted(only.members)) == (9, None, None, list(range(9)))
+    each = find_clusters(np.arange(9), unit(9, 8, seed=1), labels, ("a",), clusters=9, seed=0)
+    assert sorted(cluster.members for cluster in each) == [(index,) for index in range(9)]
+    with pytest.raises(UserError, match="9 different images cannot be 10 clusters; lower --clusters"):
+        find_clusters(np.arange(9), blobs([9]), labels, None, clusters=10, seed=0)
+    assert capfd.readouterr() == ("", "")  # FAISS warns of few points
+
+
+def test_equal_vectors_leave_clusters_empty() -> None:
+    found = find_clusters(np.arange(20), unit(1, 8, seed=0).repeat(20, 1), np.full(20, -1), None, clusters=4, seed=0)
+    assert sum(cluster.size for cluster in found) == 20
+    assert all(cluster.size for cluster in found)
+
+
+def test_an_image_counts_once_by_its_newest_entry() -> None:
+    subject = subject_of(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6])
+    ids, embeddings = images_once(subject)
+    assert ids.tolist() == [2, 4, 7]
+    assert embeddings.argmax(dim=1).tolist() == [4, 5, 3]
+    aged = subject_of(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6], max_age=1)
+    assert images_once(aged)[0].tolist() == [2, 4]
