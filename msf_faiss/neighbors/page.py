@@ -169,7 +169,7 @@ def _steps(similarities: Any) -> Any:
 
 def _histogram(histogram: Histogram) -> dict[str, Any]:
     return {
-        "edges": [float(f"{edge:.6g}") for edge in histogram.edges],
+        "edges": [float(f"{edge:.9g}") for edge in histogram.edges],
         "matching": histogram.matching.tolist(),
         "others": histogram.others.tolist(),
     }

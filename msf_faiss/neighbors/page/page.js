@@ -422,7 +422,7 @@
 
     function redraw() {
       for (const [element, draw] of plots) {
-        const width = element.clientWidth;
+        const width = Math.round(element.getBoundingClientRect().width);
         if (width && width !== element.drawn) {
           element.drawn = width;
           draw(element, width);
@@ -766,9 +766,12 @@
       }
 
       // Pictures appear where none covers another, the same ones while the map is moved. Closer in there is room for
-      // more of them, until every point is its picture.
-      function pictured(size) {
-        const cell = (size + 6) / (scaleStep() * Math.max(1, Math.min(width, height) - 2 * margin));
+      // more of them, until every point is its picture. `near`: of zooms that show the same ones.
+      let kept = { key: "", found: new Set() };
+      function pictured(size, near) {
+        const cell = (size + 6) / ((scale() / zoom) * near);
+        const key = [cell, stretch(), only].join(" ");
+        if (kept.key === key) return kept.found;
         const taken = new Map();
         const around = [-1, 0, 1];
         const free = (x, y) =>
@@ -785,18 +788,19 @@
           taken.set(`${Math.floor(x / cell)} ${Math.floor(y / cell)}`, [x, y]);
           found.add(point);
         }
+        kept = { key, found };
         return found;
       }
-      const scaleStep = () => 2 ** (Math.floor(2 * Math.log2(zoom) + 1e-9) / 2); // of zooms that show the same pictures
 
       function draw() {
         const ratio = devicePixelRatio || 1;
         context.setTransform(ratio, 0, 0, ratio, 0, 0);
         context.clearRect(0, 0, width, height);
-        const spacing = Math.sqrt((scale() * scale() * stretch()) / Math.max(1, points.length));
+        const near = 2 ** (Math.floor(2 * Math.log2(zoom) + 1e-9) / 2);
+        const spacing = (near / zoom) * Math.sqrt((scale() * scale() * stretch()) / Math.max(1, points.length));
         const size = Math.min(side(64), Math.max(24, spacing * 0.9));
         const withPictures = zoom > 1.3 || spacing > 30;
-        const shown = withPictures ? pictured(size) : new Set();
+        const shown = withPictures ? pictured(size, near) : new Set();
         const inside = (x, y) => x > -size && y > -size && x < width + size && y < height + size;
         const radius = Math.max(2.2, Math.min(5, spacing * 0.16));
         context.globalAlpha = 0.9;
@@ -1059,12 +1063,6 @@
           clamp();
           later();
         },
-        // Where a node is drawn, in pixels of the window.
-        where(node) {
-          const box = canvas.getBoundingClientRect();
-          const point = at.get(node);
-          return [box.left + toX(point), box.top + toY(point)];
-        },
       };
       legend();
     }
@@ -1079,11 +1077,19 @@
       const terms = asked.split(/\s+/);
       const number = /^#?\d+$/.test(asked) ? Number(asked.replace("#", "")) : -1;
       const exact = ids.indexOf(number);
-      const found = [];
-      if (number >= 0 && exact >= 0) found.push(exact);
-      words.forEach((text, node) => {
-        if (node !== exact && terms.every((term) => text.includes(term))) found.push(node);
-      });
+      // The number, then those of the class, then those that have these words in a row, then those that have them at all.
+      const rank = (node) => {
+        if (number >= 0 && node === exact) return 0;
+        if (classOf(node)?.toLowerCase() === asked) return 1;
+        return words[node].includes(asked) ? 2 : terms.every((term) => words[node].includes(term)) ? 3 : 4;
+      };
+      const found = [[], [], [], [], []];
+      for (let node = 0; node < count; node += 1) found[rank(node)].push(node);
+      found.pop();
+      showFound(found.flat());
+    }
+
+    function showFound(found) {
       const most = 60;
       const items = found.slice(0, most).map((node) => tile(node, null, called(node), el("span", null, name(classOf(node) ?? "")), el("span", null, ids[node] >= 0 ? whole(ids[node]) : "")));
       byId("found").replaceChildren(
