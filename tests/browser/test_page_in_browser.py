@@ -17,7 +17,7 @@ Visit = Callable[..., Page]
 
 SECTIONS = ("explore", "statistics", "evolution", "clusters", "map")
 HOSTILE = (
-    "<img src=x onerror=\"window.broken=1; alert(1)\">",
+    '<img src=x onerror="window.broken=1; alert(1)">',
     "</script><script>alert(2)</script><!--",
     "'\"><svg/onload=alert(3)>",
     "مرحبا \u202egnp.exe",

@@ -78,6 +78,7 @@
       return element;
     }
 
+    const span = (...children) => el("span", null, ...children);
     const name = (text) => el("bdi", null, text); // a name that is written from right to left turns nothing around it
     const source = (node) => `data:image/webp;base64,${pictures.images[node]}`;
     const picture = (node, alt = "") => el("img", { src: source(node), alt, decoding: "async", draggable: "false" });
@@ -115,8 +116,8 @@
         matches(query, node),
         `Neighbour ${rank + 1}, similarity ${like}${age === null ? "" : `, age ${whole(age)}`}`,
         el("b", null, like),
-        el("span", null, name(title(node))),
-        age === null ? null : el("span", null, `age ${whole(age)}`),
+        span(name(title(node))),
+        age === null ? null : span(`age ${whole(age)}`),
       );
     }
 
@@ -151,7 +152,14 @@
 
     // ---------------------------------------------------------------- Where we are
 
-    const views = new Map([["explore", null], ["image", null], ["statistics", statistics], ["clusters", clusters], ["evolution", evolution], ["map", drawMap]]);
+    const views = new Map([
+      ["explore", null],
+      ["image", null],
+      ["statistics", statistics],
+      ["evolution", evolution],
+      ["clusters", clusters],
+      ["map", drawMap],
+    ]);
     const built = new Set(["explore", "image"]);
     const left = new Map(); // by entry of the history: where it was scrolled to, and what had the focus
     let entry = { view: "explore", node: null, trail: [], key: 0, depth: 0 };
@@ -197,7 +205,8 @@
         history.replaceState(state, "", location.hash || "#explore");
       }
       const trail = state.trail.filter((node) => Number.isInteger(node) && node >= 0 && node < count);
-      entry = { ...found, trail: found.node === null || trail.at(-1) === found.node ? trail : [found.node], key: state.key, depth: state.depth };
+      const known = found.node === null || trail.at(-1) === found.node;
+      entry = { ...found, trail: known ? trail : [found.node], key: state.key, depth: state.depth };
       document.body.dataset.view = entry.view;
       for (const view of views.keys()) {
         const section = byId(`view-${view}`);
@@ -216,7 +225,8 @@
         views.get(entry.view)();
       }
       redraw();
-      const here = entry.view === "image" ? `${title(entry.node)} · ` : entry.view === "explore" ? "" : `${entry.view[0].toUpperCase()}${entry.view.slice(1)} · `;
+      const section = `${entry.view[0].toUpperCase()}${entry.view.slice(1)} · `;
+      const here = entry.view === "image" ? `${title(entry.node)} · ` : entry.view === "explore" ? "" : section;
       document.title = `${here}${data.title} · neighbours`;
       restore(forward);
     }
@@ -233,7 +243,8 @@
       if (entry.view === "image" && forward !== undefined) {
         target ??= section.querySelector(".neighbors a") ?? section.querySelector("h2");
         const [matching, compared] = agreement[entry.node];
-        say(`Query: ${title(entry.node)}, ${called(entry.node)}. ${compared ? `${matching} of ${compared} neighbours match.` : ""}`);
+        const agreed = compared ? `${matching} of ${compared} neighbours match.` : "";
+        say(`Query: ${title(entry.node)}, ${called(entry.node)}. ${agreed}`);
       }
       target?.focus({ preventScroll: true });
     }
@@ -296,8 +307,11 @@
         some.splice(0, some.length, ...known, ...some.filter((query) => value(query) === null));
       }
       const fewest = Math.min(...some.map((query) => (data.complete[query] ? neighbors[query].length : data.k)));
-      const short = some.length && fewest < data.k ? `; ${whole(data.k)} neighbours were asked for, but there are not so many other images` : "";
-      byId("shown").textContent = `${some.length < data.queries.length ? `${whole(some.length)} of ` : ""}${plural(data.queries.length, "query", "queries")}${short}`;
+      const short = some.length > 0 && fewest < data.k;
+      const partOf = some.length < data.queries.length ? `${whole(some.length)} of ` : "";
+      const missing = `; ${whole(data.k)} neighbours were asked for, but there are not so many other images`;
+      const all = plural(data.queries.length, "query", "queries");
+      byId("shown").textContent = `${partOf}${all}${short ? missing : ""}`;
       byId("queries").replaceChildren(...some.map(card));
     }
 
@@ -307,7 +321,9 @@
         const row = neighbors[query];
         const items = row.slice(0, mostInGrid).map((_, rank) => neighborTile(query, rank));
         const rest = row.length - items.length;
-        const more = rest > 0 ? el("p", { class: "more" }, link(query, { "aria-label": `${plural(rest, "more neighbour")} of ${title(query)}` }, `${whole(rest)} more`)) : null;
+        const further = { "aria-label": `${plural(rest, "more neighbour")} of ${title(query)}` };
+        const more = rest > 0 ? el("p", { class: "more" }, link(query, further, `${whole(rest)} more`)) : null;
+        const spoken = `Query: ${title(query)}. Look at it alone`;
         cards.set(
           query,
           el(
@@ -316,13 +332,13 @@
             el(
               "div",
               { class: "asked" },
-              link(query, { title: "Look at this query", "aria-label": `Query: ${title(query)}. Look at it alone` }, picture(query)),
+              link(query, { title: "Look at this query", "aria-label": spoken }, picture(query)),
               el("div", null, el("h3", null, name(title(query))), el("p", { class: "score" }, score(query)), shownName),
             ),
             el(
               "div",
               { class: "group" },
-              items.length ? tiles({ class: "neighbors" }, items) : el("p", { class: "none" }, "There is no other image to retrieve."),
+              items.length ? tiles({ class: "neighbors" }, items) : nothing(),
               more,
               data.complete[query] ? null : partly(),
             ),
@@ -332,7 +348,10 @@
       return cards.get(query);
     }
 
-    const partly = () => el("p", { class: "note" }, `Nearest among the ${whole(count)} images of this page, not among all that ${data.searched === "bank" ? "the bank holds" : "were searched"}.`);
+    const nothing = () => el("p", { class: "none" }, "There is no other image to retrieve.");
+    const searched = data.searched === "bank" ? "the bank holds" : "were searched";
+    const partly = () =>
+      el("p", { class: "note" }, `Nearest among the ${whole(count)} images of this page, not among all that ${searched}.`);
 
     // ---------------------------------------------------------------- One query
 
@@ -343,8 +362,13 @@
       const facts = [];
       if (compared) facts.push(["Matching", `${matching} of ${compared}`]);
       if (mean !== null) facts.push(["Mean similarity", cosine(mean)]);
-      if (ages !== null && row.length) facts.push(["Mean age", whole(Math.round(ages[node].reduce((sum, age) => sum + age, 0) / row.length))]);
+      if (ages !== null && row.length) {
+        const total = ages[node].reduce((sum, age) => sum + age, 0);
+        facts.push(["Mean age", whole(Math.round(total / row.length))]);
+      }
       facts.push(["Retrieved by", plural(retrievedBy[node].length, "image")]);
+      const numbered = ids[node] >= 0 && classOf(node) !== null; // otherwise the number is the heading
+      const number = numbered ? `Image ${whole(ids[node])} · ` : "";
       const onMap = data.map !== null && data.map.nodes.includes(node);
       const toMap = onMap ? el("a", { href: "#map", class: "button", "data-section-link": node }, "Show on the map") : null;
       const asker = el(
@@ -355,7 +379,7 @@
           "div",
           { class: "fact" },
           el("h2", { tabindex: "-1" }, name(title(node))),
-          el("p", { class: "name" }, ids[node] >= 0 && title(node) !== called(node).replace(/^image/, "Image") ? `Image ${whole(ids[node])} · ` : "", name(names[node])),
+          el("p", { class: "name" }, number, name(names[node])),
           el("dl", null, ...facts.flatMap(([term, text]) => [el("dt", null, term), el("dd", null, text)])),
           toMap,
         ),
@@ -363,23 +387,28 @@
       const group = el(
         "div",
         { class: "group" },
-        el("h3", null, "Neighbours", el("span", null, row.length ? "the most similar first" : "")),
+        el("h3", null, "Neighbours", span(row.length ? "the most similar first" : "")),
         data.complete[node] ? null : partly(),
-        row.length ? tiles({ class: "neighbors" }, row.map((_, rank) => neighborTile(node, rank))) : el("p", { class: "none" }, "There is no other image to retrieve."),
+        row.length ? tiles({ class: "neighbors" }, row.map((_, rank) => neighborTile(node, rank))) : nothing(),
       );
       const asking = retrievedBy[node].slice(0, 36);
+      const some = asking.length < retrievedBy[node].length ? `${asking.length} of ` : "";
       const reverse = asking.length
         ? el(
             "div",
             { class: "group retrieving" },
-            el("h3", null, "Retrieved by", el("span", null, `${asking.length < retrievedBy[node].length ? `${asking.length} of ` : ""}${plural(retrievedBy[node].length, "image")} of this page`)),
+            el("h3", null, "Retrieved by", span(`${some}${plural(retrievedBy[node].length, "image")} of this page`)),
             tiles(
               { class: "neighbors" },
-              asking.map(([rank, other]) => tile(other, matches(node, other), `Retrieves it as neighbour ${rank + 1}`, el("span", null, `as no. ${rank + 1}`))),
+              asking.map(([rank, other]) => {
+                const spoken = `Retrieves it as neighbour ${rank + 1}`;
+                return tile(other, matches(node, other), spoken, span(`as no. ${rank + 1}`));
+              }),
             ),
           )
         : null;
-      const columns = ["Rank", "Image", "Similarity", ...(ages === null ? [] : ["Age"]), ...(labelled ? ["Class", "Match"] : []), "Name"];
+      const aged = ages === null ? [] : ["Age"];
+      const columns = ["Rank", "Image", "Similarity", ...aged, ...(labelled ? ["Class", "Match"] : []), "Name"];
       const table = row.length
         ? details(
             "Names and numbers",
@@ -407,9 +436,16 @@
       const first = Math.max(0, entry.trail.length - 16);
       const steps = entry.trail.slice(first).map((node, step) => {
         const last = first + step === entry.trail.length - 1;
-        return el("li", null, link(node, { "data-step": first + step, "aria-current": last ? "step" : null, title: title(node), "aria-label": `${last ? "Now" : "Back to"} ${title(node)}` }, picture(node)));
+        const properties = {
+          "data-step": first + step,
+          "aria-current": last ? "step" : null,
+          "aria-label": `${last ? "Now" : "Back to"} ${title(node)}`,
+          title: title(node),
+        };
+        return el("li", null, link(node, properties, picture(node)));
       });
-      const button = el("button", { type: "button", class: "button", "aria-label": "Back" }, el("span", { "aria-hidden": "true" }, "←"), "Back");
+      const arrowLeft = el("span", { "aria-hidden": "true" }, "←");
+      const button = el("button", { type: "button", class: "button", "aria-label": "Back" }, arrowLeft, "Back");
       button.addEventListener("click", back);
       const list = el("ol", { "data-trail": true }, first ? el("li", null, `… ${whole(first)} more`) : null, ...steps);
       requestAnimationFrame(() => (list.scrollLeft = list.scrollWidth));
@@ -469,7 +505,8 @@
       const format = (value) => (ageing ? whole(Math.round(value)) : value.toFixed(digits));
       const range = (bin) => `${format(edges[bin])} – ${format(edges[bin + 1])}`;
       const peak = totals.indexOf(most);
-      const label = `${heading}, ${plural(all, "neighbour")} between ${format(low)} and ${format(high)}; most, ${whole(most)}, at ${range(peak)}`;
+      const ends = `between ${format(low)} and ${format(high)}`;
+      const label = `${heading}, ${plural(all, "neighbour")} ${ends}; most, ${whole(most)}, at ${range(peak)}`;
       const draw = (width, height) => {
         const base = height - 24;
         const top = 22;
@@ -478,7 +515,8 @@
         const columns = totals.map((total, bin) => {
           const at = x(edges[bin]);
           const wide = Math.max(1, x(edges[bin + 1]) - at - (bins > width / 4 ? 0 : 1.5));
-          const words = labelled ? `${range(bin)}: ${whole(matching[bin])} of the query’s class, ${whole(others[bin])} others` : `${range(bin)}: ${whole(total)}`;
+          const parts = `${whole(matching[bin])} of the query’s class, ${whole(others[bin])} others`;
+          const words = `${range(bin)}: ${labelled ? parts : whole(total)}`;
           return svg(
             "g",
             null,
@@ -493,21 +531,38 @@
         const places = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
         const labels = ticks.map((value) => {
           const at = x(value);
-          return text(at, base + 17, ageing ? whole(Math.abs(Math.round(value))) : (Math.abs(value) < step / 2 ? 0 : value).toFixed(places), at < 16 ? "start" : at > width - 20 ? "end" : null);
+          const round = Math.abs(value) < step / 2 ? 0 : value; // never a negative zero
+          const anchor = at < 16 ? "start" : at > width - 20 ? "end" : null;
+          return text(at, base + 17, ageing ? whole(Math.round(round)) : round.toFixed(places), anchor);
         });
-        return [line(0, top, width, top, "axis"), text(width, top - 6, whole(most), "end"), ...columns, line(0, base, width, base, "axis"), ...labels];
+        return [
+          line(0, top, width, top, "axis"),
+          text(width, top - 6, whole(most), "end"),
+          ...columns,
+          line(0, base, width, base, "axis"),
+          ...labels,
+        ];
       };
       return chart(
         `${heading} of the neighbours`,
         explained,
         labelled ? swatches() : null,
         plot(label, 210, draw),
-        details("Numbers", [ageing ? "Age" : "Similarity", ...(labelled ? ["The query’s class", "Others"] : ["Neighbours"])], totals.map((total, bin) => (labelled ? [range(bin), whole(matching[bin]), whole(others[bin])] : [range(bin), whole(total)]))),
+        details(
+          "Numbers",
+          [ageing ? "Age" : "Similarity", ...(labelled ? ["The query’s class", "Others"] : ["Neighbours"])],
+          totals.map((total, bin) => [range(bin), ...(labelled ? [matching[bin], others[bin]] : [total]).map(whole)]),
+        ),
       );
     }
 
     const swatches = () =>
-      el("ul", { class: "swatches" }, el("li", null, el("span", { class: "swatch a" }), "the query’s class"), el("li", null, el("span", { class: "swatch b" }), "another class, or none known"));
+      el(
+        "ul",
+        { class: "swatches" },
+        el("li", null, el("span", { class: "swatch a" }), "the query’s class"),
+        el("li", null, el("span", { class: "swatch b" }), "another class, or none known"),
+      );
 
     function chart(heading, explained, ...content) {
       return el("div", { class: "chart" }, el("h3", null, heading), explained ? el("p", null, explained) : null, ...content);
@@ -532,7 +587,14 @@
             null,
             tip(`Neighbour ${rank + 1}: ${value === null ? "nothing to compare" : percent(value)}`),
             svg("rect", { class: "catch", x: rank * step, y: top, width: step, height: base - top }),
-            svg("rect", { class: "a", x: (rank + 0.12) * step, y: y(value ?? 0), width: 0.76 * step, height: base - y(value ?? 0), rx: Math.min(2, step / 8) }),
+            svg("rect", {
+              class: "a",
+              x: (rank + 0.12) * step,
+              y: y(value ?? 0),
+              width: 0.76 * step,
+              height: base - y(value ?? 0),
+              rx: Math.min(2, step / 8),
+            }),
           ),
         );
         const texts = values.flatMap((value, rank) => [
@@ -549,13 +611,18 @@
           ...texts,
         ];
       };
-      const dashes = svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, svg("line", { class: "swatch dashes", x1: 0, x2: 26, y1: 4, y2: 4 }));
+      const dash = svg("line", { class: "swatch dashes", x1: 0, x2: 26, y1: 4, y2: 4 });
+      const dashes = svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, dash);
       return chart(
         "Purity by rank",
         "How many of the first, second, … neighbours have their query’s class.",
         chance === null ? null : el("ul", { class: "swatches" }, el("li", null, dashes, `chance, ${percent(chance)}`)),
         plot(`Purity by rank: ${spoken}${chance === null ? "" : `; chance ${percent(chance)}`}`, 210, draw),
-        details("Numbers", ["Rank", "Purity"], values.map((value, rank) => [String(rank + 1), value === null ? "–" : percent(value)])),
+        details(
+          "Numbers",
+          ["Rank", "Purity"],
+          values.map((value, rank) => [String(rank + 1), value === null ? "–" : percent(value)]),
+        ),
       );
     }
 
@@ -576,10 +643,21 @@
         const [ticks] = steps(low, high, 4);
         const every = Math.ceil((points.length * 64) / width);
         return [
-          ...ticks.flatMap((value) => [line(46, y(value), width, y(value), "axis"), text(38, y(value) + 4, format(value), "end")]),
-          svg("path", { class: "curve", d: known.map((point, place) => `${place ? "L" : "M"}${x(point.at)} ${y(point.value)}`).join("") }),
-          ...known.map((point) => svg("g", null, tip(`${point.name}: ${format(point.value)}`), svg("circle", { class: "dot", cx: x(point.at), cy: y(point.value), r: 4.5 }))),
-          ...points.map((point, place) => (place % every && place !== points.length - 1 ? null : text(x(point.at), base + 17, point.label))),
+          ...ticks.flatMap((value) => [
+            line(46, y(value), width, y(value), "axis"),
+            text(38, y(value) + 4, format(value), "end"),
+          ]),
+          svg("path", {
+            class: "curve",
+            d: known.map((point, place) => `${place ? "L" : "M"}${x(point.at)} ${y(point.value)}`).join(""),
+          }),
+          ...known.map((point) => {
+            const dot = svg("circle", { class: "dot", cx: x(point.at), cy: y(point.value), r: 4.5 });
+            return svg("g", null, tip(`${point.name}: ${format(point.value)}`), dot);
+          }),
+          ...points.map((point, place) =>
+            place % every && place !== points.length - 1 ? null : text(x(point.at), base + 17, point.label),
+          ),
         ];
       };
       return chart(
@@ -600,12 +678,16 @@
       if (found.age) parts.push(histogram(found.age, "Age", "By the entries pushed into the bank since.", true));
       if (found.hubs.length) parts.push(hubs(found.hubs));
       const drawn = parts.filter(Boolean);
-      byId("charts").append(...(drawn.length ? drawn : [el("p", { class: "none" }, "No image has a neighbour: there is nothing to count.")]));
+      const empty = el("p", { class: "none" }, "No image has a neighbour: there is nothing to count.");
+      byId("charts").append(...(drawn.length ? drawn : [empty]));
     }
 
     function similarityByRank() {
-      const points = data.statistics.similarityByRank.map((value, rank) => ({ at: rank, value, label: String(rank + 1), name: `Neighbour ${rank + 1}` }));
-      return curve("Similarity by rank", "Mean cosine of query and first, second, … neighbour.", points, cosine, ["Rank", "Similarity"]);
+      const points = data.statistics.similarityByRank.map((value, rank) => {
+        return { at: rank, value, label: String(rank + 1), name: `Neighbour ${rank + 1}` };
+      });
+      const explained = "Mean cosine of query and first, second, … neighbour.";
+      return curve("Similarity by rank", explained, points, cosine, ["Rank", "Similarity"]);
     }
 
     function purityByClass(rows) {
@@ -618,9 +700,15 @@
           ...rows.slice(0, many).map(([label, purity, images]) => {
             const bar = el("i");
             bar.style.width = percent(purity);
-            const cells = [el("b", { title: label }, name(label)), el("div", { class: "meter" }, bar), el("span", null, percent(purity)), el("small", null, plural(images, "image"))];
+            const cells = [
+              el("b", { title: label }, name(label)),
+              el("div", { class: "meter" }, bar),
+              span(percent(purity)),
+              el("small", null, plural(images, "image")),
+            ];
             if (!asked.has(label)) return el("li", null, el("div", null, ...cells));
-            return el("li", null, el("a", { href: "#explore", "data-class": asked.get(label), title: "See the queries of this class" }, ...cells));
+            const properties = { href: "#explore", "data-class": asked.get(label), title: "See the queries of this class" };
+            return el("li", null, el("a", properties, ...cells));
           }),
         );
       fill(rows.length <= first + 2 ? rows.length : first);
@@ -638,11 +726,19 @@
 
     function hubs(rows) {
       const items = rows.map(([node, retrieved, share]) =>
-        tile(node, null, `Retrieved by ${plural(retrieved, "image")}`, el("b", null, `${whole(retrieved)} ×`), el("span", null, name(title(node))), share === null ? null : el("span", null, `${percent(share, 0)} its class`)),
+        tile(
+          node,
+          null,
+          `Retrieved by ${plural(retrieved, "image")}`,
+          el("b", null, `${whole(retrieved)} ×`),
+          span(name(title(node))),
+          share === null ? null : span(`${percent(share, 0)} its class`),
+        ),
       );
       const found = chart(
         "Hubs",
-        `The images that most others retrieve${labelled ? ", and how many of those have their class" : ""}. ${percent(data.statistics.never)} of the images that were searched are never retrieved.`,
+        `The images that most others retrieve${labelled ? ", and how many of those have their class" : ""}. ` +
+          `${percent(data.statistics.never)} of the images that were searched are never retrieved.`,
         tiles({ class: "hubs" }, items),
       );
       found.classList.add("wide");
@@ -654,12 +750,20 @@
 
     function evolution() {
       const moments = data.evolution;
-      const points = moments.map((moment) => ({ at: moment.step, value: moment.purity, label: whole(moment.step), name: `Step ${whole(moment.step)}` }));
-      const purity = moments.length > 1 ? curve("Purity over the run", "Share of these queries’ neighbours that have their class.", points, (value) => percent(value, 0), ["Step", "Purity"], 130) : null;
+      const points = moments.map((moment) => {
+        return { at: moment.step, value: moment.purity, label: whole(moment.step), name: `Step ${whole(moment.step)}` };
+      });
+      const explained = "Share of these queries’ neighbours that have their class.";
+      const rounded = (value) => percent(value, 0);
+      const purity =
+        moments.length > 1 ? curve("Purity over the run", explained, points, rounded, ["Step", "Purity"], 130) : null;
       const deepest = Math.max(0, ...moments.flatMap((moment) => moment.neighbors.map((row) => row.length)));
       const depths = [3, 5, 10].filter((depth) => depth < deepest);
       const select = byId("depth");
-      select.append(...depths.map((depth) => el("option", { value: depth }, String(depth))), el("option", { value: deepest }, depths.length ? `all ${deepest}` : String(deepest)));
+      select.append(
+        ...depths.map((depth) => el("option", { value: depth }, String(depth))),
+        el("option", { value: deepest }, depths.length ? `all ${deepest}` : String(deepest)),
+      );
       if (depths.includes(5)) select.value = "5";
       const rows = byId("moments");
       rows.style.setProperty("--evolution", `${side(112) + 80 + moments.length * (Math.max(side(72) + 6, 76) + 14)}px`);
@@ -670,7 +774,8 @@
       for (const [kind, on] of [["pointerover", true], ["focusin", true], ["pointerout", false], ["focusout", false]]) {
         rows.addEventListener(kind, (event) => {
           const anchor = event.target.closest(".moment [data-node]");
-          for (const other of anchor?.closest(".columns").querySelectorAll(`[data-node="${anchor.dataset.node}"]`) ?? []) other.classList.toggle("same", on);
+          const alike = anchor?.closest(".columns").querySelectorAll(`[data-node="${anchor.dataset.node}"]`) ?? [];
+          for (const other of alike) other.classList.toggle("same", on);
         });
       }
     }
@@ -681,7 +786,8 @@
         const compared = row.map((node) => matches(query, node)).filter((match) => match !== null);
         const items = row.slice(0, depth).map((node, rank) => {
           const like = cosine(moment.similarities[place][rank] / 100000);
-          return tile(node, matches(query, node), `Step ${whole(moment.step)}, neighbour ${rank + 1}, similarity ${like}`, el("b", null, like));
+          const spoken = `Step ${whole(moment.step)}, neighbour ${rank + 1}, similarity ${like}`;
+          return tile(node, matches(query, node), spoken, el("b", null, like));
         });
         return el(
           "div",
@@ -695,7 +801,12 @@
       return el(
         "article",
         { class: "evolution", "data-area": true, "aria-label": `Query: ${title(query)}` },
-        el("div", { class: "asked" }, link(query, { "aria-label": `Query: ${title(query)}. Look at it alone` }, picture(query)), el("div", null, el("h3", null, name(title(query))))),
+        el(
+          "div",
+          { class: "asked" },
+          link(query, { "aria-label": `Query: ${title(query)}. Look at it alone` }, picture(query)),
+          el("div", null, el("h3", null, name(title(query)))),
+        ),
         el("div", { class: "columns" }, ...columns),
       );
     }
@@ -711,7 +822,12 @@
             "article",
             { class: "cluster", "data-area": true },
             el("h3", null, cluster.name === null ? `Cluster ${place + 1}` : name(cluster.name)),
-            el("p", null, el("span", null, `${cluster.name === null ? "" : `Cluster ${place + 1}, `}${plural(cluster.size, "image")}`), cluster.share === null ? null : el("span", null, `${percent(cluster.share, 0)} of this class`)),
+            el(
+              "p",
+              null,
+              span(`${cluster.name === null ? "" : `Cluster ${place + 1}, `}${plural(cluster.size, "image")}`),
+              cluster.share === null ? null : span(`${percent(cluster.share, 0)} of this class`),
+            ),
             cluster.share === null ? null : el("div", { class: "meter", "aria-hidden": "true" }, bar),
             tiles({}, cluster.members.map((node) => tile(node, null, "Member"))),
           );
@@ -748,7 +864,8 @@
       let waiting = false;
 
       const scale = () => Math.max(1, Math.min(width, height) - 2 * margin) * zoom;
-      const stretch = () => Math.max(1, Math.min(1.6, (width - 2 * margin) / Math.max(1, height - 2 * margin))); // a wide map uses its width
+      // A wide map uses its width.
+      const stretch = () => Math.max(1, Math.min(1.6, (width - 2 * margin) / Math.max(1, height - 2 * margin)));
       const toX = (point) => width / 2 + (point.x - middle.x) * scale() * stretch();
       const toY = (point) => height / 2 + (point.y - middle.y) * scale();
       const colour = (label) => {
@@ -864,7 +981,9 @@
         }
         context.stroke();
         context.globalAlpha = 1;
-        for (const node of [...neighbors[centre.node]].reverse()) if (at.has(node)) thumbnail(at.get(node), withPictures ? size : side(32));
+        for (const node of [...neighbors[centre.node]].reverse()) {
+          if (at.has(node)) thumbnail(at.get(node), withPictures ? size : side(32));
+        }
         if (withPictures) thumbnail(centre, size);
         context.lineWidth = 2.5;
         context.beginPath();
@@ -881,7 +1000,12 @@
         box.hidden = point === null;
         if (point) {
           const near = neighbors[point.node].filter((node) => at.has(node)).length;
-          box.replaceChildren(picture(point.node), el("b", null, name(title(point.node))), el("span", null, name(names[point.node])), el("span", null, score(point.node) || plural(near, "neighbour")));
+          box.replaceChildren(
+            picture(point.node),
+            el("b", null, name(title(point.node))),
+            span(name(names[point.node])),
+            span(score(point.node) || plural(near, "neighbour")),
+          );
           const x = toX(point);
           const y = toY(point);
           const high = box.offsetHeight;
@@ -1014,7 +1138,12 @@
         const named = present.map((label) => [label, classOf(nodes.find((node) => labels[node] === label))]);
         if (!named.length) return;
         if (!coloured) {
-          const select = el("select", null, el("option", { value: "" }, `All ${whole(named.length)} classes`), ...named.map(([label, text]) => el("option", { value: label }, text)));
+          const select = el(
+            "select",
+            null,
+            el("option", { value: "" }, `All ${whole(named.length)} classes`),
+            ...named.map(([label, text]) => el("option", { value: label }, text)),
+          );
           select.addEventListener("change", () => {
             only = select.value === "" ? null : Number(select.value);
             choose(null);
@@ -1091,9 +1220,14 @@
 
     function showFound(found) {
       const most = 60;
-      const items = found.slice(0, most).map((node) => tile(node, null, called(node), el("span", null, name(classOf(node) ?? "")), el("span", null, ids[node] >= 0 ? whole(ids[node]) : "")));
+      const items = found.slice(0, most).map((node) => {
+        const number = ids[node] >= 0 ? whole(ids[node]) : "";
+        return tile(node, null, called(node), span(name(classOf(node) ?? "")), span(number));
+      });
+      const told = `${plural(found.length, "image")}${found.length > most ? `, the first ${most}` : ""}`;
+      const without = "No image of this page has such a number, name or class.";
       byId("found").replaceChildren(
-        el("p", { role: "status" }, found.length ? `${plural(found.length, "image")}${found.length > most ? `, the first ${most}` : ""}` : "No image of this page has such a number, name or class."),
+        el("p", { role: "status" }, found.length ? told : without),
         tiles({}, items),
       );
       byId("found").hidden = false;
@@ -1133,7 +1267,8 @@
 
     document.addEventListener("click", (event) => {
       const anchor = event.target.closest("a");
-      if (!anchor || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+      if (!anchor || event.defaultPrevented || event.button) return;
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // a new tab, say
       if (anchor.id === "skip") {
         event.preventDefault();
         byId("main").focus();
@@ -1202,7 +1337,8 @@
         target = ahead(active, key);
         if (!target && key === "ArrowRight") target = own[place + 1];
         if (!target && key === "ArrowLeft") target = own[place - 1];
-        if (target && target.closest("[data-area]") !== active.closest("[data-area]") && /Left|Right/.test(key)) target = own[place + (key === "ArrowRight" ? 1 : -1)];
+        const aside = target && target.closest("[data-area]") !== active.closest("[data-area]");
+        if (aside && /Left|Right/.test(key)) target = own[place + (key === "ArrowRight" ? 1 : -1)];
       }
       if (!target) return;
       target.focus({ preventScroll: true });
