@@ -131,7 +131,7 @@
     function side(about) {
       return pictures.small ? pictures.side * Math.max(1, Math.round(about / pictures.side)) : about;
     }
-    const sides = { tile: 96, query: 152, near: 112, big: 288, moment: 72, member: 72, found: 72 };
+    const sides = { tile: 96, query: 152, asked: 128, near: 112, big: 288, moment: 72, member: 72, found: 72 };
     for (const [key, about] of Object.entries(sides)) root.style.setProperty(`--${key}`, `${side(about)}px`);
 
     function details(summary, columns, rows) {
