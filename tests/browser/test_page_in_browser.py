@@ -18,7 +18,7 @@ Visit = Callable[..., Page]
 SECTIONS = ("explore", "statistics", "evolution", "clusters", "map")
 HOSTILE = (
     '<img src=x onerror="window.broken=1; alert(1)">',
-    "</script><script>alert(2)</script><!--",
+    "</script><script>alert(2)</script><!--<script </script ",
     "'\"><svg/onload=alert(3)>",
     "مرحبا \u202egnp.exe",
     "😀👩‍🚀 ünï\0cödé\ud800",

@@ -20,7 +20,7 @@ from msf_faiss.neighbors import page as page_module
 from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.neighbors.page import MOST_BYTES, picture_side, render_page, shown, write_page
 
-HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
+HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--<script &amp;{{ 7*7 }}</script "
 VOID = {"meta", "img", "input", "path", "circle", "br"}
 
 
