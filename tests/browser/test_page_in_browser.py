@@ -18,7 +18,8 @@ Visit = Callable[..., Page]
 SECTIONS = ("explore", "statistics", "evolution", "clusters", "map")
 HOSTILE = (
     '<img src=x onerror="window.broken=1; alert(1)">',
-    "</script><script>alert(2)</script><!--<script </script ",
+    "</script x><script>alert(2)</script><!--",
+    "<!--<script ",
     "'\"><svg/onload=alert(3)>",
     "مرحبا \u202egnp.exe",
     "😀👩‍🚀 ünï\0cödé\ud800",
@@ -499,7 +500,7 @@ def hostile_explorer() -> Explorer:
         np.arange(count) % len(HOSTILE),
         classes=HOSTILE,
         names=[HOSTILE[(3 * place) % len(HOSTILE)] for place in range(count)],
-        queries=range(7),
+        queries=range(len(HOSTILE)),
         evolution=[embeddings, embeddings],
         clusters=3,
         with_map=True,

@@ -20,7 +20,7 @@ from msf_faiss.neighbors import page as page_module
 from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.neighbors.page import MOST_BYTES, picture_side, render_page, shown, write_page
 
-HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--<script &amp;{{ 7*7 }}</script "
+HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "input", "path", "circle", "br"}
 
 
@@ -170,6 +170,7 @@ def test_hostile_names_are_only_text() -> None:
 
     plain, hostile = page(), page(names=names, classes=classes, run=HOSTILE.replace("/", "|"))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
+    assert not any(set("<>&") & set(text) for text in hostile.inside["script"][1:])  # the JSON cannot end its element
     data, _ = hostile.documents
     assert data["names"] == names
     assert data["classes"][0].startswith(HOSTILE[:50])

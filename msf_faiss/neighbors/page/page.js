@@ -626,7 +626,12 @@
       );
     }
 
-    function curve(heading, explained, points, format, columns, height = 210) {
+    function curve(heading, explained, points, percents, columns, height = 210) {
+      const format = percents ? (value) => percent(value) : cosine;
+      const finely = (value, step) => {
+        const digits = Math.max(0, Math.ceil(-Math.log10(percents ? 100 * step : step) - 1e-9));
+        return percents ? percent(value, digits) : value.toFixed(Math.max(2, digits));
+      };
       const known = points.filter((point) => point.value !== null);
       if (!known.length) return null;
       const values = known.map((point) => point.value);
@@ -640,12 +645,12 @@
         const last = points.at(-1).at;
         const x = (at) => 46 + ((width - 76) * (at - first)) / (last - first || 1);
         const y = (value) => base - ((base - top) * (value - low)) / (high - low);
-        const [ticks] = steps(low, high, 4);
+        const [ticks, step] = steps(low, high, 4);
         const every = Math.ceil((points.length * 64) / width);
         return [
           ...ticks.flatMap((value) => [
             line(46, y(value), width, y(value), "axis"),
-            text(38, y(value) + 4, format(value), "end"),
+            text(38, y(value) + 4, finely(value, step), "end"),
           ]),
           svg("path", {
             class: "curve",
@@ -687,7 +692,7 @@
         return { at: rank, value, label: String(rank + 1), name: `Neighbour ${rank + 1}` };
       });
       const explained = "Mean cosine of query and first, second, … neighbour.";
-      return curve("Similarity by rank", explained, points, cosine, ["Rank", "Similarity"]);
+      return curve("Similarity by rank", explained, points, false, ["Rank", "Similarity"]);
     }
 
     function purityByClass(rows) {
@@ -754,9 +759,8 @@
         return { at: moment.step, value: moment.purity, label: whole(moment.step), name: `Step ${whole(moment.step)}` };
       });
       const explained = "Share of these queries’ neighbours that have their class.";
-      const rounded = (value) => percent(value, 0);
       const purity =
-        moments.length > 1 ? curve("Purity over the run", explained, points, rounded, ["Step", "Purity"], 130) : null;
+        moments.length > 1 ? curve("Purity over the run", explained, points, true, ["Step", "Purity"], 130) : null;
       const deepest = Math.max(0, ...moments.flatMap((moment) => moment.neighbors.map((row) => row.length)));
       const depths = [3, 5, 10].filter((depth) => depth < deepest);
       const select = byId("depth");
