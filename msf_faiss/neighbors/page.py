@@ -209,7 +209,7 @@ def _pictures(pictures: Sequence[Image.Image], room: int) -> tuple[list[str], in
     while True:
         encoded = _encoded(pictures, side, lossless)
         size = sum(map(len, encoded)) + 3 * len(encoded)  # with quotes and commas
-        if size <= room or side == min(own, _SMALLEST) and not lossless:
+        if size <= room or (side == min(own, _SMALLEST) and not lossless):
             return encoded, side
         if lossless:
             lossless = False

@@ -447,6 +447,11 @@ def test_the_map_by_pointer(visit: Visit) -> None:
     assert explorer.nodes.labels[hovered] == 1
 
 
+# The point that has the focus on the map, once it is drawn.
+AFTER_A_FRAME = """new Promise((done) =>
+    requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.dataset.node))))"""
+
+
 def test_the_map_by_keyboard(visit: Visit, whole: Explorer) -> None:
     page = visit(whole, "#map")
     canvas = page.locator("#canvas")
@@ -456,13 +461,7 @@ def test_the_map_by_keyboard(visit: Visit, whole: Explorer) -> None:
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"):
         page.keyboard.press(key)
         page.wait_for_function("before => canvas.dataset.node && canvas.dataset.node !== before", arg=str(walked[-1:]))
-        walked.append(
-            int(
-                page.evaluate(
-                    "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.dataset.node))))"
-                )
-            )
-        )
+        walked.append(int(page.evaluate(AFTER_A_FRAME)))
     assert places[walked[1], 0] > places[walked[0], 0]
     assert places[walked[2], 1] < places[walked[1], 1]
     assert places[walked[3], 0] < places[walked[2], 0]
@@ -547,7 +546,8 @@ CONTRASTS = """() => {
         return layers.reduce((below, color) => over(color, below), [255, 255, 255]);
     };
     const light = (color) => {
-        const [r, g, b] = color.map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = color.map((part) => part / 255).map((part) =>
+            part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const ratio = (one, two) => (Math.max(light(one), light(two)) + 0.05) / (Math.min(light(one), light(two)) + 0.05);
@@ -564,7 +564,8 @@ CONTRASTS = """() => {
         else if (drawn && text && element.matches("text")) color = style.fill;
         else if (!drawn && text) color = style.color;
         if (element.matches("input[placeholder]")) color = getComputedStyle(element, "::placeholder").color;
-        if (color) found.push([ratio(over(color, below), below), `${element.tagName}.${element.className?.baseVal ?? element.className} ${color} on ${below}`]);
+        const name = `${element.tagName}.${element.className?.baseVal ?? element.className}`;
+        if (color) found.push([ratio(over(color, below), below), `${name} ${color} on ${below}`]);
     }
     return found;
 }"""
@@ -644,7 +645,10 @@ def test_no_storage_is_needed(visit: Visit, whole: Explorer) -> None:
 def test_motion_only_where_it_is_welcome(visit: Visit, whole: Explorer, motion: str) -> None:
     script = """window.moved = 0;
         const start = Document.prototype.startViewTransition;
-        Document.prototype.startViewTransition = function (...given) { window.moved += 1; return start.apply(this, given); };"""
+        Document.prototype.startViewTransition = function (...given) {
+            window.moved += 1;
+            return start.apply(this, given);
+        };"""
     page = visit(whole, script=script, reduced_motion=motion)
     transition = page.locator(".frame").first.evaluate("frame => getComputedStyle(frame).transitionDuration")
     page.locator("#queries .neighbors a").nth(1).click()
@@ -700,7 +704,8 @@ def test_everything_has_a_name_that_can_be_heard(visit: Visit, whole: Explorer) 
     page = visit(whole)
     for place in (*SECTIONS, "image-5"):
         page.goto(page.url.partition("#")[0] + f"#{place}")
-        nameless = page.evaluate("""() => [...document.querySelectorAll("a, button, input, select, svg[role], [role=region], canvas")]
+        nameless = page.evaluate("""() =>
+            [...document.querySelectorAll("a, button, input, select, svg[role], [role=region], canvas")]
             .filter((element) => element.checkVisibility())
             .filter((element) => !(element.ariaLabel || element.textContent.trim() || element.labels?.length))
             .map((element) => element.outerHTML.slice(0, 200))""")
