@@ -145,11 +145,11 @@ def _refuse_ending(out: Path) -> None:
 
 
 def _writer(out: Path) -> Callable[[Inspection, Path], None]:
-    from msf_faiss.neighbors.page import write_page
+    from msf_faiss.neighbors.gallery import write_gallery
     from msf_faiss.neighbors.records import write_records
     from msf_faiss.neighbors.sheet import write_sheet
 
-    return {".html": write_page, ".png": write_sheet, ".json": write_records}[out.suffix.lower()]
+    return {".html": write_gallery, ".png": write_sheet, ".json": write_records}[out.suffix.lower()]
 
 
 def _print_table(console: Console, inspection: Inspection) -> None:
