@@ -97,7 +97,7 @@ def make_explorer(
             method="pca",
             nodes=np.arange(count),
             positions=positions.astype(np.float32),
-            note="They keep 41% of the variance.",
+            note="41% of the variance is in them",
         )
         if with_map
         else None,

@@ -402,11 +402,10 @@ def places_on_the_map(page: Page, explorer: Explorer) -> np.ndarray[Any, Any]:
     """[M, 2] pixels of the window, where the whole map is shown."""
     box = page.locator("#canvas").bounding_box()
     assert box is not None
-    scale = min(box["width"], box["height"]) - 72
-    stretch = min(1.6, max(1.0, (box["width"] - 72) / (box["height"] - 72)))
-    x, y = explorer.map.positions.T
-    across = box["x"] + box["width"] / 2 + (x.astype(float) - 0.5) * scale * stretch
-    down = box["y"] + box["height"] / 2 + (0.5 - y.astype(float)) * scale
+    x, y = explorer.map.positions.T.astype(float)
+    scale = min((box["width"] - 72) / np.ptp(x), (box["height"] - 72) / np.ptp(y))
+    across = box["x"] + box["width"] / 2 + (x - (x.min() + x.max()) / 2) * scale
+    down = box["y"] + box["height"] / 2 - (y - (y.min() + y.max()) / 2) * scale
     return np.stack([across, down], 1)
 
 

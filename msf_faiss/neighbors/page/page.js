@@ -41,6 +41,13 @@
       labels[node] < 0 ? null : classes && labels[node] < classes.length ? classes[labels[node]] : `class ${labels[node]}`;
     const called = (node) => (ids[node] >= 0 ? `image ${whole(ids[node])}` : names[node]);
     const title = (node) => classOf(node) ?? called(node).replace(/^image/, "Image");
+    // A name without the folders that all names share.
+    const shared = names.reduce((prefix, text) => {
+      let length = 0;
+      while (length < prefix.length && prefix[length] === text[length]) length += 1;
+      return prefix.slice(0, length);
+    });
+    const brief = (node) => names[node].slice(shared.lastIndexOf("/") + 1);
     const matches = (query, node) => (labels[query] < 0 || labels[node] < 0 ? null : labels[query] === labels[node]);
 
     // How the neighbours of a node agree with it: [matching, compared, mean similarity].
@@ -131,7 +138,7 @@
     function side(about) {
       return pictures.small ? pictures.side * Math.max(1, Math.round(about / pictures.side)) : about;
     }
-    const sides = { tile: 96, query: 152, asked: 128, near: 112, big: 288, moment: 72, member: 72, found: 72 };
+    const sides = { tile: 96, query: 152, asked: 128, near: 112, big: 288, moment: 70, member: 72, found: 72 };
     for (const [key, about] of Object.entries(sides)) root.style.setProperty(`--${key}`, `${side(about)}px`);
 
     function details(summary, columns, rows) {
@@ -317,7 +324,7 @@
 
     function card(query) {
       if (!cards.has(query)) {
-        const shownName = names[query] === title(query) ? null : el("p", { class: "name" }, name(names[query]));
+        const shownName = names[query] === title(query) ? null : el("p", { class: "name", title: names[query] }, name(brief(query)));
         const row = neighbors[query];
         const items = row.slice(0, mostInGrid).map((_, rank) => neighborTile(query, rank));
         const rest = row.length - items.length;
@@ -770,7 +777,8 @@
       );
       if (depths.includes(5)) select.value = "5";
       const rows = byId("moments");
-      rows.style.setProperty("--evolution", `${side(112) + 80 + moments.length * (Math.max(side(72) + 6, 76) + 14)}px`);
+      const wide = side(96) + 62 + moments.length * (Math.max(side(70) + 6, 70) + 10);
+      rows.style.setProperty("--evolution", `${wide}px`);
       const fill = () => rows.replaceChildren(...data.queries.map((query, place) => evolved(query, place, Number(select.value))));
       select.addEventListener("change", fill);
       fill();
@@ -796,7 +804,7 @@
         return el(
           "div",
           { class: "moment" },
-          el("h4", null, `step ${whole(moment.step)}`),
+          el("h4", null, span("step"), ` ${whole(moment.step)}`),
           el("p", null, `epoch ${Number(moment.epoch.toPrecision(3))}`),
           compared.length ? el("p", null, `${compared.filter(Boolean).length} of ${compared.length}`) : null,
           items.length ? tiles({}, items) : el("p", null, "none"),
@@ -852,25 +860,37 @@
       const canvas = byId("canvas");
       const context = canvas.getContext("2d");
       const { nodes, positions } = data.map;
-      const points = nodes.map((node, place) => ({ node, x: positions[place][0] / 10000, y: 1 - positions[place][1] / 10000 }));
+      const points = nodes.map((node, place) => {
+        const [x, y] = positions[place];
+        return { node, x: x / 10000, y: 1 - y / 10000 };
+      });
       const at = new Map(points.map((point) => [point.node, point]));
-      const present = [...new Set(nodes.map((node) => labels[node]))].filter((label) => label >= 0).sort((one, two) => one - two);
+      const present = [...new Set(nodes.map((node) => labels[node]))].filter((label) => label >= 0);
+      present.sort((one, two) => one - two);
       const coloured = present.length <= palette.length;
       const images = new Map();
       const margin = 36;
+      const extent = (axis) => {
+        const values = points.map((point) => point[axis]);
+        return [Math.min(...values, 1), Math.max(...values, 0)];
+      };
+      const [[west, east], [north, south]] = [extent("x"), extent("y")];
+      const centre = { x: (west + east) / 2, y: (north + south) / 2 };
+      let middle = centre;
       let width = 0;
       let height = 0;
       let zoom = 1; // 1: all of it
-      let middle = { x: 0.5, y: 0.5 };
       let chosen = null; // the point with the focus or under the pointer
       let ringed = null; // the node that the page came here from
       let only = null; // the class that is shown
       let waiting = false;
 
-      const scale = () => Math.max(1, Math.min(width, height) - 2 * margin) * zoom;
-      // A wide map uses its width.
-      const stretch = () => Math.max(1, Math.min(1.6, (width - 2 * margin) / Math.max(1, height - 2 * margin)));
-      const toX = (point) => width / 2 + (point.x - middle.x) * scale() * stretch();
+      // All of it fits; both directions have the same scale, as distances mean the same in both.
+      const scale = () => {
+        const [wide, high] = [east - west, south - north].map((length) => Math.max(0.02, length));
+        return Math.max(1, Math.min((width - 2 * margin) / wide, (height - 2 * margin) / high)) * zoom;
+      };
+      const toX = (point) => width / 2 + (point.x - middle.x) * scale();
       const toY = (point) => height / 2 + (point.y - middle.y) * scale();
       const colour = (label) => {
         if (label < 0 || (!coloured && label !== only)) return dark() ? "#8b8f94" : "#8a857e";
@@ -891,7 +911,7 @@
       let kept = { key: "", found: new Set() };
       function pictured(size, near) {
         const cell = (size + 6) / ((scale() / zoom) * near);
-        const key = [cell, stretch(), only].join(" ");
+        const key = [cell, only].join(" ");
         if (kept.key === key) return kept.found;
         const taken = new Map();
         const around = [-1, 0, 1];
@@ -904,7 +924,7 @@
           );
         const found = new Set();
         for (const point of points) {
-          const [x, y] = [point.x * stretch(), point.y];
+          const [x, y] = [point.x, point.y];
           if ((only !== null && labels[point.node] !== only) || !free(x, y)) continue;
           taken.set(`${Math.floor(x / cell)} ${Math.floor(y / cell)}`, [x, y]);
           found.add(point);
@@ -918,7 +938,8 @@
         context.setTransform(ratio, 0, 0, ratio, 0, 0);
         context.clearRect(0, 0, width, height);
         const near = 2 ** (Math.floor(2 * Math.log2(zoom) + 1e-9) / 2);
-        const spacing = (near / zoom) * Math.sqrt((scale() * scale() * stretch()) / Math.max(1, points.length));
+        const area = Math.max(0.02, east - west) * Math.max(0.02, south - north);
+        const spacing = (near / zoom) * scale() * Math.sqrt(area / Math.max(1, points.length));
         const size = Math.min(side(64), Math.max(24, spacing * 0.9));
         const withPictures = zoom > 1.3 || spacing > 30;
         const shown = withPictures ? pictured(size, near) : new Set();
@@ -941,8 +962,8 @@
         }
         context.globalAlpha = 1;
         for (const point of shown) if (inside(toX(point), toY(point))) thumbnail(point, size);
-        const centre = chosen ?? at.get(ringed);
-        if (centre) links(centre, size, withPictures);
+        const hub = chosen ?? at.get(ringed);
+        if (hub) links(hub, size, withPictures);
         canvas.dataset.pictures = shown.size;
         canvas.dataset.zoom = zoom.toFixed(2);
         canvas.dataset.node = chosen ? chosen.node : "";
@@ -971,28 +992,28 @@
         return image.complete && image.naturalWidth ? image : null;
       }
 
-      function links(centre, size, withPictures) {
+      function links(hub, size, withPictures) {
         const ink = getComputedStyle(canvas).color;
         context.strokeStyle = ink;
         context.lineWidth = 1;
         context.globalAlpha = 0.55;
         context.beginPath();
-        for (const node of neighbors[centre.node]) {
+        for (const node of neighbors[hub.node]) {
           const other = at.get(node);
           if (!other) continue;
-          context.moveTo(toX(centre), toY(centre));
+          context.moveTo(toX(hub), toY(hub));
           context.lineTo(toX(other), toY(other));
         }
         context.stroke();
         context.globalAlpha = 1;
-        for (const node of [...neighbors[centre.node]].reverse()) {
+        for (const node of [...neighbors[hub.node]].reverse()) {
           if (at.has(node)) thumbnail(at.get(node), withPictures ? size : side(32));
         }
-        if (withPictures) thumbnail(centre, size);
+        if (withPictures) thumbnail(hub, size);
         context.lineWidth = 2.5;
         context.beginPath();
-        if (withPictures) context.rect(toX(centre) - size / 2 - 3, toY(centre) - size / 2 - 3, size + 6, size + 6);
-        else context.arc(toX(centre), toY(centre), 8, 0, 7);
+        if (withPictures) context.rect(toX(hub) - size / 2 - 3, toY(hub) - size / 2 - 3, size + 6, size + 6);
+        else context.arc(toX(hub), toY(hub), 8, 0, 7);
         context.stroke();
       }
 
@@ -1007,7 +1028,7 @@
           box.replaceChildren(
             picture(point.node),
             el("b", null, name(title(point.node))),
-            span(name(names[point.node])),
+            span(name(brief(point.node))),
             span(score(point.node) || plural(near, "neighbour")),
           );
           const x = toX(point);
@@ -1034,22 +1055,22 @@
       // Zoom by a factor, so that the place under (x, y) stays where it is.
       function magnify(factor, x = width / 2, y = height / 2) {
         const next = Math.max(0.8, Math.min(60, zoom * factor));
-        const place = { x: middle.x + (x - width / 2) / scale() / stretch(), y: middle.y + (y - height / 2) / scale() };
+        const place = { x: middle.x + (x - width / 2) / scale(), y: middle.y + (y - height / 2) / scale() };
         zoom = next;
-        middle = { x: place.x - (x - width / 2) / scale() / stretch(), y: place.y - (y - height / 2) / scale() };
+        middle = { x: place.x - (x - width / 2) / scale(), y: place.y - (y - height / 2) / scale() };
         clamp();
         choose(null);
         later();
       }
 
       function clamp() {
-        middle.x = Math.max(0, Math.min(1, middle.x));
-        middle.y = Math.max(0, Math.min(1, middle.y));
+        const within = (value, low, high) => Math.max(low, Math.min(high, value));
+        middle = { x: within(middle.x, west, east), y: within(middle.y, north, south) };
       }
 
       function all() {
         zoom = 1;
-        middle = { x: 0.5, y: 0.5 };
+        middle = centre;
         choose(null);
         later();
       }
@@ -1078,7 +1099,7 @@
         } else if (moved > 4) {
           canvas.classList.add("dragging");
           choose(null);
-          middle = { x: middle.x - (x - before[0]) / scale() / stretch(), y: middle.y - (y - before[1]) / scale() };
+          middle = { x: middle.x - (x - before[0]) / scale(), y: middle.y - (y - before[1]) / scale() };
           clamp();
           later();
         }
