@@ -1,0 +1,72 @@
+"""A real browser, in which a page may neither complain nor ask for anything."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from msf_faiss.neighbors.explorer import Explorer
+from msf_faiss.neighbors.page import write_page
+
+_OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next((found for name in names if (found := shutil.which(name))), None)
+    if executable is None:
+        if os.environ.get("MSF_FAISS_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"no browser: none of {', '.join(names)} is installed")
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=list(_OPTIONS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, tmp_path: Path) -> Iterator[Visit]:
+    """Write a page and open it from disk; in the end, nothing may have gone wrong in it."""
+    problems: list[str] = []
+    contexts = []
+
+    def visit(explorer: Explorer, place: str = "", *, script: str | None = None, **options: Any) -> Page:
+        path = tmp_path / f"page-{len(contexts)}.html"
+        write_page(explorer, path)
+        usual = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}  # waits for no animation
+        context = browser.new_context(**usual | options)
+        context.set_default_timeout(5_000)
+        contexts.append(context)
+        if script is not None:
+            context.add_init_script(script)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(f"console: {message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: note_request(request.url, path.as_uri()))
+        page.goto(path.as_uri() + place)
+        return page
+
+    def note_request(url: str, own: str) -> None:
+        if url.partition("#")[0] != own and not url.startswith(("data:", "blob:")):
+            problems.append(f"request: {url[:200]}")
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert problems == []
