@@ -1,42 +1,16 @@
 """A real browser, in which a page may neither complain nor ask for anything."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.neighbors.page import write_page
 
-_OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 Visit = Callable[..., Page]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next((found for name in names if (found := shutil.which(name))), None)
-    if executable is None:
-        if os.environ.get("MSF_FAISS_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"no browser: none of {', '.join(names)} is installed")
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=list(_OPTIONS))
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import html
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import click
 import pytest
 from documents import ROOT
 from msf_faiss_cli.main import cli
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from msf_faiss.config_file import load_config
 
@@ -43,18 +42,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        assert "MSF_FAISS_REQUIRE_BROWSER" not in os.environ, "chromium is not installed"
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 class Loads(HTMLParser):
@@ -135,11 +122,12 @@ def keys(values: dict[str, Any], above: str = "") -> Iterator[str]:
             yield above + name
 
 
-def test_the_site_works_from_the_disk(site: Path, chromium: Browser) -> None:
+@pytest.mark.browser
+def test_the_site_works_from_the_disk(site: Path, browser: Browser) -> None:
     """Search included, in light and dark, without a complaint in the console or a request that is no file's."""
     told: list[str] = []
     for scheme in ("light", "dark"):
-        page = chromium.new_page(color_scheme=scheme)
+        page = browser.new_page(color_scheme=scheme)
         page.on("console", lambda message: told.append(message.text))
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("request", lambda request: told.append(request.url))

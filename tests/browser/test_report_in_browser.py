@@ -1,14 +1,12 @@
 """A report in a real Chromium: its crosshair, toggles and themes, with nothing on the console and nothing requested."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from msf_faiss.config import Config, DemoData
 from msf_faiss.config_file import dump_config, override_config
@@ -16,21 +14,6 @@ from msf_faiss.report.build import write_report
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<∕script>"
-_QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None and os.environ.get("MSF_FAISS_REQUIRE_BROWSER") != "1":
-        pytest.skip("there is no Chromium here; Debian's package is called chromium")
-    assert path, "MSF_FAISS_REQUIRE_BROWSER=1, and there is no Chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--no-first-run", *_QUIET]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +48,12 @@ def write_run(path: Path, steps: Any, *settings: str, name: str = "a bank") -> P
 
 
 @pytest.fixture
-def open_page(chromium: Browser) -> Iterator[Any]:
+def open_page(browser: Browser) -> Iterator[Any]:
     """Opens a report; what it says on the console, or requests beside itself, fails the test."""
     contexts, wrong = [], []
 
     def open_(path: Path, *, width: int = 1280, **options: Any) -> Page:
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **options))
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(5_000)
         page.on("console", lambda message: wrong.append(message.text))
