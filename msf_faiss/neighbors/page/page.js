@@ -201,7 +201,8 @@
       const active = document.activeElement;
       const list = active?.closest("[data-rove]");
       const lists = list ? [...byId(`view-${entry.view}`).querySelectorAll("[data-rove]")] : [];
-      left.set(entry.key, { scroll: scrollY, list: lists.indexOf(list), node: active?.dataset?.node, link: active });
+      const kept = { list: lists.indexOf(list), node: active?.dataset?.node, link: active };
+      left.set(entry.key, { ...kept, scroll: scrollY, top: active?.getBoundingClientRect().top });
     }
 
     function show(forward) {
@@ -254,6 +255,8 @@
         say(`Query: ${title(entry.node)}, ${called(entry.node)}. ${agreed}`);
       }
       target?.focus({ preventScroll: true });
+      // Cards above that were not drawn yet may be higher or lower than thought: what had the focus is where it was.
+      if (kept && target) scrollBy(0, target.getBoundingClientRect().top - kept.top);
     }
 
     function say(text) {
