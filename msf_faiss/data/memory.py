@@ -44,7 +44,9 @@ class MemorySource:
         return f"{self._title}[{index}]"
 
     def identity(self) -> str:
-        return hashlib.sha256(self._images.contiguous().numpy().data).hexdigest()
+        found = hashlib.sha256(repr(tuple(self._images.shape)).encode())
+        found.update(self._images.contiguous().numpy().data)
+        return found.hexdigest()
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._images[index] for index in ids]

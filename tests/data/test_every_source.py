@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -217,3 +219,20 @@ def test_a_library_that_is_missing(kind: str, module: str, monkeypatch: pytest.M
         ValueError, match=rf"data\.kind={kind} needs the package \w+: pip install 'msf-faiss\[{kind}\]'"
     ):
         opened({"kind": kind, "path": path})
+
+
+def test_the_identity_is_that_of_the_images(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The same when it is opened again, and another once a file has changed."""
+    known = opened(settings).identity()
+    assert opened(settings).identity() == known
+    assert len(known) == 64
+    copied = tmp_path / "copy"
+    shutil.copytree(settings["path"], copied)
+    moved = settings | {"path": copied}
+    before = opened(moved).identity()
+    assert before != known
+    if settings["kind"] == "huggingface" and list(copied.rglob("*.p[an]*")):
+        return  # the library keeps what it made of such files, and tells them apart by itself
+    changed = next(path for path in sorted(copied.rglob("*")) if path.suffix in (".jpg", ".parquet", ".tar", ".arrow"))
+    os.utime(changed, ns=(1, 1))
+    assert opened(moved).identity() != before

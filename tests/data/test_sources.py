@@ -55,3 +55,13 @@ def test_the_demo_holds_images_out() -> None:
     seen = {image.numpy().tobytes() for image in train.decode(range(40))}
     assert len(seen) == 40
     assert not seen & {image.numpy().tobytes() for image in test.decode(range(20))}
+
+
+def test_the_identity_of_images_in_memory_is_that_of_their_pixels() -> None:
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    one = images.clone()
+    one[3, 2, 1, 1] = 1
+    known = MemorySource(images, title="a").identity()
+    assert MemorySource(images.clone(), title="b").identity() == known
+    assert MemorySource(one, title="a").identity() != known
+    assert MemorySource(images.view(2, 3, 4, 2), title="a").identity() != known
