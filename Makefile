@@ -11,9 +11,9 @@ REPLAY ?=
 
 demo: $(VENV)/.installed
 	$(BIN)/msf-faiss pretrain demo --out $(RUN) --resume auto $(DEMO)
-	$(BIN)/msf-faiss eval-knn $(RUN) --encoder online --encoder untrained --encoder pixels
-	$(BIN)/msf-faiss eval-linear $(RUN) --encoder online --encoder untrained --fast
-	$(BIN)/msf-faiss inspect-neighbors $(RUN)
+	$(BIN)/msf-faiss eval-all $(RUN) --fast
+	$(BIN)/msf-faiss inspect-neighbors $(RUN) --clusters 10 --map pca
+	$(BIN)/msf-faiss report $(RUN)
 	@echo
 	@$(BIN)/msf-faiss results $(RUN)
 

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import hashlib
-import html.parser
 import io
 import json
 import re
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from explorers import drawn, make_explorer, random_explorer
+from html_page import HtmlPage
 from PIL import Image
 
 from msf_faiss.errors import UserError
@@ -21,49 +21,13 @@ from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.neighbors.page import MOST_BYTES, picture_side, render_page, shown, write_page
 
 HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
-VOID = {"meta", "img", "input", "path", "circle", "br"}
 
 
-class Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.inside: dict[str, list[str]] = {}  # text directly within each kind of tag
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.inside.setdefault(self._open[-1], []).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def words(self) -> str:
-        """Everything that is read, with single spaces."""
-        parts = [text for tag, texts in self.inside.items() if tag not in ("script", "style") for text in texts]
-        return " ".join(" ".join(parts).split())
-
+class Page(HtmlPage):
     @property
     def documents(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data and the pictures."""
-        _, data, pictures = self.inside["script"]
+        _, data, pictures = self.texts["script"]
         return json.loads(data), json.loads(pictures)
 
 
@@ -135,7 +99,7 @@ def test_nothing_is_loaded_and_nothing_else_runs() -> None:
     page = Page(render_page(random_explorer(with_evolution=True, clusters=2, with_map=True)))
     (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
-    code, style = page.inside["script"][0], page.inside["style"][0]
+    code, style = page.texts["script"][0], page.texts["style"][0]
     assert rules == {
         "default-src": "'none'",
         "img-src": "data: blob:",
@@ -170,7 +134,7 @@ def test_hostile_names_are_only_text() -> None:
 
     plain, hostile = page(), page(names=names, classes=classes, run=HOSTILE.replace("/", "|"))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
-    assert not any(set("<>&") & set(text) for text in hostile.inside["script"][1:])  # the JSON cannot end its element
+    assert not any(set("<>&") & set(text) for text in hostile.texts["script"][1:])  # the JSON cannot end its element
     data, _ = hostile.documents
     assert data["names"] == names
     assert data["classes"][0].startswith(HOSTILE[:50])

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 import filelock
 import pytest
+from html_page import HtmlPage
 from runs_on_disk import HOSTILE, MakeRun, heartbeat, reading
 
 from msf_faiss.errors import UserError
@@ -20,45 +20,8 @@ from msf_faiss.evaluate.results import Result, Score, save_result
 from msf_faiss.report.build import render_report, write_report
 from msf_faiss.report.record import read_runs, short_names
 
-VOID = {"meta", "img", "path", "line", "circle", "input", "br"}
 
-
-class Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.page = page
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts.setdefault(self._open[-1], []).append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        return [found for name, found in self.tags if name == tag and attributes.items() <= found.items()]
-
-    @property
-    def words(self) -> str:
-        shown = (text for tag, texts in self.texts.items() if tag not in {"style", "script"} for text in texts)
-        return " ".join(" ".join(shown).split())
-
+class Page(HtmlPage):
     @property
     def data(self) -> Any:
         return json.loads(self.texts["script"][0])
