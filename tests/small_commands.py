@@ -1,6 +1,9 @@
 """Documented commands as they stand, made small by what is added at their end."""
 
 import subprocess
+import sys
+
+import pytest
 
 DEMO = [
     *("data.images=64", "data.test_images=30", "train.batch_size=32", "train.epochs=1"),
@@ -40,3 +43,21 @@ def shell_words(command: str) -> list[str]:
     """What bash makes of the words of `command`, quotes and braces included."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Run a documented command: one of ours in this process, since a new one takes seconds, any other as another."""
+    from msf_faiss_cli.main import main
+
+    words = made_small(command)
+    if words[0] != "msf-faiss":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        other = torchrun if words[0] == "torchrun" else ["bash", "-c", command]
+        done = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        return
+    monkeypatch.setattr(sys, "argv", words)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, f"{command}\n{capfd.readouterr().err}"

@@ -41,6 +41,9 @@ class FakeSource:
     def name(self, index: int) -> str:
         return f"fake {index}"
 
+    def identity(self) -> str:
+        return "fake"
+
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         for index in ids:
             if index in self._bad:

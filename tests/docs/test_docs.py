@@ -8,16 +8,16 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import small_commands
 import yaml
 from documents import DOCS, Block, blocks, blocks_of, commands, draw_photos
-from msf_faiss_cli.main import cli, main
+from msf_faiss_cli.main import cli
 from small_commands import made_small
 
 from msf_faiss.config_file import load_config
@@ -36,19 +36,7 @@ Run = Callable[[str], None]
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command of ours in this process, and any other as another."""
 
-    def run(command: str) -> None:
-        words = made_small(command)
-        if words[0] != "msf-faiss":
-            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{command}\n{done.stderr}"
-            return
-        monkeypatch.setattr(sys, "argv", words)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code, f"{command}\n{capfd.readouterr().err}"
-
-    return run
+    return lambda command: small_commands.run(command, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
