@@ -32,7 +32,7 @@ from msf_faiss.config_file import load_config, override_config
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.models import build_model
-from msf_faiss.restore import load_model
+from msf_faiss.restore import load_encoder
 
 TIMM = "timm:"
 """Before the name of a timm net."""
@@ -122,10 +122,6 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
             )
     checkpoint = find_checkpoint(path)
 
-    def load(name: EncoderName) -> nn.Module:
-        model = load_model(checkpoint, torch.device("cpu"))
-        return model.online.backbone if name == "online" else model.target.backbone
-
     return Weights(
         path=checkpoint.path,
         run_dir=checkpoint.run_dir,
@@ -136,7 +132,7 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
         config=override_config(checkpoint.config, overrides),
         net=checkpoint.config.model.model_dump(mode="json"),
         trained=("online", "target"),
-        load=load,
+        load=lambda name: load_encoder(checkpoint, "online" if name == "online" else "target").backbone,
         fresh=lambda: build_model(checkpoint.config.model, seed=checkpoint.config.seed).online.backbone,
     )
 
