@@ -6,6 +6,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,7 @@ def embed(
     features = {}
     for split, ids in chosen.items():
         source, what = splits(subject)[split], f"{len(ids):,} {_SPLITS[split]} images"
-        path = _cached_as(subject, encoder, split, ids)
-        kept = None if path is None or subject.cache is None else subject.cache.get(path)
+        kept = _recall(subject, encoder, split, ids)
         if all(subject.ranks.gather_objects(kept is not None)) and kept is not None:
             notify(f"{encoder}: kept features of {what}")
         else:
@@ -79,22 +79,34 @@ def embed(
                 with subject.ranks.alike():
                     network = subject.encoder(encoder)
             kept = _compute(subject, network, source, ids, batch_size)
-            if path is not None and subject.cache is not None and subject.ranks.is_main:
+            if subject.cache is not None and subject.ranks.is_main:
                 try:
-                    subject.cache.put(path, kept)
+                    subject.cache.put(_cached_as(subject, encoder, split, ids), kept)
                 except OSError as error:
-                    notify(f"the features are not kept in {path.parent}: {error.strerror or error}")
+                    notify(f"the features are not kept in {subject.cache.folder}: {error.strerror or error}")
         labels = None if source.labels is None else torch.from_numpy(source.labels[kept.ids.numpy()])
         features[split] = Features(kept.embeddings, labels, kept.ids)
     return features
 
 
-def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Any:
+def _recall(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Kept | None:
+    """Kept features of the images `ids` [N]: by themselves, or among those of all labelled images."""
     if subject.cache is None:
         return None
-    weights, config = subject.weights, subject.config
     if split not in subject.identities:
         subject.identities[split] = subject.ranks.broadcast_object(splits(subject)[split].identity())
+    kept = subject.cache.get(_cached_as(subject, encoder, split, ids))
+    if kept is None and len(ids) < len(every := labelled_ids(splits(subject)[split])):
+        whole = subject.cache.get(_cached_as(subject, encoder, split, every))
+        if whole is not None:
+            rows = torch.isin(whole.ids, ids)
+            kept = Kept(whole.embeddings[rows], whole.ids[rows])
+    return kept
+
+
+def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Path:
+    assert subject.cache is not None
+    weights, config = subject.weights, subject.config
     trained = encoder in weights.trained
     question = {
         "encoder": encoder,

@@ -106,11 +106,18 @@ def test_features_are_computed_once_for_all_evaluations(
     assert "online: kept features of 20 held-out images" in linear.stderr
     assert sorted((run_dir / "features").iterdir()) == files
 
-    for options in (["--set", "data.seed=1"], ["--set", "views.size=14"], ["--limit", "9"]):
+    few = invoke("eval-knn", run_dir, "--limit", "9", "--json")  # some of those that are kept
+    assert "online: kept features of 9 training images" in few.stderr
+    assert sorted((run_dir / "features").iterdir()) == files
+    computed = invoke("eval-knn", run_dir, "--limit", "9", "--json", "--no-keep")
+    assert "online: features of 9 training images" in computed.stderr
+    assert scores(few.stdout) == scores(computed.stdout)
+
+    for options in (["--set", "data.seed=1"], ["--set", "views.size=14"]):
         other = invoke("eval-knn", run_dir, *options)
         assert other.code == 0, other.stderr
         assert "kept features" not in other.stderr, options
-    assert len(list((run_dir / "features").iterdir())) == 6 + 6
+    assert len(list((run_dir / "features").iterdir())) == 6 + 4
 
     cut = next(path for path in files if path.name.startswith("online") and "-train-" in path.name)
     cut.write_bytes(cut.read_bytes()[:-9])  # as a kill or a full disk elsewhere may leave it
