@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from .evaluation import EpochLines, Session, options
 
 if TYPE_CHECKING:
     from msf_faiss.evaluate.everything import Part
-    from msf_faiss.evaluate.results import Result
 
 
 @click.command(short_help="Run every evaluation that the data allow, and write them on one page.")
@@ -41,7 +39,7 @@ def command(session: Session, parts: tuple[Part, ...], fast: bool) -> int:
 
     from .console import stderr
 
-    def finish(folder: Path, _: Sequence[Result]) -> None:
+    def finish(folder: Path) -> None:
         session.say(f"saved {write_summary(folder, str(session.run))}")
 
     with stderr().status("") as status:

@@ -58,10 +58,10 @@ class Session:
         if _is_main():
             stderr().print(line, markup=False)
 
-    def evaluate(self, score: Score, *, finish: Callable[[Path, Sequence[Result]], None] | None = None) -> int:
+    def evaluate(self, score: Score, *, finish: Callable[[Path], object] | None = None) -> int:
         """Score each encoder, save each result as soon as it is there, and print them all; the exit code.
 
-        `finish` is called at the end, with the folder of the results if they have one.
+        `finish` is called at the end, however that comes, with the folder of the results if they have one.
         """
         from msf_faiss.distributed import joined
         from msf_faiss.evaluate.feature_cache import FOLDER as FEATURES
@@ -90,14 +90,16 @@ class Session:
                 ranks.on_main(functools.partial(prepare_folder, folder))
             results = []
             default = (*subject.weights.trained, "untrained", "pixels") if self.every else subject.weights.trained[:1]
-            for encoder in dict.fromkeys(self.encoders or default):
-                for result in score(subject, encoder):
-                    results.append(result)
-                    if folder and ranks.is_main:
-                        self.say(f"saved {save_result(result, folder)}")
+            try:
+                for encoder in dict.fromkeys(self.encoders or default):
+                    for result in score(subject, encoder):
+                        results.append(result)
+                        if folder and ranks.is_main:
+                            self.say(f"saved {save_result(result, folder)}")
+            finally:  # what was found before a mistake or Ctrl-C counts
+                if finish and folder and results and ranks.is_main:
+                    finish(folder)
             if ranks.is_main:
-                if finish and folder:
-                    finish(folder, results)
                 show(results, as_json=self.as_json)
         if ranks.size > 1:  # as in `pretrain`
             sys.stdout.flush()

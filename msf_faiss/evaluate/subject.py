@@ -16,7 +16,7 @@ from msf_faiss.data.sources import open_source
 from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.feature_cache import FeatureCache
-from msf_faiss.evaluate.inputs import has_held_out
+from msf_faiss.evaluate.inputs import has_held_out, is_labelled
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.evaluate.weights import Weights, open_weights
 
@@ -29,7 +29,7 @@ class Subject:
     config: Config  # that of the weights, on the device
     device: torch.device
     train: Source
-    test: Source | None  # None: there are no held-out images
+    test: Source | None  # None: there are no held-out images with labels
     cache: FeatureCache | None  # None: features are not kept
     ranks: Ranks  # that share the work; every function that is given this subject is called by all of them
     identities: dict[str, str] = field(default_factory=dict)  # of the images, by split, once they are known
@@ -50,8 +50,8 @@ class Subject:
         """
         if self.test is None:
             raise UserError(
-                f"{why}, and the config names no held-out images; name some with --set data.test_path=… (with"
-                " data.kind=huggingface: data.test_split)"
+                f"{why}, and the config names no held-out images with labels; name some with --set data.test_path=…"
+                " (with data.kind=huggingface: data.test_split)"
             )
         return self.test
 
@@ -93,4 +93,6 @@ def open_subject(
         train = open_source(config.data, "train")
         assert train is not None, "every config names training data"
         test = open_source(config.data, "test") if has_held_out(config.data) else None
+        if test is not None and not is_labelled(test):
+            test = None
     return Subject(weights=weights, config=config, device=device, train=train, test=test, cache=cache, ranks=ranks)

@@ -16,6 +16,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from msf_faiss.checkpoint import find_checkpoint
 from msf_faiss.data.sources import open_source
+from msf_faiss.errors import UserError
 
 
 @pytest.fixture
@@ -150,4 +151,31 @@ def test_what_the_data_do_not_allow_is_left_out_and_told(invoke: Invoke, run_dir
     for command in ("eval-semi", "eval-transfer"):
         done = invoke(command, run_dir, *other)
         assert done.code == 2
-        assert "no held-out images; name some with --set data.test_path=" in done.stderr
+        assert "no held-out images with labels; name some with --set data.test_path=" in done.stderr
+
+
+def test_held_out_images_without_labels_are_none(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+    from test_eval import write_parquet
+
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2, 0, 1, 2])
+    write_parquet(tmp_path / "test.parquet", None)
+    other = ["--set", "data.kind=parquet", "--set", f"data.path={tmp_path / 'train.parquet'}"]
+    other += ["--set", f"data.test_path={tmp_path / 'test.parquet'}", "--set", f"data.cache_dir={tmp_path / 'cache'}"]
+    done = invoke("eval-all", run_dir, *other, "--set", "data.workers=0", "--encoder", "online", "--json")
+    assert done.code == 0, done.stderr
+    assert [result["protocol"]["leave_one_out"] for result in results(done.stdout)] == [True]
+
+
+def test_what_was_found_before_a_mistake_is_on_the_page(
+    invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise UserError("the fine-tune diverged")
+
+    monkeypatch.setattr("msf_faiss.evaluate.everything.score_semi", diverge)
+    done = invoke("eval-all", run_dir, "--fast", "--encoder", "online")
+    assert (done.code, done.stdout) == (2, "")
+    assert "the fine-tune diverged" in done.stderr
+    page = (run_dir / "results" / "summary.md").read_text()
+    assert "\n| linear (fast) |" in page
+    assert "logistic" not in page
