@@ -100,7 +100,7 @@ class Session:
                 if finish and folder and results and ranks.is_main:
                     finish(folder)
             if ranks.is_main:
-                show(results, as_json=self.as_json)
+                show(results, as_json=self.as_json, name=str(self.run))
         if ranks.size > 1:  # as in `pretrain`
             sys.stdout.flush()
             sys.stderr.flush()
@@ -211,12 +211,18 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def show(results: Sequence[Result], *, as_json: bool) -> None:
-    """Print what was found, all of it."""
+def show(results: Sequence[Result], *, as_json: bool, name: str) -> None:
+    """Print what was found, all of it: a row an encoder; of several evaluations a row a metric."""
+    from msf_faiss.evaluate.comparison import compare
+
     from .console import stdout
+    from .results import print_comparisons
 
     if as_json:
         click.echo(json.dumps({"results": [result.to_json() for result in results]}, indent=2))
+        return
+    if len({result.file_name for result in results}) > len({result.encoder for result in results}):
+        print_comparisons(name, compare(results))
         return
     groups: dict[str, list[Result]] = {}
     for result in results:

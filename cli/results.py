@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,22 +48,29 @@ def command(run: Path, as_json: bool) -> None:
         raise UserError(
             f"{run}: holds no results yet; run `msf-faiss eval-knn {run} --encoder online --encoder untrained` first"
         )
-    comparisons, console = compare(results), stdout()
+    print_comparisons(str(run), compare(results))
+    for path in galleries:
+        stdout().print(f"gallery: {path}", markup=False)
+
+
+def print_comparisons(name: str, comparisons: Sequence[Comparison]) -> None:
+    """A table each, a row a metric and a column an encoder, and what these mean."""
+    from .console import stdout
+
+    console = stdout()
     for comparison in comparisons:
-        console.print(_heading(run, comparison), markup=False)
+        console.print(_heading(name, comparison), markup=False)
         console.print(_table(comparison))
         console.print()
     for line in _explanations(comparisons):
         console.print(line, markup=False)
-    for path in galleries:
-        console.print(f"gallery: {path}", markup=False)
 
 
-def _heading(run: Path, comparison: Comparison) -> str:
+def _heading(name: str, comparison: Comparison) -> str:
     from msf_faiss.evaluate.comparison import describe_data
 
     when = "" if comparison.step is None else f", after step {comparison.step:,} (epoch {comparison.epoch:.4g})"
-    return f"{run}{when}: accuracy in %\n{describe_data(comparison.data)}\n"
+    return f"{name}{when}: accuracy in %\n{describe_data(comparison.data)}\n"
 
 
 def _table(comparison: Comparison) -> Table:
@@ -97,7 +105,7 @@ def _table(comparison: Comparison) -> Table:
     return table
 
 
-def _explanations(comparisons: list[Comparison]) -> list[str]:
+def _explanations(comparisons: Sequence[Comparison]) -> list[str]:
     """What the rows and columns mean, for those that are there."""
     metrics = {metric for comparison in comparisons for metric in comparison.scores}
     gains = any(comparison.gain(metric) is not None for comparison in comparisons for metric in comparison.scores)

@@ -179,3 +179,12 @@ def test_what_was_found_before_a_mistake_is_on_the_page(
     page = (run_dir / "results" / "summary.md").read_text()
     assert "\n| linear (fast) |" in page
     assert "logistic" not in page
+
+
+def test_several_evaluations_are_a_table_of_metrics(invoke: Invoke, run_dir: Path) -> None:
+    done = invoke("eval-all", run_dir, "--fast", "--only", "knn", "--only", "transfer")
+    assert done.code == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["trained", "target", "encoder", "untrained", "raw", "pixels", "gain"] in lines
+    assert [line[0] for line in lines if line and line[0] in ("1-NN", "logistic")] == ["1-NN", "logistic"]
+    assert done.stdout.startswith(f"{run_dir}, after step 6")
