@@ -12,6 +12,7 @@ from torch import nn
 from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import Config
 from msf_faiss.data.base import Source
+from msf_faiss.data.batches import worker_count
 from msf_faiss.data.sources import open_source
 from msf_faiss.distributed import Ranks
 from msf_faiss.errors import UserError
@@ -95,4 +96,7 @@ def open_subject(
         test = open_source(config.data, "test") if has_held_out(config.data) else None
         if test is not None and not is_labelled(test):
             test = None
+    if ranks.local_size > 1:  # the host's cores are shared by its ranks
+        workers = worker_count(train, config, processes=ranks.local_size)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
     return Subject(weights=weights, config=config, device=device, train=train, test=test, cache=cache, ranks=ranks)
