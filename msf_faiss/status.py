@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +108,8 @@ def _heartbeat(path: Path) -> Heartbeat | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Heartbeat)}
-        return Heartbeat(**{name: value for name, value in values.items() if name in known})
+        beat = Heartbeat(**{name: value for name, value in values.items() if name in known})
+        return replace(beat, time=float(beat.time))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -69,6 +69,9 @@ def test_a_release_that_says_more_or_less_is_understood(tmp_path: Path) -> None:
     values = {name: value for name, value in asdict(BEAT).items() if value is not None}
     (run_dir / STATUS).write_text(json.dumps({**values, "colour": "blue"}))
     assert read_status(run_dir).heartbeat == BEAT
+    (run_dir / STATUS).write_text(json.dumps({**values, "time": ["now"]}))
+    with pytest.raises(UserError, match=r"status.json: cannot be read"):
+        read_status(run_dir)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state": "training"}', "\xff"])

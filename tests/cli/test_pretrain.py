@@ -244,6 +244,7 @@ def test_the_cifar_config_trains_on_real_images(msf_faiss: Cli, shared_data: Pat
     assert "10,000 images (10 classes, watched but not trained on)" in done.stderr
     assert "20-NN accuracy" in done.stderr
     page = tmp_path / "page.html"
-    shown = msf_faiss("inspect-neighbors", tmp_path / "run", "--queries", "3", "--out", page)
+    small = ("--queries", "3", "--page-images", "50", "--sample", "50")
+    shown = msf_faiss("inspect-neighbors", tmp_path / "run", *small, "--out", page)
     assert shown.returncode == 0, shown.stderr
     assert page.stat().st_size > 10_000
