@@ -7,7 +7,7 @@ import pytest
 from survival import assert_same_outcome, finish, interrupt_at_random
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [10, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_many_times_is_the_same_bit_for_bit(tmp_path: Path, times: int) -> None:
     finish(tmp_path / "undisturbed")
     ends, caught_saving = [], 0
