@@ -26,6 +26,11 @@ def square(number: int) -> int:
     return number * number
 
 
+def fill_shared_memory(_: int) -> int:
+    # As the loader hands on what a worker raised; a real one with a full /dev/shm needs a small one.
+    raise RuntimeError("Caught RuntimeError in DataLoader worker process 0. unable to allocate shared memory(shm)")
+
+
 def whereabouts(_: int) -> tuple[int, int]:
     return os.getpid(), torch.get_num_threads()
 
@@ -53,6 +58,11 @@ def test_results_come_in_order_and_a_mistake_where_it_is_due(workers: int) -> No
     assert list(itertools.islice(results, 7)) == [0, 1, 4, 9, 16, 25, 36]
     with pytest.raises(UserError, match=r"^seven is out of order$"):
         next(results)
+
+
+def test_shared_memory_that_is_full_is_told_in_words() -> None:
+    with pytest.raises(UserError, match=r"space in /dev/shm: set data\.workers to fewer"):
+        next(load(fill_shared_memory, range(3), workers=0))
 
 
 def test_workers_ignore_ctrl_c_and_their_death_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
