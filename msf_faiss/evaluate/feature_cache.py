@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from msf_faiss.files import appearing
 
 FOLDER = "features"
 """Of a run's directory."""
@@ -56,17 +57,13 @@ class FeatureCache:
         Raises:
             OSError: if it cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
-        try:
-            tensors = {"embeddings": kept.embeddings.contiguous(), "ids": kept.ids}
+        with appearing(path) as (temporary,):
             try:
-                safetensors.torch.save_file(tensors, temporary)
+                safetensors.torch.save_file(
+                    {"embeddings": kept.embeddings.contiguous(), "ids": kept.ids.contiguous()}, temporary
+                )
             except safetensors.SafetensorError as error:
                 raise OSError(str(error)) from error
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def digest_of(ids: Tensor) -> str:

@@ -31,7 +31,7 @@ from msf_faiss.data.eval_batches import EvalBatch, eval_batches
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.distributed import Ranks, data_parallel
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.linear import AUGMENTATION
+from msf_faiss.evaluate.linear import AUGMENTATION, LinearScore
 from msf_faiss.models import memory_format
 
 _LEAST_FOR_ONE_PERCENT = 5_000  # images
@@ -83,15 +83,6 @@ class FinetuneEpoch:
     accuracy: float  # 0..1, of the same, under their random crops
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneScore:
-    """The test images after the last epoch."""
-
-    top1: int  # images whose class has the largest logit
-    top5: int | None  # images whose class is among the five largest; None: five classes or fewer
-    images: int
-
-
 def finetune(
     backbone: nn.Module,
     source: Source,
@@ -105,7 +96,7 @@ def finetune(
     settings: FinetuneSettings,
     ranks: Ranks | None = None,
     on_epoch: Callable[[FinetuneEpoch], None] = lambda done: None,
-) -> FinetuneScore:
+) -> LinearScore:
     """Fine-tune a copy of `backbone` with a linear layer on some images, and score it on the centre views of others.
 
     Args:
@@ -276,7 +267,7 @@ def _score(
     device: torch.device,
     settings: FinetuneSettings,
     ranks: Ranks,
-) -> FinetuneScore:
+) -> LinearScore:
     assert test.labels is not None
     network.eval()
     layout = memory_format(network, device)
@@ -293,7 +284,7 @@ def _score(
     with ranks.alike():
         if broken_in_all:
             raise _diverged(f"the logits of {broken_in_all:,} of {images:,} test images are", settings)
-    return FinetuneScore(top1=top1, top5=top5 if classes > 5 else None, images=images)
+    return LinearScore(top1=top1, top5=top5 if classes > 5 else None, images=images)
 
 
 def _check_sizes(images: int, batch_size: int, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msf_faiss.evaluate import linear
-from msf_faiss.evaluate.finetune import FinetuneEpoch, FinetuneScore, finetune, settings_for
+from msf_faiss.evaluate.finetune import FinetuneEpoch, finetune, settings_for
 from msf_faiss.evaluate.linear import LinearScore, ProbeEpoch
 from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, Result, Score
@@ -76,7 +76,6 @@ def score_semi(
     }
     train_ids, test_ids = features["train"].ids, features["test"].ids
     notify(f"{encoder}: {mode} on {len(train_ids):,} labelled images")
-    score: LinearScore | FinetuneScore
     rates = ""
     if mode == "linear":
         score = probe(subject, network, features["train"], features["test"], epochs=epochs, on_epoch=on_epoch)
@@ -123,7 +122,7 @@ def _amount(labels: float | Path, subset: Subset) -> str:
     return f"{len(subset.ids):,} labels" if isinstance(labels, Path) else f"{100 * labels:g} % of labels"
 
 
-def _score(metric: str, score: LinearScore | FinetuneScore, top: int, correct: int, labels: int) -> Score:
+def _score(metric: str, score: LinearScore, top: int, correct: int, labels: int) -> Score:
     return Score(
         metric=metric,
         accuracy=correct / score.images,
