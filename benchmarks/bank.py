@@ -29,10 +29,10 @@ from bank_meters import ceilings, machine, memory_in_use, peak_extra, recall, wa
 from bank_rows import OURS, PLAIN, ROWS, YARDSTICKS, Ours, PlainRing, Row
 from torch import Tensor
 
-from msf_faiss.bank.engines import default_engine
-from msf_faiss.bank.exact import search_exactly
-from msf_faiss.bank.faiss_setup import faiss, set_threads
-from msf_faiss.bank.sizing import bytes_per_entry
+from msf_faiss.bank.capacity import bytes_per_entry
+from msf_faiss.search.exact import search_exactly
+from msf_faiss.search.faiss_engines import default_engine
+from msf_faiss.search.faiss_setup import faiss, set_threads
 
 _CHUNK = 16_384  # vectors pushed at a time while banks are filled
 _SEPARATE = ("lightly",)  # rows without a k: the neighbour they find is the query itself, so they have no recall

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.faiss_setup import faiss
+from msf_faiss.search.faiss_setup import faiss
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _REPEATS = 7

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from msf_faiss.bank import Bank, create_bank
-from msf_faiss.bank.faiss_setup import faiss, gpu_resources
 from msf_faiss.config import BankConfig, FlatBankConfig, IvfBankConfig, IvfConfig, ScanBankConfig
+from msf_faiss.search.faiss_setup import faiss, gpu_resources
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 

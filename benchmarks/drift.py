@@ -30,13 +30,14 @@ from bank_meters import machine, recall
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from msf_faiss.bank import Bank, Neighbors, create_bank
-from msf_faiss.bank.canonical import canonical
-from msf_faiss.bank.engines import default_engine
-from msf_faiss.bank.exact import search_exactly
-from msf_faiss.bank.faiss_setup import faiss, set_threads
+from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.ring import RingBank
 from msf_faiss.config import BankConfig, IvfBankConfig, IvfConfig, ScanBankConfig
+from msf_faiss.search.canonical import canonical
+from msf_faiss.search.exact import search_exactly
+from msf_faiss.search.faiss_engines import default_engine
+from msf_faiss.search.faiss_setup import faiss, set_threads
+from msf_faiss.search.neighbors import Neighbors
 
 _CPU = torch.device("cpu")
 _CHUNK = 16_384

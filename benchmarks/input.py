@@ -31,13 +31,13 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import Config, ViewsConfig
-from msf_faiss.data.base import Reduce
-from msf_faiss.data.batches import Crops, ViewMaker
-from msf_faiss.data.images import decode_image
-from msf_faiss.data.loading import load
-from msf_faiss.views import ONLINE, TARGET
+from msf_faiss.data.source import Reduce
+from msf_faiss.data.sources.decode import decode_image
+from msf_faiss.data.train_batches import Crops, ViewMaker
+from msf_faiss.data.workers import load
+from msf_faiss.search.faiss_setup import set_threads
+from msf_faiss.views.random_view import ONLINE, TARGET
 
 Views = tuple[Tensor, Tensor]  # weak and strong, [B, 3, S, S] float32 each
 

@@ -23,8 +23,8 @@ from bank_data import Clustered
 from bank_meters import machine, peak_resident, recall
 
 from msf_faiss.bank import ApproximateBank, create_bank
-from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import IvfBankConfig, IvfConfig
+from msf_faiss.search.faiss_setup import set_threads
 
 _CHUNK = 4_096  # vectors of a push while the bank is filled
 

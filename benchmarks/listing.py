@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msf_faiss.data.folder import FolderSource
-from msf_faiss.data.listing import list_images
+from msf_faiss.data.sources.folder import FolderSource
+from msf_faiss.data.sources.listing import list_images
 
 ANEW, KEPT = "listed anew", "list kept"
 

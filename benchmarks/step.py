@@ -30,7 +30,7 @@ from typing import Any
 from bank_meters import machine
 
 from msf_faiss.config import Config
-from msf_faiss.config_file import load_config
+from msf_faiss.config.load import load_config
 
 SETTINGS = {
     "cifar": ("cifar10", "resnet18"),

@@ -26,13 +26,13 @@ from input import PilPipeline
 from PIL import Image
 from torch import Tensor
 
-from msf_faiss import state as training_state
 from msf_faiss.bank import Bank, create_bank
-from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import Config, ParquetData
 from msf_faiss.models import build_model, memory_format
-from msf_faiss.reports import StepReport
-from msf_faiss.train import pretrain, select_device
+from msf_faiss.run.events import StepReport
+from msf_faiss.search.faiss_setup import set_threads
+from msf_faiss.train import state as training_state
+from msf_faiss.train.trainer import pretrain, select_device
 
 _CHUNK = 16_384  # entries pushed at a time while a bank is filled
 _MOMENTUM = 0.99
@@ -108,7 +108,7 @@ class Authors:
 
 
 class Ours:
-    """`msf_faiss.train.pretrain` as it is, with a bank that is full from the start."""
+    """`msf_faiss.train.trainer.pretrain` as it is, with a bank that is full from the start."""
 
     def __init__(self, config: Config, steps: int) -> None:
         """`steps`: between two reports, which is what a run of steps is timed by."""

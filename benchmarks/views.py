@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torchvision.transforms import v2
 
-from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import StrongView, ViewsConfig, WeakView
-from msf_faiss.views import ONLINE, ViewParameters, crop, draw, finish, normalize, retouch_
+from msf_faiss.search.faiss_setup import set_threads
+from msf_faiss.views.random_view import ONLINE, ViewParameters, crop, draw, finish, normalize, retouch_
 
 TWIN = "torchvision v2, strong view"
 

@@ -15,6 +15,6 @@ def command() -> None:
     """
     import json
 
-    from msf_faiss.config_file import config_schema
+    from msf_faiss.config.load import config_schema
 
     click.echo(json.dumps(config_schema(), indent=2))

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from msf_faiss.reports import (
+from msf_faiss.run.events import (
     BankImproved,
     CheckpointSaved,
     Collapsing,

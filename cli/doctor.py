@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from msf_faiss.diagnosis import Diagnosis, Machine, Search
+    from msf_faiss.doctor import Diagnosis, Machine, Search
 
 _ROWS = 65_536  # what the engines are timed on; see `time_engines`
 
@@ -69,8 +69,8 @@ def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) 
     try:
         import torch
 
-        from msf_faiss.diagnosis import diagnose
-        from msf_faiss.train import select_device
+        from msf_faiss.doctor import diagnose
+        from msf_faiss.train.trainer import select_device
     except ImportError as error:
         if (error.name or "").startswith("msf_faiss"):
             raise

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .embedding import options, progress, say
+from .embed_options import options, progress, say
 
 if TYPE_CHECKING:
-    from msf_faiss.embed import Number, Part
-    from msf_faiss.restore import EncoderName
+    from msf_faiss.checkpoint.load import EncoderName
+    from msf_faiss.embeddings.embedder import Number, Part
 
 
 @click.command(short_help="Write the embeddings of any images to a file.")
@@ -57,8 +57,8 @@ def command(
     if data is not None and split is not None:
         raise click.UsageError("--data names the images; --split chooses among those of the run: give one of them")
 
-    from msf_faiss.embed import embed, files_of, open_embedder, refuse_existing
-    from msf_faiss.train import select_device
+    from msf_faiss.embeddings.embedder import embed, files_of, open_embedder, refuse_existing
+    from msf_faiss.train.trainer import select_device
 
     refuse_existing(files_of(out), force=force)  # before a large data set is opened
     embedder = open_embedder(

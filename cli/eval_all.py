@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .evaluation import EpochLines, Session, options
+from .eval_session import EpochLines, Session, options
 
 if TYPE_CHECKING:
     from msf_faiss.evaluate.everything import Part

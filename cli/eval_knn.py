@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .evaluation import Session, options
+from .eval_session import Session, options
 
 
 @click.command(short_help="Score frozen features by their nearest neighbours.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .evaluation import EpochLines, Session, options
+from .eval_session import EpochLines, Session, options
 
 
 @click.command(short_help="Score frozen features by a linear probe, the paper's protocol.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .evaluation import Session, options
+from .eval_session import Session, options
 
 if TYPE_CHECKING:
     from msf_faiss.evaluate.logistic import Fit, Metric

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from msf_faiss.checkpoint.load import EncoderName
     from msf_faiss.export.encoder import Format
-    from msf_faiss.restore import EncoderName
 
 
 @click.command(short_help="Write an encoder in another library's format, with a model card.")
@@ -44,7 +44,7 @@ def command(run: Path, format: Format, encoder: EncoderName, projector: bool, ou
     holds the weights, a model card (README.md) with the results of RUN's evaluations, training, input and code that
     loads it, and the same facts for programs (msf-faiss.json). Exporting again brings new results into the card.
     """
-    from msf_faiss.checkpoint import find_checkpoint
+    from msf_faiss.checkpoint.format import find_checkpoint
     from msf_faiss.export import export_encoder, exported_encoder
 
     folder = export_encoder(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .embedding import options, progress, say
+from .embed_options import options, progress, say
 
 if TYPE_CHECKING:
-    from msf_faiss.bank.index_file import IndexKind
-    from msf_faiss.embed import Part
-    from msf_faiss.restore import EncoderName
+    from msf_faiss.checkpoint.load import EncoderName
+    from msf_faiss.embeddings.embedder import Part
+    from msf_faiss.search.index_file import IndexKind
 
 _ENCODING = ("data", "split", "encoder", "part", "device", "batch_size")
 
@@ -61,10 +61,10 @@ def command(
         option = {"part": "features"}.get(given[0], given[0].replace("_", "-"))
         raise click.UsageError(f"--from-bank takes the entries as they are; leave out --{option}")
 
-    from msf_faiss.data.folder import printable
-    from msf_faiss.embed import images_table, open_embedder, refuse_existing
-    from msf_faiss.search_index import index_bank, index_data, usage
-    from msf_faiss.train import select_device
+    from msf_faiss.data.sources.folder import printable
+    from msf_faiss.embeddings.embedder import images_table, open_embedder, refuse_existing
+    from msf_faiss.embeddings.index import index_bank, index_data, usage
+    from msf_faiss.train.trainer import select_device
 
     refuse_existing([out, images_table(out)], force=force)  # before a large data set is opened
     if from_bank:

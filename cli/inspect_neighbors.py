@@ -162,8 +162,8 @@ def command(
     if out is not None:
         _refuse_ending(out)
 
-    from msf_faiss.checkpoint import find_checkpoint
-    from msf_faiss.train import select_device
+    from msf_faiss.checkpoint.format import find_checkpoint
+    from msf_faiss.train.trainer import select_device
 
     from .console import stderr, stdout
 
@@ -189,7 +189,7 @@ def command(
     }
     write: Callable[[Path], None]
     if paged:
-        from msf_faiss.neighbors.explore import explore
+        from msf_faiss.neighbors.build_page import explore
         from msf_faiss.neighbors.page import write_page
 
         inspection, explorer = explore(

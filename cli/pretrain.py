@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from msf_faiss.config import Config
-    from msf_faiss.resume import Resume
+    from msf_faiss.train.resume import Resume
 
 
 @click.command(short_help="Train an encoder on images without labels.")
@@ -87,7 +87,7 @@ def command(
     step in progress; a second one ends it at once. Exit codes: 0 done, 2 something to put right, 75 told to stop by a
     signal (start it again), 130 the same by Ctrl-C, 128 + the signal's number after a second signal.
     """
-    from msf_faiss.config_file import dump_config
+    from msf_faiss.config.load import dump_config
     from msf_faiss.errors import ElsewhereError, UserError
 
     source: Resume = "auto" if resume == "auto" else "never" if resume == "never" else Path(resume)
@@ -102,13 +102,13 @@ def command(
         click.echo(dump_config(settings), nl=False)
         return 0
 
-    from msf_faiss.distributed import joined
-    from msf_faiss.reports import Report, RunEnded
-    from msf_faiss.run_dir import Recorder
-    from msf_faiss.train import pretrain
+    from msf_faiss.distributed.ranks import joined
+    from msf_faiss.run.events import Report, RunEnded
+    from msf_faiss.run.recorder import Recorder
+    from msf_faiss.train.trainer import pretrain
 
     from .console import TrainingDisplay, stderr
-    from .stopping import EndedAtOnce, Stopping
+    from .signals import EndedAtOnce, Stopping
 
     if out is None and "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("torchrun starts a run anew where it failed: name its directory with --out")
@@ -121,7 +121,7 @@ def command(
             if ranks.is_main:
                 consumers = [told.enter_context(Recorder(run_dir)), told.enter_context(TrainingDisplay(stderr()))]
                 if metrics_port is not None:
-                    from .metrics import MetricsServer
+                    from .prometheus import MetricsServer
 
                     server = told.enter_context(MetricsServer(metrics_port, metrics_address))
                     click.echo(f"metrics  http://{metrics_address}:{server.port}/metrics", err=True)
@@ -157,15 +157,15 @@ def command(
 
 def _settings(config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume) -> Config:
     """The config that is named, or that of the run to continue, with overrides."""
-    from msf_faiss.config_file import load_config, override_config
+    from msf_faiss.config.load import load_config, override_config
 
     if config is None and resume != "never" and out is not None:
-        from msf_faiss.checkpoint import holds_checkpoints
+        from msf_faiss.checkpoint.format import holds_checkpoints
 
         if holds_checkpoints(out) and (out / "config.yaml").is_file():
             return load_config(out / "config.yaml", overrides)
     if config is None and isinstance(resume, Path):
-        from msf_faiss.checkpoint import find_checkpoint
+        from msf_faiss.checkpoint.format import find_checkpoint
 
         return override_config(find_checkpoint(resume).config, overrides)
     return load_config(config, overrides)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from msf_faiss.status import Heartbeat, Status
+    from msf_faiss.run.status import Heartbeat, Status
 
 _NOT_WELL = 3  # exit code
 
@@ -49,7 +49,7 @@ def command(run: Path, watch: bool, every: float, as_json: bool) -> int:
 
 def _look(run: Path, every: float | None, as_json: bool, show: Callable[[str], None]) -> int:
     """Show a run's status, once or every so many seconds until it ends; the exit code."""
-    from msf_faiss.status import read_status
+    from msf_faiss.run.status import read_status
 
     while True:
         status = read_status(run)

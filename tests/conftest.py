@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from pool import RankPool
 
-from msf_faiss.bank.faiss_setup import set_threads
+from msf_faiss.search.faiss_setup import set_threads
 
 _CHROMIUM = (
     "--no-sandbox",

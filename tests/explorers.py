@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msf_faiss.neighbors.explorer import (
+from msf_faiss.neighbors.page_content import (
     Cluster,
     EmbeddingMap,
     Explorer,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from msf_faiss.bank.faiss_setup import set_threads
-from msf_faiss.distributed import Ranks
+from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.search.faiss_setup import set_threads
 
 _PATIENCE = 60.0  # seconds, after which a test that hangs is given up
 

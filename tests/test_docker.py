@@ -19,7 +19,7 @@ import click
 import pytest
 import yaml
 from msf_faiss_cli.main import cli
-from msf_faiss_cli.stopping import _SIGNALS
+from msf_faiss_cli.signals import _SIGNALS
 from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parents[1]

@@ -79,8 +79,8 @@ def test_a_narrow_net_trains_on_large_views(width: int) -> None:
 import torch
 from msf_faiss.config import Config, ModelConfig, NarrowBackbone
 from msf_faiss.models import memory_format
-from msf_faiss.state import TrainState
-from msf_faiss.step import train_step
+from msf_faiss.train.state import TrainState
+from msf_faiss.train.step import train_step
 state = TrainState.create(Config(model=ModelConfig(backbone=NarrowBackbone(width={width}))), torch.device("cpu"))
 views = torch.randn(4, 3, 128, 128).contiguous(memory_format=memory_format(state.model, torch.device("cpu")))
 for _ in range(3):

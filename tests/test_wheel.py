@@ -121,7 +121,7 @@ def test_what_is_installed_gives_every_command_and_config(installed: Path, tmp_p
     script = """
 import contextlib, io, sys
 import msf_faiss, msf_faiss_cli, msf_faiss_configs
-from msf_faiss.config_file import load_config
+from msf_faiss.config.load import load_config
 from msf_faiss_cli.main import cli
 for package in (msf_faiss, msf_faiss_cli, msf_faiss_configs):
     print("from", package.__file__)

@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from msf_faiss_cli.main import cli
 
-from msf_faiss.config_file import config_schema, shipped_configs
+from msf_faiss.config.load import config_schema, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,17 +5,12 @@ Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-
-class Neighbors(NamedTuple):
-    """The entries most similar to each query, best first, in canonical order (see `Bank.search`)."""
-
-    similarities: Tensor  # [B, K] float32 cosine
-    slots: Tensor  # [B, K] int64, a place in the bank; meaningful until the next push
+from msf_faiss.search.neighbors import Neighbors
 
 
 @runtime_checkable

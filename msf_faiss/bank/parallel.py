@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import ApproximateBank, Bank, Neighbors
-from msf_faiss.bank.canonical import ordered
+from msf_faiss.bank.base import ApproximateBank, Bank
 from msf_faiss.bank.ring import RingBank, check_state
-from msf_faiss.distributed import Ranks, as_bytes, as_rows
+from msf_faiss.distributed.ranks import Ranks, as_bytes, as_rows
+from msf_faiss.search.canonical import ordered
+from msf_faiss.search.neighbors import Neighbors
 
 _SHARD = "shard."  # begins the names of what a shard adds to the state of a bank
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import Neighbors
-from msf_faiss.bank.canonical import canonical
 from msf_faiss.bank.ring import RingBank
+from msf_faiss.search.canonical import canonical
+from msf_faiss.search.neighbors import Neighbors
 
 
 class ReferenceBank(RingBank):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import Neighbors
+from msf_faiss.search.neighbors import Neighbors
 
 _INDEX = "index."  # begins the names of what an index adds to a bank's state
 

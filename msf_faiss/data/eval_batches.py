@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import Config, ViewsConfig, WeakView
-from msf_faiss.data.base import Source
-from msf_faiss.data.batches import Crops, ViewMaker, decode_readable, note_unreadable, uses_cuda, worker_count
-from msf_faiss.data.loading import load
+from msf_faiss.data.source import Source
+from msf_faiss.data.train_batches import Crops, ViewMaker, decode_readable, note_unreadable, uses_cuda, worker_count
+from msf_faiss.data.workers import load
 from msf_faiss.errors import UserError
-from msf_faiss.views import EVAL, center_crop, normalize
+from msf_faiss.views.random_view import EVAL, center_crop, normalize
 
 
 class EvalBatch(NamedTuple):

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msf_faiss.batch_norm import synchronised
 from msf_faiss.config import Config, WeakView
-from msf_faiss.data.base import Source
 from msf_faiss.data.eval_batches import EvalBatch, eval_batches
 from msf_faiss.data.sampler import epoch_order
-from msf_faiss.distributed import Ranks, data_parallel
+from msf_faiss.data.source import Source
+from msf_faiss.distributed.batch_norm import synchronised
+from msf_faiss.distributed.ranks import Ranks, data_parallel
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.linear import AUGMENTATION, LinearScore
 from msf_faiss.models import memory_format

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from msf_faiss.config import Config, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.counter_rng import hashes
-from msf_faiss.data.base import Source
+from msf_faiss.data.source import Source
+from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.errors import UserError
-from msf_faiss.features import Features, extract
 
 _SAMPLE = 4  # this module's stream of random numbers; the views' are 1 to 3, the sampler's is 0
 

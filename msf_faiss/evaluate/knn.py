@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_faiss.bank import Neighbors, knn
 from msf_faiss.config import Config
-from msf_faiss.data.base import Source
+from msf_faiss.data.source import Source
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.inputs import finite_features, has_held_out, is_labelled, labelled_ids, sample
 from msf_faiss.evaluate.vote import majority_vote, weighted_vote
-from msf_faiss.features import Features
+from msf_faiss.search.knn import knn
+from msf_faiss.search.neighbors import Neighbors
 
 _SCRATCH = 1 << 22  # elements of a [Q, C] or [Q, K] tensor held at a time
 _MOST_QUERIES = 4096  # searched at a time

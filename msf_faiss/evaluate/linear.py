@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, WeakView
-from msf_faiss.data.base import Source
 from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.sampler import epoch_order
-from msf_faiss.distributed import Ranks
-from msf_faiss.features import Features
+from msf_faiss.data.source import Source
+from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.embeddings.extract import Features
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_faiss.counter_rng import hashes
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
-from msf_faiss.features import Features
 
 Metric = Literal["accuracy", "mean-per-class"]
 """Share of the images that are right; or that share of each class, averaged over the classes (the custom where classes

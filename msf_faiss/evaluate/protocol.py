@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 import msf_faiss
 from msf_faiss.config import Config
-from msf_faiss.data.base import Source
+from msf_faiss.data.source import Source
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.evaluate.feature_cache import Kept, digest_of
 from msf_faiss.evaluate.inputs import finite_features, labelled_ids, sample
 from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
 from msf_faiss.evaluate.subject import Subject
-from msf_faiss.features import Features
 
 Notify = Callable[[str], None]
 """Told in a line what happens next."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.knn import KnnScore, knn_scores
 from msf_faiss.evaluate.linear import FeatureBatches, LinearScore, ProbeEpoch
 from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
 from msf_faiss.evaluate.subject import Subject
-from msf_faiss.features import Features
 
 
 def score_knn(

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from msf_faiss.bank.faiss_setup import set_threads
 from msf_faiss.config import Config
-from msf_faiss.data.base import Source
-from msf_faiss.data.batches import worker_count
-from msf_faiss.data.sources import open_source
-from msf_faiss.distributed import Ranks
+from msf_faiss.data.source import Source
+from msf_faiss.data.sources.open import open_source
+from msf_faiss.data.train_batches import worker_count
+from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.feature_cache import FeatureCache
 from msf_faiss.evaluate.inputs import has_held_out, is_labelled
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.evaluate.weights import Weights, open_weights
+from msf_faiss.search.faiss_setup import set_threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

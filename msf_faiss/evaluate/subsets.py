@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.counter_rng import hashes
-from msf_faiss.data.base import Source
-from msf_faiss.data.folder import printable
+from msf_faiss.data.source import Source
+from msf_faiss.data.sources.folder import printable
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.inputs import labelled_ids
 

@@ -26,13 +26,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from msf_faiss.checkpoint import FOLDER, MANIFEST, find_checkpoint
+from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
+from msf_faiss.checkpoint.load import load_encoder
 from msf_faiss.config import Config, TorchvisionBackbone
-from msf_faiss.config_file import load_config, override_config
+from msf_faiss.config.load import load_config, override_config
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.models import build_model
-from msf_faiss.restore import load_encoder
 
 TIMM = "timm:"
 """Before the name of a timm net."""

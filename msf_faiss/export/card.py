@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from msf_faiss.data.folder import printable
+from msf_faiss.data.sources.folder import printable
 from msf_faiss.evaluate.comparison import Comparison, compare, describe_data
 from msf_faiss.evaluate.results import EncoderName, Result, Score
 from msf_faiss.export.encoder import ExportedEncoder, Format

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.checkpoint.load import EncoderName, load_encoder
 from msf_faiss.config import BackboneConfig, TorchvisionBackbone, ViewsConfig
 from msf_faiss.errors import UserError
-from msf_faiss.restore import EncoderName, load_encoder
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 

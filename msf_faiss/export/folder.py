@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import msf_faiss
-from msf_faiss.data.folder import printable
+from msf_faiss.data.sources.folder import printable
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import FOLDER as RESULTS
 from msf_faiss.evaluate.results import Result, load_results

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_faiss.bank.kmeans import spherical_kmeans
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.explorer import Cluster
+from msf_faiss.neighbors.page_content import Cluster
 from msf_faiss.neighbors.subject import Subject
+from msf_faiss.search.kmeans import spherical_kmeans
 
 _MEMBERS = 12
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from msf_faiss.checkpoint import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
+from msf_faiss.checkpoint.format import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
 from msf_faiss.errors import UserError
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import msf_faiss
 from msf_faiss.bank import Bank
-from msf_faiss.checkpoint import Checkpoint
-from msf_faiss.data.base import Source, UnreadableImageError
-from msf_faiss.data.batches import decode_readable
-from msf_faiss.data.folder import decode_file
+from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.data.source import Source, UnreadableImageError
+from msf_faiss.data.sources.folder import decode_file
+from msf_faiss.data.train_batches import decode_readable
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.records import (
@@ -36,7 +36,7 @@ from msf_faiss.neighbors.records import (
 from msf_faiss.neighbors.retrieval import retrieve_images
 from msf_faiss.neighbors.statistics import worst_first
 from msf_faiss.neighbors.subject import Subject, open_subject, text, thumbnail
-from msf_faiss.views import center_crop
+from msf_faiss.views.random_view import center_crop
 
 _DECODED = 16  # images decoded at a time: photographs may have 50 MB each
 

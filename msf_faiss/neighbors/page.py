@@ -25,7 +25,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from msf_faiss.neighbors.explorer import Explorer, Histogram
+from msf_faiss.neighbors.page_content import Explorer, Histogram
 from msf_faiss.neighbors.records import write_output
 
 MOST_BYTES = 30_000_000

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.explorer import Histogram, Hub, Statistics
+from msf_faiss.neighbors.page_content import Histogram, Hub, Statistics
 from msf_faiss.neighbors.retrieval import Retrieved
 from msf_faiss.neighbors.subject import Subject
 

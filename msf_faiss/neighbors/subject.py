@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from msf_faiss.bank import Bank, FlatBank
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.checkpoint.load import load_bank, load_model
 from msf_faiss.config import Config
-from msf_faiss.config_file import override_config
-from msf_faiss.data.base import Source
+from msf_faiss.config.load import override_config
 from msf_faiss.data.eval_batches import eval_batches
-from msf_faiss.data.sources import open_source
+from msf_faiss.data.source import Source
+from msf_faiss.data.sources.open import open_source
+from msf_faiss.embeddings.extract import extract
 from msf_faiss.errors import UserError
-from msf_faiss.features import extract
 from msf_faiss.models import MeanShift
-from msf_faiss.restore import load_bank, load_model
-from msf_faiss.views import normalize
+from msf_faiss.views.random_view import normalize
 
 _EMBEDDED = 256  # images embedded at a time
 _DECODED = 32  # images decoded at a time by each process: photographs may have 50 MB each

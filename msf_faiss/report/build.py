@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import msf_faiss
-from msf_faiss.config_yaml import dump
+from msf_faiss.config.yaml_subset import dump
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.records import Inspection, write_output
 from msf_faiss.report import charts
@@ -29,8 +29,8 @@ from msf_faiss.report.charts import Chart, chart_data, in_words, span, step_tick
 from msf_faiss.report.metrics import SMOOTH_SHARE, Curve, thin
 from msf_faiss.report.record import RunRecord, moment, read_runs
 from msf_faiss.report.tables import config_sections, differ, differences, score_tables
-from msf_faiss.run_dir import CONFIG, REPORT
-from msf_faiss.status import Status
+from msf_faiss.run.directory import CONFIG, REPORT
+from msf_faiss.run.status import Status
 
 _GENERATOR = '<meta name="generator" content="msf-faiss report'
 _HEAD = 4096  # bytes, within which the generator is named

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msf_faiss.checkpoint import FOLDER as CHECKPOINTS
-from msf_faiss.checkpoint import MANIFEST, find_checkpoint
-from msf_faiss.config_file import load_config
+from msf_faiss.checkpoint.format import FOLDER as CHECKPOINTS
+from msf_faiss.checkpoint.format import MANIFEST, find_checkpoint
+from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.comparison import Comparison, compare
 from msf_faiss.evaluate.results import FOLDER as RESULTS
@@ -19,8 +19,8 @@ from msf_faiss.evaluate.results import Result, load_results
 from msf_faiss.neighbors.inspection import inspect
 from msf_faiss.neighbors.records import Inspection
 from msf_faiss.report.metrics import Metrics, read_metrics
-from msf_faiss.run_dir import CONFIG, METRICS
-from msf_faiss.status import STATUS, Status, read_status
+from msf_faiss.run.directory import CONFIG, METRICS
+from msf_faiss.run.status import STATUS, Status, read_status
 
 _QUERIES, _NEIGHBORS = 6, 8
 _PAGES = {".html", ".png"}

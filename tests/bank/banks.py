@@ -21,11 +21,13 @@ from msf_faiss.bank import (
     scan,
     tiled,
 )
-from msf_faiss.bank.faiss_setup import has_gpu
-from msf_faiss.bank.ivf import IvfBank
-from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank, PqScanBank, _PqCodes
-from msf_faiss.bank.tiled import Shortlist
-from msf_faiss.distributed import Ranks
+from msf_faiss.bank.ivf.bank import IvfBank
+from msf_faiss.bank.scan.bf16 import Bf16ScanBank
+from msf_faiss.bank.scan.int8 import Int8ScanBank
+from msf_faiss.bank.scan.pq import PqScanBank, _PqCodes
+from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.search.faiss_setup import has_gpu
+from msf_faiss.search.torch_engine import Shortlist
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import FlatBank, Neighbors, faiss_setup
-from msf_faiss.bank.canonical import canonical
-from msf_faiss.bank.faiss_setup import faiss, gpu_resources, has_gpu
+from msf_faiss.bank import FlatBank
+from msf_faiss.search import faiss_setup
+from msf_faiss.search.canonical import canonical
+from msf_faiss.search.faiss_setup import faiss, gpu_resources, has_gpu
+from msf_faiss.search.neighbors import Neighbors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")]
 

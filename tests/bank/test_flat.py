@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from msf_faiss.bank import FlatBank, ReferenceBank, engines, knn
-from msf_faiss.bank.canonical import canonical
+from msf_faiss.bank import FlatBank, ReferenceBank
+from msf_faiss.search import faiss_engines as engines
+from msf_faiss.search.canonical import canonical
+from msf_faiss.search.knn import knn
 
 
 def unit(rows: int, dim: int, seed: int = 0) -> torch.Tensor:

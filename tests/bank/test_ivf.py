@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from msf_faiss.bank import FlatBank, IvfBank, ReferenceBank
-from msf_faiss.bank.faiss_setup import faiss
-from msf_faiss.bank.inverted import Centroids, InvertedLists, code_scale
-from msf_faiss.bank.watch import RecallWatch
+from msf_faiss.bank.ivf.inverted_lists import Centroids, InvertedLists, code_scale
+from msf_faiss.bank.recall_monitor import RecallWatch
+from msf_faiss.search.faiss_setup import faiss
 
 DIM = 32
 CAPACITY = 3000

@@ -18,8 +18,9 @@ from msf_faiss.bank import (
     shard_capacity,
 )
 from msf_faiss.bank.parallel import load_shards
-from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank
-from msf_faiss.distributed import Ranks
+from msf_faiss.bank.scan.bf16 import Bf16ScanBank
+from msf_faiss.bank.scan.int8 import Int8ScanBank
+from msf_faiss.distributed.ranks import Ranks
 
 LOCAL: dict[str, Callable[..., Bank]] = {"reference": ReferenceBank, "flat": FlatBank, "bf16": Bf16ScanBank}
 PLACEMENTS = ["replicated", "sharded"]

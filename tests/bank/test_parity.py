@@ -10,10 +10,13 @@ from banks import BankKind, small_indexes
 from oracle import DIM, Oracle, assert_agree, unit
 from torch import Tensor
 
-from msf_faiss.bank import IvfBank, ReferenceBank, ivf, scan
-from msf_faiss.bank.canonical import canonical
-from msf_faiss.bank.faiss_setup import faiss
-from msf_faiss.bank.scan import Int8ScanBank, PqScanBank
+from msf_faiss.bank import IvfBank, ReferenceBank
+from msf_faiss.bank.ivf import bank as ivf
+from msf_faiss.bank.scan import base as scan
+from msf_faiss.bank.scan.int8 import Int8ScanBank
+from msf_faiss.bank.scan.pq import PqScanBank
+from msf_faiss.search.canonical import canonical
+from msf_faiss.search.faiss_setup import faiss
 
 CAPACITY, BATCH, K = 400, 50, 8
 

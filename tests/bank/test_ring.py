@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import Neighbors
 from msf_faiss.bank.ring import RingBank
+from msf_faiss.search.neighbors import Neighbors
 
 
 class IndexedRing(RingBank):

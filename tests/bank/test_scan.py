@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import ApproximateBank, Bank, ReferenceBank, scan
-from msf_faiss.bank.scan import Bf16ScanBank, Int8ScanBank, PqScanBank, create_scan_bank, extra_bytes
+from msf_faiss.bank import ApproximateBank, Bank, ReferenceBank
+from msf_faiss.bank.scan import base as scan
+from msf_faiss.bank.scan.bf16 import Bf16ScanBank
+from msf_faiss.bank.scan.create import create_scan_bank, extra_bytes
+from msf_faiss.bank.scan.int8 import Int8ScanBank
+from msf_faiss.bank.scan.pq import PqScanBank
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]

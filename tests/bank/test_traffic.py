@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 from pool import RankPool
 
-from msf_faiss import distributed
 from msf_faiss.bank import Bank, FlatBank, ReplicatedBank, ShardedBank, shard_capacity
-from msf_faiss.distributed import Ranks
+from msf_faiss.distributed import ranks as distributed
+from msf_faiss.distributed.ranks import Ranks
 
 D, K, B, N = 32, 5, 24, 480  # dimensions, neighbours, rows of each rank, slots; N and B W are multiples of W
 

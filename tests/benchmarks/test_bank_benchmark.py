@@ -17,7 +17,7 @@ import bank_rows
 import drift
 import large_bank
 
-from msf_faiss.bank import scan
+from msf_faiss.bank.scan import base as scan
 
 EXACT = ["authors", "torch", "faiss", "flat", "flat bfloat16", "flat torch"]
 TINY = ["--dim", "32", "--batch", "32", "--rounds", "2", "--threads", "1"]

@@ -9,7 +9,7 @@ import pytest
 from explorers import make_explorer, random_explorer
 from playwright.sync_api import Locator, Page, expect
 
-from msf_faiss.neighbors.explorer import Explorer
+from msf_faiss.neighbors.page_content import Explorer
 
 pytestmark = pytest.mark.browser
 

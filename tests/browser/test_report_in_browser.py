@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from msf_faiss.config import Config, DemoData
-from msf_faiss.config_file import dump_config, override_config
+from msf_faiss.config.load import dump_config, override_config
 from msf_faiss.report.build import write_report
 
 pytestmark = pytest.mark.browser

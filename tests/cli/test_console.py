@@ -8,7 +8,7 @@ import pytest
 from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 
-from msf_faiss.reports import BankImproved, HoldingImages, Profiled, Report, RunStarted, StepReport
+from msf_faiss.run.events import BankImproved, HoldingImages, Profiled, Report, RunStarted, StepReport
 
 STARTED = RunStarted(
     run_dir=Path("runs/one"),

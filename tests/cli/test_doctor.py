@@ -12,9 +12,9 @@ from invoking import Cli
 from msf_faiss_cli import main as entry
 from msf_faiss_cli.doctor import command
 
-from msf_faiss import diagnosis
-from msf_faiss.bank import choice
-from msf_faiss.diagnosis import Gpu, Problem
+from msf_faiss import doctor as diagnosis
+from msf_faiss.doctor import Gpu, Problem
+from msf_faiss.search import autotune as choice
 
 SMALL = ["--rows", "300", "--dim", "16", "--batch", "8"]
 
@@ -140,7 +140,7 @@ def test_all_the_rows_that_are_asked_for_are_timed() -> None:
 def test_a_missing_package_is_told_in_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("msf_faiss.diagnosis", "msf_faiss.bank.faiss_setup"):
+    for module in ("msf_faiss.doctor", "msf_faiss.search.faiss_setup"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(sys, "argv", ["msf-faiss", "doctor"])

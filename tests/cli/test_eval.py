@@ -17,9 +17,9 @@ import torch
 from invoking import Invoke
 from PIL import Image
 
-from msf_faiss import checkpoint
-from msf_faiss.checkpoint import find_checkpoint
-from msf_faiss.data.sources import open_source
+from msf_faiss.checkpoint import format as checkpoint
+from msf_faiss.checkpoint.format import find_checkpoint
+from msf_faiss.data.sources.open import open_source
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import build_model
 

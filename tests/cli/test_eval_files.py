@@ -13,7 +13,7 @@ import torch
 from invoking import Invoke
 from pool import RankPool
 
-from msf_faiss.distributed import Ranks
+from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.evaluate.feature_cache import FeatureCache
 from msf_faiss.evaluate.scoring import score_knn, score_linear
 from msf_faiss.evaluate.subject import open_subject

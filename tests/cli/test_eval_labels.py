@@ -14,8 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from msf_faiss.checkpoint import find_checkpoint
-from msf_faiss.data.sources import open_source
+from msf_faiss.checkpoint.format import find_checkpoint
+from msf_faiss.data.sources.open import open_source
 from msf_faiss.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 from invoking import Invoke
 from PIL import Image
 
-from msf_faiss.bank.faiss_setup import faiss
+from msf_faiss.search.faiss_setup import faiss
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from invoking import TINY, Cli
 from PIL import Image
 from survival import outcome, read_until, started, workers_of
 
-from msf_faiss.checkpoint import find_checkpoint
+from msf_faiss.checkpoint.format import find_checkpoint
 
 SAVED_OFTEN = [*TINY, "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=100000"]
 ENDLESS = [*SAVED_OFTEN, "--set", "train.epochs=100000"]
@@ -218,11 +218,11 @@ def test_a_run_that_diverges_keeps_its_earlier_checkpoints_alone(
 
 BUG = """
 import itertools
-import msf_faiss.step
+import msf_faiss.train.step
 from msf_faiss_cli.main import main
 
-count, loss = itertools.count(1), msf_faiss.step.mean_shift_loss
-msf_faiss.step.mean_shift_loss = lambda *views: loss(*views) / (1 // (next(count) != 5))
+count, loss = itertools.count(1), msf_faiss.train.step.mean_shift_loss
+msf_faiss.train.step.mean_shift_loss = lambda *views: loss(*views) / (1 // (next(count) != 5))
 if __name__ == "__main__":
     main()
 """

@@ -22,8 +22,8 @@ from msf_faiss.config import (
     TrainConfig,
     ViewsConfig,
 )
-from msf_faiss.neighbors.explorer import Explorer
-from msf_faiss.train import pretrain
+from msf_faiss.neighbors.page_content import Explorer
+from msf_faiss.train.trainer import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from msf_faiss_cli.report import command
 from PIL import Image
 
 from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
-from msf_faiss.run_dir import Recorder, claimed
-from msf_faiss.train import pretrain
+from msf_faiss.run.directory import claimed
+from msf_faiss.run.recorder import Recorder
+from msf_faiss.train.trainer import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msf_faiss.data.sampler import BatchStream, epoch_order, steps_per_epoch
-from msf_faiss.distributed import Ranks
+from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 
 

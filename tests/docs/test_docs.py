@@ -20,7 +20,7 @@ from documents import DOCS, Block, blocks, blocks_of, commands, draw_photos
 from msf_faiss_cli.main import cli
 from small_commands import made_small
 
-from msf_faiss.config_file import load_config
+from msf_faiss.config.load import load_config
 
 BLOCKS = blocks()
 PAGES = sorted({block.page for block in BLOCKS})

@@ -16,7 +16,7 @@ from documents import ROOT
 from msf_faiss_cli.main import cli
 from playwright.sync_api import Browser
 
-from msf_faiss.config_file import load_config
+from msf_faiss.config.load import load_config
 
 LOADED = {"src", "srcset", "poster", "data"}  # attributes whose URL a browser fetches by itself; href, of these:
 LINKED = {"link", "use", "image"}

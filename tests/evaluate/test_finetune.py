@@ -10,11 +10,11 @@ from pool import RankPool
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, DemoData, NarrowBackbone, ViewsConfig
-from msf_faiss.data.base import Reduce, UnreadableImageError
 from msf_faiss.data.eval_batches import eval_batches
-from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.sampler import epoch_order
-from msf_faiss.distributed import Ranks
+from msf_faiss.data.source import Reduce, UnreadableImageError
+from msf_faiss.data.sources.memory import MemorySource
+from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import ElsewhereError, UserError
 from msf_faiss.evaluate.finetune import (
     ONE_PERCENT,

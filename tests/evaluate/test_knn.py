@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, FolderData, ViewsConfig
-from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.sources.memory import MemorySource
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate import knn as module
 from msf_faiss.evaluate.inputs import has_held_out, labelled_ids, sample
 from msf_faiss.evaluate.knn import KnnScore, evaluate_knn, knn_scores
 from msf_faiss.evaluate.vote import majority_vote, weighted_vote
-from msf_faiss.features import Features
 
 CPU = torch.device("cpu")
 CONFIG = Config(views=ViewsConfig(size=8, mean=(0, 0, 0), std=(1, 1, 1)))

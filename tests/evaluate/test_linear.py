@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, NarrowBackbone, ViewsConfig
-from msf_faiss.data.memory import MemorySource
 from msf_faiss.data.sampler import epoch_order
+from msf_faiss.data.sources.memory import MemorySource
+from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.linear import (
     BATCH_SIZE,
@@ -19,7 +20,6 @@ from msf_faiss.evaluate.linear import (
     milestones,
     train_probe,
 )
-from msf_faiss.features import Features, extract
 from msf_faiss.models import build_backbone
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
+from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.logistic import GRID, Fit, mean_per_class, train_logistic, validating
-from msf_faiss.features import Features
 
 COARSE = [10.0**power for power in (1, 0, -1, -2, -3)]
 

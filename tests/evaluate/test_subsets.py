@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.data.base import Reduce
-from msf_faiss.data.folder import FolderSource
-from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.source import Reduce
+from msf_faiss.data.sources.folder import FolderSource
+from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.subsets import Subset, balanced_subset, listed_subset
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from msf_faiss.config_file import load_config
+from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.evaluate.weights import Weights, open_weights

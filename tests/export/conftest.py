@@ -10,7 +10,7 @@ import pytest
 from networks import MakeCheckpoint
 from untrained import save_untrained
 
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.config import (
     BackboneConfig,
     Config,

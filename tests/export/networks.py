@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.config import NarrowBackbone, TorchvisionBackbone
 
 MakeCheckpoint = Callable[..., Checkpoint]

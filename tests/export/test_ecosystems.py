@@ -16,12 +16,12 @@ from networks import CIFAR, NARROW, MakeCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.checkpoint.load import load_model
 from msf_faiss.errors import UserError
 from msf_faiss.export import export_encoder, exported_encoder, load_export
 from msf_faiss.export.encoder import EncoderName, Format
-from msf_faiss.restore import load_model
-from msf_faiss.views import center_crop, normalize
+from msf_faiss.views.random_view import center_crop, normalize
 
 RELATIVE = 1e-5
 """Of the features' norm: onnxruntime adds in another order, with the batch norms folded into the convolutions. That is

@@ -14,14 +14,14 @@ import torch
 import yaml
 from networks import CIFAR, NARROW, MakeCheckpoint
 
-from msf_faiss import restore
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint
+from msf_faiss.checkpoint import load as restore
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
+from msf_faiss.checkpoint.load import load_model
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName, Result, Score, save_result
 from msf_faiss.export import export_encoder, exported_encoder, folder
 from msf_faiss.export.card import plain
 from msf_faiss.export.folder import without_folders
-from msf_faiss.restore import load_model
 
 RunOf = Callable[..., Path]
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from msf_faiss.bank import FlatBank
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, save_checkpoint
 from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
 from msf_faiss.models import MeanShift, build_model
 

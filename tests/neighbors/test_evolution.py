@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from checkpoints import config_of, save, write_images
 
-from msf_faiss.checkpoint import Checkpoint, find_checkpoint
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.evolution import earlier_checkpoints
 

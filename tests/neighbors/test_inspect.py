@@ -10,7 +10,7 @@ import torch
 from checkpoints import SIZE, config_of, embed, files_of, save, target_of, write_images
 from PIL import Image
 
-from msf_faiss.checkpoint import Checkpoint
+from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.inspection import embed_queries, inspect
 from msf_faiss.neighbors.records import write_records

@@ -17,8 +17,8 @@ from PIL import Image
 
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors import page as page_module
-from msf_faiss.neighbors.explorer import Explorer
 from msf_faiss.neighbors.page import MOST_BYTES, picture_side, render_page, shown, write_page
+from msf_faiss.neighbors.page_content import Explorer
 
 HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank import FlatBank
-from msf_faiss.data.memory import MemorySource
+from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.neighbors.inspection import balanced_choice, retrieve
 from msf_faiss.neighbors.retrieval import retrieve_images
 

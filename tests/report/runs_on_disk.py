@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from msf_faiss.config import Config, DemoData
-from msf_faiss.config_file import dump_config, override_config
+from msf_faiss.config.load import dump_config, override_config
 
 MakeRun = Callable[..., Path]
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}\u2028"

@@ -1,0 +1,1 @@
+"""The approximate bank: inverted lists that follow the ring."""

@@ -1,0 +1,156 @@
+"""Making inverted lists a little at a time, so that no step waits for it.
+
+Shapes: N slots, L lists, M rows, Q sampled queries, T neighbours noted of each, P probed lists, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from msf_faiss.bank.ivf.inverted_lists import Centroids, code_scale
+from msf_faiss.bank.ivf.segments import SegmentedLists
+
+_PASSES = 6  # of k-means over its sample
+_PER_LIST = 32  # entries of the sample for each list
+_CHUNK = 4096  # rows that are read at a time
+_QUERIES = 64
+_NEIGHBORS = 10
+
+
+class IvfBuild:
+    """Spherical k-means on a sample of the ring, then lists of all that it holds; in any number of portions.
+
+    The ring may change meanwhile. What comes out depends on the entries and the portions, not on time.
+
+    Args:
+        entries: the ring, [N, D]; read.
+        filled: its filled slots, at least `lists`.
+        lists: L.
+        segment: slots of a segment.
+    """
+
+    def __init__(self, entries: Tensor, filled: int, lists: int, segment: int) -> None:
+        self._entries, self._segment = entries, segment
+        self._sampled_of, self._sampled = filled, min(filled, _PER_LIST * lists)
+        self._pass, self._done = 0, 0
+        first = self._rows(torch.arange(lists) * self._sampled // lists)  # [L, D]
+        self._centroids = Centroids(first)
+        self._sums, self._counts = torch.zeros_like(first), torch.zeros(lists)
+        self.made: SegmentedLists | None = None  # once the centroids are
+
+    def work(self, rows: int, filled: int, newest: Tensor) -> bool:
+        """Compare about `rows` more rows with all centroids.
+
+        Args:
+            rows: at least 1.
+            filled: slots that are filled by now.
+            newest: slots of the newest entries, at most 64.
+
+        Returns:
+            Whether `made` covers all filled slots.
+        """
+        while rows > 0 and self.made is None:
+            portion = min(rows, _CHUNK, self._sampled - self._done)
+            self._train(portion)
+            rows -= portion
+            if self._pass == _PASSES:
+                self._begin(newest)
+        if self.made is None:
+            return False
+        while rows > 0 and (covered := self.made.covered) < filled:
+            portion = min(rows, _CHUNK, filled - covered)
+            self._cover(self.made, covered + portion)
+            rows -= portion
+        return self.made.covered == filled
+
+    def replace(self, start: int, stop: int) -> None:
+        """The slots [start, stop) hold new entries."""
+        if self.made is not None:
+            self.made.replace(start, stop)
+
+    def enough_probes(self, recall: float) -> int:
+        """The fewest lists that hold a share of `recall` of the true neighbours of the sampled queries.
+
+        Each true neighbour's list was noted when its slot was covered.
+        """
+        nearest = self._centroids.nearest(self._queries, len(self._centroids)).lists  # [Q, L]
+        places = torch.empty_like(nearest)
+        places.scatter_(1, nearest, torch.arange(nearest.shape[1]).expand_as(nearest).contiguous())
+        # A query's nearest entry is its own, which is always found.
+        noted = self._noted_lists[:, 1:]  # [Q, T - 1]
+        needed = places.gather(1, noted.clamp(min=0))[noted >= 0].sort().values
+        if len(needed) == 0:
+            return 1
+        return int(needed[min(int(recall * len(needed)), len(needed) - 1)]) + 1
+
+    def _rows(self, numbers: Tensor) -> Tensor:
+        """Rows `numbers` [M] of the sample, which is spread evenly over the slots: [M, D] float32."""
+        return self._entries[numbers * self._sampled_of // self._sampled].float()
+
+    def _train(self, rows: int) -> None:
+        vectors = self._rows(torch.arange(self._done, self._done + rows))
+        lists = self._centroids.nearest(vectors, 1).lists[:, 0]
+        self._sums.index_add_(0, lists, vectors)
+        self._counts.index_add_(0, lists, torch.ones(rows))
+        self._done += rows
+        if self._done < self._sampled:
+            return
+        moved = normalize(self._sums, dim=1)
+        empty = self._counts == 0
+        if count := int(empty.sum()):
+            spread = (torch.arange(count) * self._sampled // count + self._pass) % self._sampled
+            moved[empty] = self._rows(spread)
+        self._centroids = Centroids(moved)
+        self._sums.zero_()
+        self._counts.zero_()
+        self._pass, self._done = self._pass + 1, 0
+
+    def _begin(self, newest: Tensor) -> None:
+        scale = code_scale(self._rows(torch.arange(min(self._sampled, _CHUNK))))
+        self.made = SegmentedLists(self._entries, self._centroids, scale, self._segment)
+        self._queries = self._entries[newest].float()  # [Q, D]
+        self._noted = torch.full((len(newest), _NEIGHBORS + 1), -torch.inf)  # [Q, T] similarities, best first
+        self._noted_lists = torch.full(self._noted.shape, -1)  # [Q, T]
+
+    def _cover(self, made: SegmentedLists, stop: int) -> None:
+        start = made.covered
+        lists = made.extend(stop).expand(len(self._queries), -1)  # [Q, M]
+        similarities = self._queries @ self._entries[start:stop].float().T  # [Q, M]
+        every = torch.cat([self._noted, similarities], dim=1)
+        self._noted, places = every.topk(self._noted.shape[1], dim=1)
+        self._noted_lists = torch.cat([self._noted_lists, lists], dim=1).gather(1, places)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs besides the ring."""
+        found = {
+            "progress": torch.tensor([self._sampled_of, self._pass, self._done]),
+            "centroids": self._centroids.vectors.clone(),  # `made` has them too, and a file holds no tensor twice
+            "sums": self._sums,
+            "counts": self._counts,
+        }
+        if self.made is not None:
+            found |= {"queries": self._queries, "noted": self._noted, "noted_lists": self._noted_lists}
+            found |= {f"made.{name}": value for name, value in self.made.state().items()}
+        return found
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> IvfBuild:
+        """What had this `state`, over the same ring.
+
+        Raises:
+            ValueError, KeyError: if the state is damaged.
+        """
+        sampled_of, passes, done = state["progress"].tolist()
+        build = cls(entries, sampled_of, len(state["centroids"]), segment)
+        build._pass, build._done = passes, done
+        build._centroids = Centroids(state["centroids"].clone())
+        build._sums, build._counts = state["sums"].clone(), state["counts"].clone()
+        if "noted" in state:
+            build._queries, build._noted, build._noted_lists = state["queries"], state["noted"], state["noted_lists"]
+            made = {name.removeprefix("made."): value for name, value in state.items() if name.startswith("made.")}
+            build.made = SegmentedLists.restore(made, entries, segment)
+        return build

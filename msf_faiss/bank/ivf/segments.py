@@ -1,0 +1,226 @@
+"""Inverted lists over a whole ring: one set that changes with it, or one for each segment.
+
+Shapes: N slots, M vectors, B queries, L lists, P probed lists, C candidates, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from msf_faiss.bank.ivf.inverted_lists import Centroids, InvertedLists, Probes
+
+_RATE = 0.05  # of the centroids' moving average, for each new entry of a list
+_PROBED_AT_ONCE = 4096  # vectors of a push that are likely to be the next queries
+
+
+class SegmentedLists:
+    """Inverted lists of the slots [0, `covered`) of a ring.
+
+    The centroids follow the newest entries by a moving average, since an encoder in training moves what it embeds. With
+    one segment, entries keep the list that they were put into, which in time is no longer the nearest. With more, each
+    segment's centroids stay where they are when the next segment begins: an entry is looked for near where it was put.
+
+    Args:
+        entries: the ring, [N, D]; read, never written.
+        centroids: of the first lists; kept.
+        scale: of the codes.
+        segment: slots of a segment; the last one may have fewer.
+    """
+
+    def __init__(self, entries: Tensor, centroids: Centroids, scale: float, segment: int) -> None:
+        self._entries, self._scale, self._segment = entries, scale, segment
+        self._centroids = centroids  # of the newest entries
+        self._parts: list[InvertedLists] = []  # by segment
+        self._leaving: InvertedLists | None = None  # what a segment held before its newest entries
+        self._leaving_number = 0
+        self._rolls = False  # whether a segment begins anew when new entries reach it
+        self._pending: list[tuple[Tensor, Tensor]] = []  # slots and lists [M] that the centroids do not follow yet
+        self._probed: tuple[int, int, Probes] | None = None  # the newest slots, and what their entries would probe
+
+    @property
+    def lists(self) -> int:
+        """Lists of each segment."""
+        return len(self._centroids)
+
+    @property
+    def covered(self) -> int:
+        return (len(self._parts) - 1) * self._segment + len(self._parts[-1]) if self._parts else 0
+
+    @property
+    def imbalance(self) -> float:
+        """See `InvertedLists.imbalance`; the mean over all entries, since one that just began has few."""
+        sizes = [len(part) for part in self._parts]
+        weighted = sum(size * part.imbalance for size, part in zip(sizes, self._parts, strict=True) if size)
+        return weighted / sum(sizes) if any(sizes) else 1.0
+
+    def extend(self, stop: int) -> Tensor:
+        """Cover the slots up to `stop` too, with the centroids as they are.
+
+        Returns:
+            The lists of the entries that came in, [M] int64.
+        """
+        lists = []
+        while self.covered < stop:
+            start = self.covered
+            part_stop = min(stop, (start // self._segment + 1) * self._segment)
+            vectors = self._entries[start:part_stop]
+            lists.append(self._centroids.nearest(vectors, 1).lists[:, 0])
+            self._put(start, vectors, lists[-1])
+        return torch.cat(lists)
+
+    def complete(self, head: int) -> None:
+        """All filled slots are covered: from now on the centroids follow.
+
+        Args:
+            head: the next slot that will be written.
+        """
+        self._rolls = self._entries.shape[0] > self._segment
+        if self._rolls:
+            self._centroids = self._centroids.copy()
+            newest = (head - 1) % self._entries.shape[0] // self._segment
+            self._parts[newest].centroids = self._centroids
+
+    def replace(self, start: int, stop: int) -> None:
+        """The covered ones of the slots [start, stop) hold other entries."""
+        stop = min(stop, self.covered)
+        while start < stop:
+            part_stop = min(stop, (start // self._segment + 1) * self._segment)
+            vectors = self._entries[start:part_stop]
+            part = self._parts[start // self._segment]
+            part.write(start % self._segment, vectors, part.centroids.nearest(vectors, 1).lists[:, 0])
+            start = part_stop
+
+    def write(self, start: int, stop: int, probes: int) -> None:
+        """The slots [start, stop), the newest, hold new entries.
+
+        Args:
+            start: at most `covered`.
+            stop: after the last.
+            probes: lists that a query will probe. In Mean Shift the newest entries are the next queries, so that the
+                nearest lists of both are found at once.
+        """
+        while start < stop:
+            part_stop = min(stop, (start // self._segment + 1) * self._segment)
+            if self._rolls and start % self._segment == 0:
+                self._roll(start // self._segment)
+            vectors = self._entries[start:part_stop]
+            found = self._centroids.nearest(vectors, probes if len(vectors) <= _PROBED_AT_ONCE else 1)
+            self._probed = (start, part_stop, found)
+            lists = found.lists[:, 0].contiguous()
+            self._pending.append((torch.arange(start, part_stop), lists))
+            self._put(start, vectors, lists)
+            start = part_stop
+
+    def follow(self) -> None:
+        """Move the centroids towards the newest entries. Until then searches compare with where they were."""
+        if self._pending:
+            slots, lists = (torch.cat(each) for each in zip(*self._pending, strict=True))
+            self._centroids.follow(self._entries[slots], lists, _RATE)
+        self._pending, self._probed = [], None
+
+    def search(
+        self, queries: Tensor, probes: int, count: int, live: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Approximate similarities [B, C] and slots [B, C] of candidates; not found is -inf, in any slot.
+
+        Args:
+            queries: [B, D].
+            probes: lists of each segment to look into.
+            count: candidates of each segment.
+            live: slots [start, stop) that may be found; disjoint.
+        """
+        similarities, slots = [], []
+        probed: dict[int, Probes] = {}  # segments may share centroids
+        for start, part, ranges in self._searched(live):
+            key = id(part.centroids)
+            if key not in probed:
+                probed[key] = self._probes(queries, part.centroids, probes)
+            found, places = part.search(queries, probed[key], count, ranges)
+            similarities.append(found)
+            slots.append(places.clamp_(min=0) + start)
+        return torch.cat(similarities, dim=1), torch.cat(slots, dim=1)
+
+    def _searched(self, live: Sequence[tuple[int, int]]) -> Iterator[tuple[int, InvertedLists, list[tuple[int, int]]]]:
+        """First slot, lists and live places of each segment that has any."""
+        for number, part, first in self._held():
+            start = number * self._segment
+            last = min(self._segment, self._entries.shape[0] - start) if part is self._leaving else len(part)
+            ranges = [(max(low - start, first), min(high - start, last)) for low, high in live]
+            if ranges := [(low, high) for low, high in ranges if low < high]:
+                yield start, part, ranges
+
+    def _probes(self, queries: Tensor, centroids: Centroids, count: int) -> Probes:
+        if self._probed is not None and centroids is self._centroids:
+            start, stop, known = self._probed
+            if known.lists.shape == (queries.shape[0], count) and torch.equal(queries, self._entries[start:stop]):
+                return known
+        return centroids.nearest(queries, count)
+
+    def _put(self, start: int, vectors: Tensor, lists: Tensor) -> None:
+        number, place = divmod(start, self._segment)
+        if number == len(self._parts):
+            self._parts.append(InvertedLists(self._centroids, self._scale))
+        self._parts[number].write(place, vectors, lists)
+
+    def _roll(self, number: int) -> None:
+        """Begin a segment anew, from the newest centroids; those of the one before it stay where they are."""
+        self._centroids = self._centroids.copy()
+        begun = InvertedLists(self._centroids, self._scale)
+        if number == len(self._parts):
+            self._parts.append(begun)
+        else:
+            self._leaving, self._leaving_number = self._parts[number], number
+            self._parts[number] = begun
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs besides the ring."""
+        none = torch.empty(0, dtype=torch.int64)
+        slots, lists = (torch.cat([none, *each]) for each in zip((none, none), *self._pending, strict=True))
+        found = {
+            "scale": torch.tensor(self._scale, dtype=torch.float64),
+            "rolls": torch.tensor(self._rolls),
+            "leaving": torch.tensor(self._leaving_number if self._leaving is not None else -1),
+            "centroids": self._centroids.vectors,
+            "pending_slots": slots,
+            "pending_lists": lists,
+        }
+        for number, part, first in self._held():
+            name = "leaving" if part is self._leaving else f"part{number}"
+            places, sizes = part.order(first)
+            own = part.centroids.vectors if part.centroids is not self._centroids else torch.empty(0)
+            found |= {f"{name}.places": places, f"{name}.sizes": sizes, f"{name}.centroids": own}
+        return found
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> SegmentedLists:
+        """What had this `state`, over the same ring.
+
+        Raises:
+            ValueError, KeyError: if the state is damaged.
+        """
+        made = cls(entries, Centroids(state["centroids"].clone()), float(state["scale"]), segment)
+        made._rolls = bool(state["rolls"])
+        if state["pending_slots"].numel():
+            made._pending = [(state["pending_slots"], state["pending_lists"])]
+        while (name := f"part{len(made._parts)}") + ".places" in state:
+            made._parts.append(made._restored(state, name, len(made._parts)))
+        if (number := int(state["leaving"])) >= 0:
+            made._leaving, made._leaving_number = made._restored(state, "leaving", number), number
+        return made
+
+    def _restored(self, state: Mapping[str, Tensor], name: str, number: int) -> InvertedLists:
+        own = state[f"{name}.centroids"]
+        part = InvertedLists(Centroids(own.clone()) if own.numel() else self._centroids, self._scale)
+        held = self._entries[number * self._segment : (number + 1) * self._segment]
+        part.restore(state[f"{name}.places"], state[f"{name}.sizes"], held)
+        return part
+
+    def _held(self) -> Iterator[tuple[int, InvertedLists, int]]:
+        """Number and lists of each segment, and the first place of which they hold what the ring does."""
+        for number, part in enumerate(self._parts):
+            yield number, part, 0
+        if self._leaving is not None:
+            yield self._leaving_number, self._leaving, len(self._parts[self._leaving_number])

@@ -1,0 +1,191 @@
+"""Parquet files in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_faiss.config import ParquetData
+from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.sources.disk_cache import cache_of, identity_of, open_derived
+from msf_faiss.data.sources.folder import decode_record
+from msf_faiss.data.sources.labels import MOST_CLASSES, class_numbers
+from msf_faiss.data.sources.parquet_unpack import damaged, unpack
+from msf_faiss.errors import UserError
+
+
+class ParquetSource:
+    """A `Source` over one file or a folder of shards, with random access and without loading the images.
+
+    The first use unpacks each shard (`unpacked.unpack`). A pickled source holds no images; its copy maps them again.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self, config: ParquetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
+    ) -> None:
+        """`classes`: the names that the labels must stand for, of another file (None: this one's own).
+
+        Raises:
+            UserError: if there is no file, one is not parquet or is damaged, columns have other types than the
+                convention's or differ between shards, labels name no class, or there is no room to unpack.
+        """
+        self._shards = _find_shards(path, setting)
+        schemas = [_read_schema(shard) for shard in self._shards]
+        for shard, schema in zip(self._shards, schemas, strict=True):
+            _check_columns(shard, schema, config)
+            _check_same(shard, schema, self._shards[0], schemas[0], config)
+        counts = [pq.read_metadata(shard).num_rows for shard in self._shards]
+        self._ends = np.cumsum(counts)
+        self._column = config.image_column
+        if not len(self):
+            raise UserError(f"{path} holds no rows; set {setting} to a file with images")
+        self.labels, self.classes = _read_labels(self._shards, schemas[0], config, classes)
+        self._files = [unpack(shard, config.image_column, cache_of(config)) for shard in self._shards]
+        self._table: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_table": None}
+
+    def name(self, index: int) -> str:
+        shard, row = self._place(index)
+        path = self._rows()["path"][index].as_py()
+        return f"{shard}, row {row}" + (f" ({path})" if path else "")
+
+    def identity(self) -> str:
+        return identity_of(self._shards, self._column)
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
+
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+        rows, shard = self._rows(), self._place(index)[0]
+        encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
+        return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce)
+
+    def _rows(self) -> pa.Table:
+        if self._table is None:
+            self._table = open_derived(self._files)
+        return self._table
+
+    def _place(self, index: int) -> tuple[Path, int]:
+        """The shard that holds an image, and its row there, from 0."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self._shards[shard], index - (int(self._ends[shard - 1]) if shard else 0)
+
+
+def _find_shards(path: Path, setting: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; set {setting} to a parquet file or a folder of them")
+    shards = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
+    if not shards:
+        raise UserError(f"{path} holds no *.parquet files; set {setting} to a parquet file or a folder of them")
+    return shards
+
+
+def _read_schema(shard: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(shard)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(shard, error) from error
+
+
+def _type_of(schema: pa.Schema, column: str | None) -> Any:
+    return schema.field(column).type if column in schema.names else None
+
+
+def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
+    image = _type_of(schema, config.image_column)
+    is_struct = image is not None and pa.types.is_struct(image)
+    fields = {field.name: field.type for field in image.fields} if is_struct else {}
+    binary = fields.get("bytes") in (pa.binary(), pa.large_binary())
+    # A path of type null is what a writer infers where every path is missing.
+    if not binary or fields.get("path") not in (pa.string(), pa.large_string(), pa.null()):
+        found = f"is {image}" if image is not None else f"is missing (columns: {', '.join(schema.names)})"
+        raise UserError(
+            f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, but {found};"
+            " set data.image_column, or write the file as Hugging Face datasets do"
+        )
+    label = _type_of(schema, config.label_column)
+    if label is None and config.label_column not in (None, ParquetData.model_fields["label_column"].default):
+        raise UserError(
+            f"{shard} has no column {config.label_column!r} (columns: {', '.join(schema.names)}); set"
+            " data.label_column to one of them, or to null to train without labels"
+        )
+    if label is not None and not pa.types.is_integer(label):
+        raise UserError(
+            f"{shard}: column {config.label_column!r} must hold integers, but is {label}; set data.label_column to"
+            " another column, or to null to train without labels"
+        )
+
+
+def _check_same(shard: Path, schema: pa.Schema, first: Path, expected: pa.Schema, config: ParquetData) -> None:
+    for column in (config.image_column, config.label_column):
+        if (found := _type_of(schema, column)) != (wanted := _type_of(expected, column)):
+            raise UserError(
+                f"{shard} does not belong with {first}: column {column!r} is {found or 'missing'} here and"
+                f" {wanted or 'missing'} there; keep only shards of one data set in the folder"
+            )
+    if (here := _class_names(schema, config.label_column)) != (there := _class_names(expected, config.label_column)):
+        raise UserError(
+            f"{shard} does not belong with {first}: its classes are {here} here and {there} there; keep only shards of"
+            " one data set in the folder"
+        )
+
+
+def _class_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...] | None:
+    """Names from the schema's metadata: `huggingface` (info.features.<label>.names) or `class_names`, a JSON list."""
+    metadata = schema.metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
+    except (KeyError, ValueError, TypeError):
+        try:
+            names = json.loads(metadata[b"class_names"])
+        except (KeyError, ValueError):
+            return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else None
+
+
+def _read_labels(
+    shards: Sequence[Path], schema: pa.Schema, config: ParquetData, classes: Sequence[str] | None
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+    column = config.label_column
+    if column is None or _type_of(schema, column) is None:
+        return None, None
+    own = _class_names(schema, column)
+    if own is not None and classes is not None and own != tuple(classes):
+        raise UserError(
+            f"the classes of {shards[0]} are {list(own)}, but the training images have {list(classes)}; set"
+            " data.test_path to a file of the same data set"
+        )
+    names = own or classes
+    limit = MOST_CLASSES if names is None else len(names)
+    labels = np.concatenate([_read_shard_labels(shard, column, limit) for shard in shards])
+    if (labels == -1).all():
+        return None, None
+    return labels, tuple(names or map(str, range(labels.max() + 1)))
+
+
+def _read_shard_labels(shard: Path, column: str, limit: int) -> NDArray[np.int64]:
+    """[rows] labels, -1 where there is none."""
+    try:
+        read = pq.ParquetFile(shard).read(columns=[column]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(shard, error) from error
+    return class_numbers(read, f"{shard}: column {column!r}", limit)

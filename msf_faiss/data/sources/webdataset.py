@@ -1,0 +1,223 @@
+"""Tar files in the WebDataset convention, with random access."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_faiss.config import WebDatasetData
+from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.sources.decode import decode_image, unreadable
+from msf_faiss.data.sources.disk_cache import cache_of, identity_of, open_derived
+from msf_faiss.data.sources.folder import printable
+from msf_faiss.data.sources.optional import library
+from msf_faiss.data.sources.tar_index import index_tar
+from msf_faiss.errors import UserError
+
+_MOST_OPEN = 256  # files that a process may commonly have open: 1024
+
+_log = logging.getLogger(__name__)
+
+
+class WebDatasetSource:
+    """A `Source` over tar files, in their order and that of their samples.
+
+    The first use reads the headers of each shard (`tar_index.index_tar`). A pickled source holds neither the index nor
+    images; its copy maps the index again.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self, config: WebDatasetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
+    ) -> None:
+        """`classes`: the names that the labels must stand for, of the training images (None: this one's own).
+
+        Raises:
+            UserError: if the library is missing, if there is no shard, one is compressed, damaged or no tar file, none
+                has an image, labels name no class, or the cache is not writable.
+        """
+        found = _find_shards(path, setting)
+        if missing := [shard for shard in found if not shard.is_file()]:
+            raise UserError(f"{missing[0]} is no file; remove it, or set {setting} to other tar files")
+        self._shards = [_Shard(shard) for shard in found]
+        self._files = [index_tar(shard.path, config, cache_of(config)) for shard in self._shards]
+        parts = [open_derived([file]) for file in self._files]
+        self._ends = np.cumsum([len(part) for part in parts])
+        self._table: pa.Table | None = None
+        _report_left_out(path, parts, config, setting)
+        self.labels, self.classes = self._read_labels(config, path, classes)
+
+    def _read_labels(
+        self, config: WebDatasetData, path: Path, classes: Sequence[str] | None
+    ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+        labels = np.array(self._rows()["label"].to_numpy(), np.int64)  # a copy, in memory that torch may have
+        if (labels == -1).all():
+            if config.label_key in (None, WebDatasetData.model_fields["label_key"].default):
+                return None, None
+            raise UserError(
+                f"no sample of {path} has a label ending in .{config.label_key}; set data.label_key to another ending,"
+                " or to null to train without labels"
+            )
+        names = _class_names(config.class_names) if classes is None else tuple(classes)
+        if names is None:
+            names = tuple(map(str, range(labels.max() + 1)))
+        highest = int(labels.argmax())
+        if labels[highest] >= len(names):
+            setting = "class_names" if classes is None else "test_path"
+            raise UserError(
+                f"the label of {self.name(highest)} is {labels[highest]}, which names none of {len(names)} classes"
+                f" (they count from 0); correct data.{setting}, or set data.label_key to another ending, or to null"
+            )
+        return labels, names
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_table": None}
+
+    def name(self, index: int) -> str:
+        return printable(f"{self._shard(index).path}, {os.fsdecode(self._rows()['name'][index].as_py())}")
+
+    def identity(self) -> str:
+        return identity_of((shard.path for shard in self._shards), len(self))
+
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
+
+    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+        rows = self._rows()
+        offset, size = rows["offset"][index].as_py(), rows["size"][index].as_py()
+        try:
+            encoded = self._shard(index).read(offset, size)
+        except OSError as error:
+            raise unreadable(self.name(index), error.strerror or str(error)) from error
+        return decode_image(encoded, partial(self.name, index), reduce)
+
+    def _rows(self) -> pa.Table:
+        if self._table is None:
+            self._table = open_derived(self._files)
+        return self._table
+
+    def _shard(self, index: int) -> _Shard:
+        return self._shards[int(np.searchsorted(self._ends, index, side="right"))]
+
+
+class _Shard:
+    """A tar file that stays open for reading at any place; a pickled copy opens its own."""
+
+    _open = 0  # how many of this process are
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state = _state(path.stat())
+        self._descriptor: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset` on; fewer if the file ends.
+
+        Raises:
+            OSError: if it cannot be read.
+            UserError: if the file is not the one that was indexed.
+        """
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, size, offset)
+        with self.path.open("rb", buffering=0) as file:
+            if _state(os.fstat(file.fileno())) != self._state:
+                raise UserError(f"{self.path} has changed since this run opened it; start it again")
+            if _Shard._open < _MOST_OPEN and hasattr(os, "pread"):
+                self._descriptor = os.dup(file.fileno())
+                _Shard._open += 1
+            file.seek(offset)
+            return file.read(size)
+
+    def __del__(self) -> None:
+        descriptor = self.__dict__.get("_descriptor")  # missing if there is no such file
+        if descriptor is not None:
+            os.close(descriptor)
+            _Shard._open -= 1
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _find_shards(path: Path, setting: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        shards = sorted(file for file in path.iterdir() if ".tar" in file.suffixes and not file.name.startswith("."))
+        plain = [file for file in shards if file.suffix == ".tar"]
+        if not shards:
+            raise UserError(f"{path} holds no *.tar files; set {setting} to a tar file, a folder of them or a pattern")
+        return plain or shards  # of compressed ones alone the index complains
+    return [shard for one in _expand(path, setting) for shard in _matching(Path(one), path, setting)]
+
+
+def _expand(path: Path, setting: str) -> list[str]:
+    """The paths that a pattern with braces stands for."""
+    try:
+        expanded: list[str] = library("webdataset.shardlists", "webdataset").expand_urls(str(path))
+    except (ValueError, AssertionError) as error:  # braces that do not match, a variable that is not set
+        raise UserError(f"{path} is no pattern of files: {error}; correct {setting}") from error
+    return expanded
+
+
+def _matching(path: Path, pattern: Path, setting: str) -> list[Path]:
+    """The file, or those that a pattern with * stands for, in the order of their names."""
+    if path.is_file():
+        return [path]
+    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if found:
+        return found
+    of = "" if path == pattern else f" (of {pattern})"
+    raise UserError(
+        f"{path}{of} does not exist; set {setting} to a tar file on this machine, a folder of them or a pattern as in"
+        " train-{0000..0146}.tar or train-*.tar"
+    )
+
+
+def _class_names(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; set data.class_names to a text file with the names of the classes, one a"
+            " line, or to null"
+        ) from error
+
+
+def _report_left_out(path: Path, parts: Sequence[pa.Table], config: WebDatasetData, setting: str) -> None:
+    """Tell of samples without an image.
+
+    Raises:
+        UserError: if no sample has one.
+    """
+    left_out = sum(int(part.schema.metadata[b"left_out"]) for part in parts)
+    endings = sorted({ending for part in parts for ending in part.schema.metadata[b"endings"].decode().split()})
+    if not any(len(part) for part in parts):
+        if not left_out:
+            raise UserError(f"{path} holds no samples; set {setting} to tar files with images")
+        raise UserError(
+            f"no sample of {path} has an image ending in {', '.join(config.image_keys)}; set data.image_keys to those"
+            f" of its endings that are images (it has {', '.join(endings)})"
+        )
+    if left_out:
+        _log.warning(
+            "%s: samples without an image, left out: %s; they have %s", path, f"{left_out:,}", ", ".join(endings)
+        )

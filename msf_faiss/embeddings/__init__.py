@@ -1,0 +1,1 @@
+"""Embeddings of a data set: extracted, written to files, indexed."""

@@ -1,0 +1,63 @@
+"""Which exact engine is fastest here: measured, since it depends on the processor, the dtype and the shapes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from msf_faiss.search.exact import MARGIN, Engine
+from msf_faiss.search.faiss_engines import FaissCpu, FaissCuda
+from msf_faiss.search.faiss_setup import drop_gpu_resources, has_gpu
+from msf_faiss.search.torch_engine import TorchEngine
+
+_CPU_ROWS = 65_536  # enough to tell engines apart: there a search of more takes proportionally longer in all of them
+_ROUNDS = 3
+_STREAMS = 4
+
+
+def engines(device: torch.device) -> dict[str, Engine]:
+    """The engines that can search on `device`, by the name that a config gives them."""
+    if device.type == "cpu":
+        return {"faiss": FaissCpu(), "torch": TorchEngine()}
+    found: dict[str, Engine] = {"torch": TorchEngine()}
+    return {"faiss": FaissCuda(), "streams": FaissCuda(_STREAMS), **found} if has_gpu() else found
+
+
+def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
+    """Milliseconds of a search by each engine, the fastest first; medians of a few interleaved rounds.
+
+    Args:
+        entries: an empty ring [N, D], used as scratch, and zero afterwards. On the CPU the first 65,536 rows are
+            searched, on CUDA all.
+        batch: queries in a search.
+        k: neighbours of each.
+    """
+    rows = entries if entries.is_cuda else entries[:_CPU_ROWS]
+    generator = torch.Generator(rows.device).manual_seed(0)
+    for tile in torch.split(rows, 4096):
+        drawn = torch.randn(tile.shape, generator=generator, device=rows.device)
+        tile.copy_(torch.nn.functional.normalize(drawn, dim=1))
+    queries = rows[torch.arange(batch, device=rows.device) % rows.shape[0]]  # [B, D]
+    count = min(k + MARGIN, rows.shape[0])
+    candidates = engines(rows.device)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_number in range(_ROUNDS + 1):
+        for name, engine in candidates.items():
+            _wait(rows.device)
+            start = time.perf_counter()
+            engine.propose(queries, rows, count)
+            _wait(rows.device)
+            if round_number:  # the first warms up
+                times[name].append(1000 * (time.perf_counter() - start))
+    rows.zero_()
+    drop_gpu_resources()  # an engine that is not chosen keeps no scratch memory
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return dict(sorted(medians.items(), key=lambda pair: pair[1]))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,128 @@
+"""Engines of exact search that are FAISS's: over the ring in place, on the CPU and on CUDA.
+
+Shapes: B queries, C candidates, n rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from msf_faiss.search.exact import Engine, Proposal
+from msf_faiss.search.faiss_setup import faiss, gpu_resources, has_gpu
+from msf_faiss.search.torch_engine import TorchEngine
+
+_TILE = 32_768  # rows converted to float32 at a time where FAISS cannot read the ring's dtype
+_GPU_MAX_K = 2048  # FAISS's limit on the GPU
+_GPU_ROWS_16_BIT = 256  # more query rows a call exceed FAISS's scratch memory, and it allocates on every call
+
+
+def default_engine(device: torch.device) -> Engine:
+    """The engine that is right everywhere on `device`; `choose_engine` finds the fastest."""
+    if device.type == "cpu":
+        return FaissCpu()
+    return FaissCuda() if has_gpu() else TorchEngine()
+
+
+class FaissCuda:
+    """FAISS's brute-force kernel over a ring in GPU memory, on torch's current stream of the ring's device.
+
+    Nothing is copied, and after the first call nothing allocated by FAISS; the host is not waited for.
+
+    Args:
+        streams: ranges of rows that are searched at a time, each on a stream of its own. FAISS selects with one block
+            of threads a query, which leaves most of a GPU idle at a batch of 256.
+    """
+
+    def __init__(self, streams: int = 1) -> None:
+        self._streams = streams
+        self.name = "faiss" if streams == 1 else "streams"
+
+    def error(self, dim: int) -> float:
+        # float32: as on the CPU. 16-bit products are exact in float32, and so is their sum but for rounding.
+        return 4 * math.sqrt(dim) * 2.0**-24
+
+    def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
+        if count > _GPU_MAX_K:
+            return TorchEngine().propose(queries, rows, count)
+        whole = queries.shape[0] if rows.dtype == torch.float32 else _GPU_ROWS_16_BIT
+        parts = [self._knn(part, rows, count) for part in torch.split(queries, whole)]
+        similarities, slots = (torch.cat(each) for each in zip(*parts, strict=True))
+        if count == rows.shape[0]:
+            return Proposal(slots, torch.full_like(similarities[:, 0], -torch.inf))
+        return Proposal(slots, similarities[:, -1])
+
+    def _knn(self, queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        slices = min(self._streams, rows.shape[0] // max(count, _TILE))
+        if slices < 2:
+            return _gpu_knn(queries, rows, count, stream=0)
+        size = -(-rows.shape[0] // slices)
+        here = torch.cuda.current_stream(queries.device)
+        found = []
+        for number, start in enumerate(range(0, rows.shape[0], size)):
+            stream = _side_stream(queries.device, number)
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                similarities, slots = _gpu_knn(queries, rows[start : start + size], count, stream=number + 1)
+            here.wait_stream(stream)
+            for tensor in (similarities, slots):
+                tensor.record_stream(here)
+            found.append((similarities, slots + start))
+        similarities, places = torch.cat([part[0] for part in found], dim=1).topk(count, dim=1)
+        return similarities, torch.cat([part[1] for part in found], dim=1).gather(1, places)
+
+
+class FaissCpu:
+    """FAISS's blocked matrix product with heaps. A 16-bit ring is converted tile by tile, since FAISS reads float32."""
+
+    name = "faiss"
+
+    def error(self, dim: int) -> float:
+        # A float32 dot product of unit vectors errs by less than 4 sqrt(D) 2^-24 (probabilistic bound of Higham and
+        # Mary, 2019).
+        return 4 * math.sqrt(dim) * 2.0**-24
+
+    def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
+        if rows.dtype == torch.float32:
+            similarities, slots = _knn(queries, rows, count)
+        else:
+            tiles = [_knn(queries.float(), tile.float(), count) for tile in torch.split(rows, _TILE)]
+            every = torch.cat([tile[1] + i * _TILE for i, tile in enumerate(tiles)], dim=1)
+            similarities, places = torch.cat([tile[0] for tile in tiles], dim=1).topk(count, dim=1)
+            slots = every.gather(1, places)
+        if count == rows.shape[0]:
+            return Proposal(slots, torch.full_like(similarities[:, 0], -torch.inf))
+        return Proposal(slots, similarities[:, -1])
+
+
+def _knn(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    similarities, slots = faiss.knn(
+        queries.numpy(), rows.numpy(), min(count, rows.shape[0]), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    # A query that is not a number finds nothing, which FAISS marks by -1; its similarities stay not-a-number later on.
+    return torch.from_numpy(similarities), torch.from_numpy(slots).clamp_(min=0)
+
+
+def _gpu_knn(queries: Tensor, rows: Tensor, count: int, *, stream: int) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device(queries.device):  # FAISS takes the current device's stream, whatever the tensor's device
+        similarities, slots = faiss.knn_gpu(
+            gpu_resources(queries.device, stream),
+            queries,
+            rows,
+            min(count, rows.shape[0]),
+            metric=faiss.METRIC_INNER_PRODUCT,
+            device=torch.cuda.current_device(),
+        )
+    return similarities, slots.clamp_(min=0)
+
+
+_side_streams: dict[tuple[int | None, int], torch.cuda.Stream] = {}
+
+
+def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    key = (device.index, number)
+    if key not in _side_streams:
+        _side_streams[key] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _side_streams[key]

@@ -1,0 +1,36 @@
+"""Exact nearest neighbours between two tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf_faiss.search.exact import search_exactly
+from msf_faiss.search.faiss_engines import default_engine
+from msf_faiss.search.neighbors import Neighbors
+
+
+def knn(queries: Tensor, base: Tensor, k: int) -> Neighbors:
+    """Exact inner-product neighbours of `queries` [B, D] in `base` [N, D], both float32 and on one device.
+
+    Returns the min(k, N) best rows of each query; equal similarities are ordered by row, the lowest first.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, or k < 1.
+    """
+    if queries.ndim != 2 or base.ndim != 2 or queries.shape[1] != base.shape[1]:
+        raise ValueError(f"queries and base must be [*, D], found {list(queries.shape)} and {list(base.shape)}")
+    if queries.dtype != torch.float32 or base.dtype != torch.float32 or queries.device != base.device:
+        raise ValueError(
+            "queries and base must be float32 on one device, "
+            f"found {queries.dtype} on {queries.device} and {base.dtype} on {base.device}"
+        )
+    if k < 1:
+        raise ValueError(f"k must be at least 1, found {k}")
+    kept = min(k, base.shape[0])
+    if kept == 0 or queries.shape[0] == 0:
+        shape = (queries.shape[0], kept)
+        return Neighbors(queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64))
+    engine, rows = default_engine(queries.device), base.contiguous()
+    # The lowest row of several equal ones comes first, as the youngest does in a bank.
+    return search_exactly(engine, queries.contiguous(), rows, [(0, rows.shape[0])], lambda rows: rows, kept)

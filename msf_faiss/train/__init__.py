@@ -1,0 +1,1 @@
+"""Training: the loop, the step, its state, and what watches them."""

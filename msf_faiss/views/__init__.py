@@ -1,0 +1,1 @@
+"""Random augmentations of images and the evaluation view."""

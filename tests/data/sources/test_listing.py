@@ -1,0 +1,244 @@
+"""The list of a large folder is kept, and never believed when something was added, removed or renamed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from msf_faiss.data.sources import listing
+from msf_faiss.data.sources.folder import FolderSource
+from msf_faiss.data.sources.listing import Names, list_images
+
+
+@pytest.fixture(autouse=True)
+def _small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_LEAST", 2)
+    monkeypatch.setattr(listing, "_SETTLED", 20_000_000)  # ns; the clock of Linux's file systems ticks every 4 ms
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("a/1.png", "a/2.png", "b/c/3.jpg", "b/c/note.txt", ".hidden/4.png", "d/empty"):
+        touch(tmp_path / "set" / name)
+    settle()
+    return tmp_path / "set"
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def settle() -> None:
+    time.sleep(0.03)
+
+
+def names(root: Path) -> list[str]:
+    found = list_images(root, root.parent / "cache")
+    return [found[index] for index in range(len(found))]
+
+
+def is_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the folders are read; either way the list must be what reading them finds."""
+    expected = list_images(root)
+    with monkeypatch.context() as patch:
+        walks: list[Path] = []
+        walk = listing._walk
+        patch.setattr(listing, "_walk", lambda *arguments: walks.append(arguments[0]) or walk(*arguments))
+        assert names(root) == [expected[index] for index in range(len(expected))]
+    return bool(walks)
+
+
+def test_a_list_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_walked(root, monkeypatch)
+    assert not is_walked(root, monkeypatch)
+    assert names(root) == ["a/1.png", "a/2.png", "b/c/3.jpg"]
+    source = FolderSource(root, labels="folders", cache=root.parent / "cache")
+    assert source.classes == ("a", "b")
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1]
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "added": lambda root: touch(root / "b/c/9.png"),
+    "added to an empty folder": lambda root: touch(root / "d/9.png"),
+    "added in a new folder": lambda root: touch(root / "e/f/9.png"),
+    "removed": lambda root: (root / "a/1.png").unlink(),
+    "renamed": lambda root: (root / "a/1.png").rename(root / "a/0.png"),
+    "moved": lambda root: (root / "a/1.png").rename(root / "b/1.png"),
+    "another ending": lambda root: (root / "b/c/note.txt").rename(root / "b/c/note.png"),
+    "folder renamed": lambda root: (root / "a").rename(root / "z"),
+    "folder swapped": lambda root: [(root / a).rename(root / b) for a, b in (("a", "x"), ("d", "a"), ("x", "d"))],
+    "folder removed": lambda root: shutil.rmtree(root / "b"),
+    "folder replaced by a copy": lambda root: (
+        [shutil.copytree(root, root.parent / "new"), shutil.rmtree(root)] and (root.parent / "new").rename(root)
+    ),
+    "unhidden": lambda root: (root / ".hidden").rename(root / "hidden"),
+    "times put back": lambda root: back_in_time(root / "a"),
+}
+
+
+def back_in_time(folder: Path) -> None:
+    """A file more, and the folder's time of modification as before: what rsync and tar do."""
+    before = folder.stat()
+    touch(folder / "9.png")
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_noticed(change: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names(root)
+    CHANGES[change](root)
+    assert is_walked(root, monkeypatch)
+    settle()
+    is_walked(root, monkeypatch)
+    assert not is_walked(root, monkeypatch)
+
+
+def test_a_change_of_what_a_file_holds_does_not_matter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names(root)
+    (root / "a/1.png").write_text("other")
+    touch(root / ".hidden/5.png")
+    assert not is_walked(root, monkeypatch)
+
+
+def test_links_are_followed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "elsewhere/deep/1.png")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "up").symlink_to(root)
+    (root / "later").symlink_to(tmp_path / "later")
+    (root / "gone.png").symlink_to(tmp_path / "gone.png")
+    settle()
+    assert names(root)[-2:] == ["gone.png", "link/deep/1.png"]
+    assert not is_walked(root, monkeypatch)
+    touch(tmp_path / "elsewhere/deep/2.png")
+    assert is_walked(root, monkeypatch)
+    settle()
+    names(root)
+    assert not is_walked(root, monkeypatch)
+    touch(tmp_path / "later/3.png")
+    assert is_walked(root, monkeypatch)
+    assert "later/3.png" in names(root)
+
+
+def test_what_changed_just_now_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two changes within a tick leave one time: the list between them would look valid after the second."""
+    monkeypatch.setattr(listing, "_SETTLED", 3_000_000_000)
+    for number in range(100):
+        touch(root / f"a/new{number}.png")
+        names(root)
+        touch(root / f"a/new{number}x.png")
+        assert f"a/new{number}x.png" in names(root)
+    assert not (root.parent / "cache").exists()
+
+
+def test_a_change_while_it_is_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def slow(folder: str) -> object:
+        entries = list(scandir(folder))
+        if folder.endswith("/c"):
+            touch(root / "b/c/9.png")
+        return entries
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", slow)
+        assert "b/c/9.png" not in names(root)
+    assert is_walked(root, monkeypatch)
+
+
+def test_small_folders_leave_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_LEAST", 4)
+    names(root)
+    assert not (root.parent / "cache").exists()
+
+
+def test_random_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    for step in range(40):
+        files = [path for path in root.rglob("*.png") if path.is_file()]
+        if draw.random() < 0.6 or not files:
+            touch(root / draw.choice("abcd") / draw.choice(["", "x/", "y/"]) / f"{step}.png")
+        elif draw.random() < 0.5:
+            draw.choice(files).unlink()
+        else:
+            draw.choice(files).rename(root / f"{step}.png")
+        if draw.random() < 0.3:
+            settle()
+        is_walked(root, monkeypatch)
+
+
+# -- the cache
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "flipped", "folder"])
+def test_a_damaged_list_is_made_anew(damage: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = names(root)
+    (file,) = (root.parent / "cache").iterdir()
+    content = file.read_bytes()
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        spoiled = bytearray(content)
+        spoiled[content.index(b"a/1.png")] ^= 1
+        file.write_bytes({"empty": b"", "cut": content[:-30], "noise": os.urandom(500), "flipped": spoiled}[damage])
+    assert is_walked(root, monkeypatch)
+    assert names(root) == expected
+
+
+def test_no_flipped_bit_is_believed(root: Path) -> None:
+    expected = names(root)
+    (file,) = (root.parent / "cache").iterdir()
+    content = file.read_bytes()
+    draw = random.Random(0)
+    for _ in range(150):
+        spoiled = bytearray(content)
+        spoiled[draw.randrange(len(spoiled))] ^= 1 << draw.randrange(8)
+        file.write_bytes(spoiled)
+        assert names(root) == expected
+
+
+def test_a_cache_that_cannot_be_written(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root.parent / "cache").touch()
+    with caplog.at_level(logging.INFO):
+        assert len(names(root)) == 3
+    assert "is not kept in" in caplog.text
+
+
+def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(listing, "write_whole", full)
+    with caplog.at_level(logging.INFO):
+        assert len(names(root)) == 3
+    assert "No space left on device" in caplog.text
+
+
+def test_several_at_a_time(root: Path) -> None:
+    results: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: results.extend(names(root) for _ in range(10))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [["a/1.png", "a/2.png", "b/c/3.jpg"]] * 40
+    assert len(list((root.parent / "cache").iterdir())) == 1
+
+
+def test_names_are_packed() -> None:
+    some = ["a/b/é.png", os.fsdecode(b"caf\xe9"), "", "x" * 300 + "/y"]
+    packed = Names.pack(some)
+    assert [packed[index] for index in range(len(packed))] == some
+    assert packed.depths().tolist() == [2, 0, 0, 1]
+    assert len(Names.pack([])) == 0
+    assert Names.pack([]).depths().tolist() == []

@@ -1,0 +1,226 @@
+"""Embeddings on disk: the right rows under the right names, and nothing of what failed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from untrained import save_untrained
+
+from msf_faiss.checkpoint.format import find_checkpoint
+from msf_faiss.checkpoint.load import load_model
+from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
+from msf_faiss.embeddings import embedder as module
+from msf_faiss.embeddings.embedder import METADATA, Embedder, embed, images_table, open_embedder
+from msf_faiss.embeddings.extract import extract
+from msf_faiss.errors import UserError
+
+HOSTILE = ["plain.png", "a|b\n.png", "ünï 'quoted\".png", os.fsdecode(b"not-utf8-\xff.png"), "<b>.png"]
+SLACK = 1e-5
+"""Other batch sizes add in another order: float32 rounding of a few layers."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    config = Config(
+        data=DemoData(images=37, test_images=11, size=16, workers=0),
+        views=ViewsConfig(size=16),
+        model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,)), dim=8),
+        bank=FlatBankConfig(capacity=20),
+        train=TrainConfig(device="cpu"),
+    )
+    save_untrained(config, run_dir, images=37)
+    return run_dir
+
+
+def photos(folder: Path) -> Path:
+    """Five images in two classes, with names that few programs like."""
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(HOSTILE):
+        path = folder / ("cats", os.fsdecode(b"d\xe9gs"))[place % 2] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path, "PNG")
+    return folder
+
+
+def expected(embedder: Embedder, part: str, name: str) -> torch.Tensor:
+    """[N, F] all at once."""
+    encoder: Any = getattr(load_model(embedder.checkpoint, torch.device("cpu")), name)
+    network: nn.Module = encoder if part == "projector" else encoder.backbone
+    return extract(network, embedder.source, config=embedder.config, device=torch.device("cpu")).embeddings
+
+
+@pytest.mark.parametrize("name", ["online", "target"])
+@pytest.mark.parametrize(("part", "dim"), [("backbone", 4), ("projector", 8)])
+def test_a_table(run: Path, tmp_path: Path, name: Any, part: Any, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GROUP", 10 * 4 * dim)  # ten rows
+    embedder = open_embedder(run, encoder=name, part=part)
+    out, told = tmp_path / "new" / "e.parquet", []
+    assert embed(embedder, out, batch_size=4, on_batch=told.append) == 37
+    assert told == [*range(4, 37, 4), 37]
+    assert pq.read_metadata(out).num_row_groups == 4  # of 12 rows: batches are not cut
+    table = pq.read_table(out)
+    assert table.column_names == ["id", "name", "label", "class", "embedding"]
+    assert table["id"].to_pylist() == list(range(37))
+    assert table["name"].to_pylist() == [embedder.source.name(index) for index in range(37)]
+    assert embedder.source.labels is not None
+    assert embedder.source.classes is not None
+    assert table["label"].to_pylist() == embedder.source.labels.tolist()
+    assert table["class"].to_pylist() == [embedder.source.classes[label] for label in embedder.source.labels]
+    assert str(table.schema.field("embedding").type) == f"fixed_size_list<element: float not null>[{dim}]"
+    found = torch.tensor(table["embedding"].to_pylist())
+    torch.testing.assert_close(found, expected(embedder, part, name), rtol=SLACK, atol=SLACK)
+    facts = json.loads(table.schema.metadata[METADATA])
+    assert (facts["encoder"], facts["features"], facts["dimensions"], facts["normalized"]) == (name, part, dim, False)
+    assert facts["model_sha256"] == find_checkpoint(run).files["model.safetensors"]
+    assert facts["view"]["center_crop"] == 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_array(run: Path, tmp_path: Path, dtype: Any) -> None:
+    embedder = open_embedder(run, split="test")
+    out = tmp_path / "e.npy"
+    assert embed(embedder, out, normalize=True, dtype=dtype, batch_size=5) == 11
+    found = np.load(out)
+    assert (found.shape, found.dtype) == ((11, 4), np.dtype(dtype))
+    whole = F.normalize(expected(embedder, "backbone", "online"), dim=1).numpy()
+    assert np.abs(found - whole).max() <= (SLACK if dtype == "float32" else 2**-11)  # half a unit of float16 below 1
+    rows = pq.read_table(images_table(out))
+    assert rows.column_names == ["id", "name", "label", "class"]
+    assert rows["id"].to_pylist() == list(range(11))
+    assert json.loads(rows.schema.metadata[METADATA])["dtype"] == dtype
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npy", "e.npy.images.parquet"]
+
+
+def test_names_of_any_characters_and_half_precision(run: Path, tmp_path: Path) -> None:
+    embedder = open_embedder(run, data=photos(tmp_path / os.fsdecode(b"ph\xffotos")))
+    out = tmp_path / os.fsdecode(b"\xfe.parquet")
+    assert embed(embedder, out, dtype="float16") == 5
+    with out.open("rb") as file:
+        table = pq.read_table(file)
+    names = [Path(name).name for name in table["name"].to_pylist()]
+    assert sorted(names) == sorted(name.encode(errors="backslashreplace").decode() for name in HOSTILE)
+    assert set(table["class"].to_pylist()) == {"cats", "d\\udce9gs"}
+    assert "halffloat" in str(table.schema.field("embedding").type)
+
+
+def test_images_without_labels(run: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    embedder = open_embedder(run, data=folder, overrides=["data.labels=none"])
+    embed(embedder, tmp_path / "e.parquet")
+    assert pq.read_table(tmp_path / "e.parquet").column_names == ["id", "name", "embedding"]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npy"])
+def test_unreadable_images(run: Path, tmp_path: Path, ending: str) -> None:
+    folder = photos(tmp_path / "photos")
+    (folder / "cats" / "broken.png").write_bytes(b"nonsense")
+    out = tmp_path / f"e{ending}"
+    with pytest.raises(UserError, match=r"broken\.png.*data\.unreadable=skip"):
+        embed(open_embedder(run, data=folder), out)
+    assert list(tmp_path.iterdir()) == [folder]
+    embedder = open_embedder(run, data=folder, overrides=["data.unreadable=skip"])
+    assert embed(embedder, out, batch_size=2) == 5
+    rows = pq.read_table(out if ending == ".parquet" else images_table(out))
+    assert len(rows) == 5
+    broken = next(index for index in range(6) if "broken" in embedder.source.name(index))
+    assert rows["id"].to_pylist() == [index for index in range(6) if index != broken]
+    if ending == ".npy":
+        assert np.load(out).shape == (5, 4)
+
+
+def test_older_files_stay_unless_they_are_to_be_replaced(run: Path, tmp_path: Path) -> None:
+    embedder = open_embedder(run, split="test")
+    for name, other in (("e.parquet", "e.parquet"), ("f.npy", "f.npy"), ("g.npy", "g.npy.images.parquet")):
+        (tmp_path / other).write_text("mine")
+        with pytest.raises(UserError, match=r"is there already; .*--force"):
+            embed(embedder, tmp_path / name)
+        assert (tmp_path / other).read_text() == "mine"
+        embed(embedder, tmp_path / name, force=True)
+    assert len(np.load(tmp_path / "g.npy")) == len(pq.read_table(tmp_path / "e.parquet")) == 11
+    (tmp_path / "h.npy").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        embed(embedder, tmp_path / "h.npy", force=True)
+    with pytest.raises(UserError, match=r"\.parquet is a table, \.npy an array"):
+        embed(embedder, tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npy"])
+@pytest.mark.parametrize("written", [0, 9])
+def test_a_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first write, and where some were good."""
+    opened = Path.open
+
+    class Full:
+        def __init__(self, path: Path, mode: str) -> None:
+            self._file = opened(path, mode)
+            self._left = written
+
+        def write(self, content: Any) -> int:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(28, "No space left on device")
+            return self._file.write(content)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.close()
+
+    old = tmp_path / f"e{ending}"
+    old.write_text("old")
+    embedder = open_embedder(run)
+
+    def open_full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        return Full(path, mode) if mode == "wb" else opened(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; make room there"):
+        embed(embedder, old, batch_size=2, force=True)
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_cannot_be_made(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written: (Not a directory|File exists)"):
+        embed(open_embedder(run), tmp_path / "file" / "e.npy")
+
+
+def test_embeddings_that_are_no_numbers(run: Path, tmp_path: Path) -> None:
+    embedder = open_embedder(run)
+    with torch.no_grad():
+        next(embedder.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"embedding of .* is not finite: training has diverged"):
+        embed(embedder, tmp_path / "e.npy")
+    embedder = open_embedder(run)
+    with torch.no_grad():
+        for parameter in embedder.network.parameters():
+            parameter *= 1e4
+    with pytest.raises(UserError, match=r"beyond 65,504.*leave out --dtype"):
+        embed(embedder, tmp_path / "e.npy", dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_embedded(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--set model\.dim=3: the encoder is taken as it was trained"):
+        open_embedder(run, overrides=["model.dim=3"])
+    folder = photos(tmp_path / "photos")
+    with pytest.raises(UserError, match=r"names no held-out images; .*--data"):
+        open_embedder(run, split="test", overrides=["data.kind=folder", f"data.path={folder}"])
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="does not exist"):
+        open_embedder(run, data=folder)

@@ -1,0 +1,123 @@
+"""Steps on a GPU: none waits for it, and the bank beside the forward gives the same numbers as the bank in turn."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from msf_faiss.config import (
+    BankConfig,
+    Config,
+    DemoData,
+    FlatBankConfig,
+    KnnConfig,
+    ModelConfig,
+    NarrowBackbone,
+    ScanBankConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+from msf_faiss.data.sources.open import open_source
+from msf_faiss.data.train_batches import training_batches
+from msf_faiss.models import memory_format
+from msf_faiss.run.events import Profiled
+from msf_faiss.train.clock import Clock
+from msf_faiss.train.monitors import LossMonitor, NeighborMonitor
+from msf_faiss.train.overlap import ByThread, InTurn, OnSideStream
+from msf_faiss.train.state import TrainState
+from msf_faiss.train.step import train_step
+from msf_faiss.train.trainer import pretrain
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+CONFIG = Config(
+    data=DemoData(images=1000, test_images=20),
+    views=ViewsConfig(size=32),
+    model=ModelConfig(backbone=NarrowBackbone(width=16, depths=(1, 1), strides=(2, 2)), dim=64),
+    bank=FlatBankConfig(capacity=4096),
+    train=TrainConfig(epochs=10, batch_size=64, device="cuda"),
+    knn=KnnConfig(every_epochs=None),
+)
+
+
+def steps(config: Config, count: int, *, in_turn: bool = False, strict: bool = False) -> TrainState:
+    """The state after so many steps; `strict`: all but the first few must not wait for the device."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    source = open_source(config.data, "train")
+    assert source is not None
+    state = TrainState.create(config, device)
+    if in_turn:
+        state.retrieve = InTurn(state.bank)
+    layout, clock = memory_format(state.model, device), Clock(device)
+    losses, neighbors = LossMonitor(), NeighborMonitor(source.labels, state.bank.device)
+    batches = training_batches(source, config)
+    try:
+        for number in range(count):
+            batch = next(batches)
+            torch.cuda.set_sync_debug_mode("error" if strict and number >= 5 else "default")
+            ids = batch.ids.to(state.bank.device, non_blocking=True)
+            online, target = batch.to(device).views(config.views)
+            loss, found = train_step(
+                state,
+                online.contiguous(memory_format=layout),
+                target.contiguous(memory_format=layout),
+                ids,
+                k=config.bank.k,
+                learning_rate=0.05,
+                momentum=0.99,
+                precision=getattr(torch, config.train.precision),
+                parts=config.train.accumulate,
+                clock=clock,
+            )
+            losses.update(loss)
+            neighbors.update(ids, state.bank.ids(found.slots), state.bank.age(found.slots), state.bank.pushed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        batches.close()
+    torch.cuda.synchronize()
+    return state
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [
+        FlatBankConfig(capacity=4096, engine="faiss"),
+        FlatBankConfig(capacity=4096, engine="torch"),
+        FlatBankConfig(capacity=4096, dtype="bfloat16", engine="faiss"),
+        ScanBankConfig(capacity=4096, scan="bf16"),
+        ScanBankConfig(capacity=4096, scan="int8"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_does_not_wait_for_the_device(bank: BankConfig, precision: str) -> None:
+    train = CONFIG.train.model_copy(update={"precision": precision})
+    steps(CONFIG.model_copy(update={"bank": bank, "train": train}), 20, strict=True)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_side_stream_and_a_thread_give_the_numbers_of_one_after_the_other(accumulate: int) -> None:
+    torch.backends.cudnn.deterministic = True
+    try:
+        train = CONFIG.train.model_copy(update={"accumulate": accumulate})
+        config = CONFIG.model_copy(update={"train": train})
+        on_host = config.model_copy(update={"bank": FlatBankConfig(capacity=4096, device="cpu")})
+        beside, thread, in_turn = steps(config, 30), steps(on_host, 30), steps(config, 30, in_turn=True)
+    finally:
+        torch.backends.cudnn.deterministic = False
+    assert isinstance(beside.retrieve, OnSideStream)
+    assert isinstance(thread.retrieve, ByThread)
+    assert thread.bank.device.type == "cpu"
+    for name, weight in in_turn.model.state_dict().items():
+        assert torch.equal(weight, beside.model.state_dict()[name]), name
+        # A mean over neighbours is added up in another order on the host.
+        torch.testing.assert_close(weight, thread.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_profile_of_a_gpu_run(device: str, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=4096, device=device)})
+    (profiled,) = [each for each in pretrain(config, tmp_path / "run", profile=10) if isinstance(each, Profiled)]
+    assert profiled.beside
+    assert {"data", "views", "target", "push", "search", "online", "backward", "optimizer"} <= profiled.parts.keys()
+    assert profiled.trace.stat().st_size > 1000
