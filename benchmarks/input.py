@@ -191,7 +191,7 @@ class Work:
 def finished(done: Done, config: ViewsConfig) -> None:
     """What the main process has to do until both views can be trained with."""
     for view in done.views:
-        view = view.finish(config) if isinstance(view, Crops) else view
+        view = view.augment(config) if isinstance(view, Crops) else view
         assert view.dtype == torch.float32
 
 

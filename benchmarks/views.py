@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from msf_faiss.config import StrongView, ViewsConfig, WeakView
 from msf_faiss.search.faiss_setup import set_threads
-from msf_faiss.views.random_view import ONLINE, ViewParameters, crop, draw, finish, normalize, retouch_
+from msf_faiss.views.random_view import ONLINE, ViewParameters, augment, augment_uint8_, crop, draw, normalize
 
 TWIN = "torchvision v2, strong view"
 
@@ -56,20 +56,20 @@ def variants(size: int, batch: int) -> dict[str, Callable[[], object]]:
 
     def whole() -> torch.Tensor:
         parameters = drawn(config.strong)
-        return finish(crop(images, parameters.boxes, size), parameters, config)
+        return augment(crop(images, parameters.boxes, size), parameters, config)
 
     def bytewise() -> torch.Tensor:
         parameters = drawn(config.strong)
         cut = crop(images, parameters.boxes, size)
-        retouch_(cut, parameters)
+        augment_uint8_(cut, parameters)
         return normalize(cut, config)
 
     return {
         "draw, strong view": lambda: drawn(config.strong),
         "crop": lambda: crop(images, weak.boxes, size),
-        "finish, weak view": lambda: finish(crops, weak, config),
-        "finish, strong view": lambda: finish(crops, strong, config),
-        "finish, strong view without hue and saturation": lambda: finish(crops, no_hue, config),
+        "augment, weak view": lambda: augment(crops, weak, config),
+        "augment, strong view": lambda: augment(crops, strong, config),
+        "augment, strong view without hue and saturation": lambda: augment(crops, no_hue, config),
         "all of a strong view, as for a GPU": whole,
         "all of a strong view, in 8 bits": bytewise,
         TWIN: lambda: torch.stack([twin(image) for image in images]),

@@ -28,15 +28,15 @@ from msf_faiss.data.source import Reduce, Source, UnreadableImageError
 from msf_faiss.data.train_batches import decode_readable, note_unreadable, worker_count
 from msf_faiss.data.workers import load
 
-__all__ = ["HeldSource", "hold", "memory_to_hold"]
+__all__ = ["DecodedCache", "cache_decoded", "cache_size"]
 
 _SAMPLE = 64  # images that tell how large all are
 _SHARE = 1 / 8  # of the memory that is free, that `auto` may take
 _CHUNK = 128  # images decoded at a time
 
 
-def memory_to_hold(source: Source, config: Config, *, processes: int = 1) -> int | None:
-    """About how many bytes `hold` is to take by `data.cache`; None if it is to leave the source as it is.
+def cache_size(source: Source, config: Config, *, processes: int = 1) -> int | None:
+    """About how many bytes `cache_decoded` is to take by `data.cache`; None if it is to leave the source as it is.
 
     `processes`: on this host that do the same, and share its free memory.
 
@@ -53,7 +53,7 @@ def memory_to_hold(source: Source, config: Config, *, processes: int = 1) -> int
     return needed if needed and free is not None and needed <= _SHARE * free / processes else None
 
 
-def hold(source: Source, config: Config, *, processes: int = 1) -> HeldSource:
+def cache_decoded(source: Source, config: Config, *, processes: int = 1) -> DecodedCache:
     """`source`, with its decoded images in memory. `processes`: on this host that do the same, and share its cores.
 
     Raises:
@@ -63,7 +63,7 @@ def hold(source: Source, config: Config, *, processes: int = 1) -> HeldSource:
     return _decode_all(source, config.data, config.views.size, workers)
 
 
-class HeldSource:
+class DecodedCache:
     """A `Source` whose images were decoded before. Those that may be decoded smaller (see `Reduce`) are left to the
     source that they come from, so that views are the same bits as without this."""
 
@@ -145,7 +145,7 @@ class _Decoder:
         return _Chunk(shapes, torch.cat(pixels), unreadable)
 
 
-def _decode_all(source: Source, config: SourceConfig, size: int, workers: int) -> HeldSource:
+def _decode_all(source: Source, config: SourceConfig, size: int, workers: int) -> DecodedCache:
     unreadable: dict[int, str] = {}
     shapes = []
     chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
@@ -155,7 +155,7 @@ def _decode_all(source: Source, config: SourceConfig, size: int, workers: int) -
             shapes.append(chunk.shapes)
             file.write(chunk.pixels.numpy().data)
         file.flush()
-        return HeldSource(source, os.dup(file.fileno()), np.concatenate(shapes), unreadable)
+        return DecodedCache(source, os.dup(file.fileno()), np.concatenate(shapes), unreadable)
 
 
 def _nameless_file() -> IO[bytes]:

@@ -25,14 +25,14 @@ class EvalBatch(NamedTuple):
     """Views of some images; unreadable ones are missing."""
 
     ids: NDArray[np.int64]  # [B]
-    crops: Crops | Tensor  # a random view to be finished, or the centre view [B, 3, S, S] uint8
+    crops: Crops | Tensor  # a random view to be augmented, or the centre view [B, 3, S, S] uint8
     unreadable: dict[int, str]  # by id, what is wrong with those that were left out
 
     def views(self, device: torch.device, config: ViewsConfig) -> Tensor:
         """float32 [B, 3, S, S], normalised, on `device`."""
         if isinstance(self.crops, Tensor):
             return normalize(self.crops.to(device, non_blocking=True), config)
-        return self.crops.to(device).finish(config)
+        return self.crops.to(device).augment(config)
 
 
 def eval_batches(

@@ -21,7 +21,17 @@ from msf_faiss.data.source import Reduce, Source, UnreadableImageError
 from msf_faiss.data.workers import load
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
-from msf_faiss.views.random_view import ONLINE, TARGET, ViewParameters, crop, draw, finish, normalize, retouch_, shrink
+from msf_faiss.views.random_view import (
+    ONLINE,
+    TARGET,
+    ViewParameters,
+    augment,
+    augment_uint8_,
+    crop,
+    draw,
+    normalize,
+    shrink,
+)
 
 _MOST_WORKERS = 16
 _WORTH_A_WORKER = 96  # px of a view's side
@@ -31,7 +41,7 @@ _REDUCTIONS = (8, 4, 2)  # how many times smaller a JPEG decoder can make an ima
 
 
 class Crops(NamedTuple):
-    """One view of a batch, to be finished."""
+    """One view of a batch, to be augmented."""
 
     pixels: Tensor  # [B, 3, S, S] uint8, in channels-last layout
     parameters: ViewParameters | None  # what is still to be done; None: nothing but to normalise
@@ -40,11 +50,11 @@ class Crops(NamedTuple):
         parameters = None if self.parameters is None else self.parameters.to(device)
         return Crops(self.pixels.to(device, non_blocking=True), parameters)
 
-    def finish(self, config: ViewsConfig) -> Tensor:
+    def augment(self, config: ViewsConfig) -> Tensor:
         """The view, float32 [B, 3, S, S], normalised, on the crops' device; in channels-last layout on a CPU."""
         if self.parameters is None:
             return normalize(self.pixels, config)
-        return finish(self.pixels, self.parameters, config)
+        return augment(self.pixels, self.parameters, config)
 
 
 class Batch(NamedTuple):
@@ -66,7 +76,7 @@ class Batch(NamedTuple):
 
     def views(self, config: ViewsConfig) -> tuple[Tensor, Tensor]:
         """The online and the target view, float32 [B, 3, S, S] each, normalised, on the batch's device."""
-        return self.online.finish(config), self.target.finish(config)
+        return self.online.augment(config), self.target.augment(config)
 
 
 class Decoded(NamedTuple):
@@ -245,7 +255,7 @@ class ViewMaker:
         for stream, parameters in drawn(ids, sizes).items():
             crops = crop(images, shrink(parameters.boxes, times), self._size)
             if not self._on_device:
-                retouch_(crops, parameters)
+                augment_uint8_(crops, parameters)
             views[stream] = Crops(crops, parameters if self._on_device else None)
         return ids, views, unreadable
 

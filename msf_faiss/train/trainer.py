@@ -15,7 +15,7 @@ from msf_faiss.bank import ApproximateBank, Bank, FlatBank, ParallelBank
 from msf_faiss.bank.recall_monitor import RecallWatch
 from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, save_checkpoint, set_aside
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
-from msf_faiss.data.decoded_cache import hold, memory_to_hold
+from msf_faiss.data.decoded_cache import cache_decoded, cache_size
 from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, steps_per_epoch, training_batches, worker_count
@@ -238,12 +238,12 @@ class _Run:
             return
         processes = self.ranks.local_size
         with self.clock.paused(), self.ranks.alike():
-            memory = self.ranks.broadcast_object(memory_to_hold(self.source, self.config, processes=processes))
+            memory = self.ranks.broadcast_object(cache_size(self.source, self.config, processes=processes))
             if memory is None:
                 return
             yield HoldingImages(images=len(self.source), memory=memory)
             if memory:
-                self.source = hold(self.source, self.config, processes=processes)
+                self.source = cache_decoded(self.source, self.config, processes=processes)
 
     def _agree(self, batch: Batch | UserError) -> tuple[list[int], bool, bool]:
         """What all ranks must know alike before a step: the images of each, whether to stop, whether to save.

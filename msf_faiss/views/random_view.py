@@ -1,12 +1,12 @@
-"""The random views of an image (paper, section 4), and the view that evaluations see.
+"""Random augmentations of an image (MSF, ICCV 2021, section 4) and the centre view of evaluations.
 
-`draw` decides everything that is random: a pure function of (seed, epoch, id, stream), so that neither the number of
-workers nor the make-up of a batch changes any view. A view is cut by `crop` where the image was decoded, in a worker
-process. Flip, colours and blur follow in one of two ways from the same parameters: `finish` on a GPU, in float32 and
-for a whole batch at once, or `retouch_` in the worker, in 8 bits and image by image, where the training device is the
-CPU: there a batch of floats leaves every cache between two operations, and an image of bytes stays in it.
+`draw` makes every random choice, as a pure function of (seed, epoch, id, stream): a view does not depend on the number
+of workers or on the other images of its batch. `crop` runs in the worker that decoded the image. Flip, colors and blur
+follow from the same parameters in one of two ways: on a GPU `augment` handles a whole batch in float32; on a CPU
+`augment_uint8_` handles one image at a time in the worker, since a batch of floats would leave the cache between two
+operations.
 
-Shapes: B images, H × W pixels of an image, S pixels of a view's side, A active jitter operations.
+Shapes: B images; H, W pixels of an image; S pixels of a view's side; A active jitter operations.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = [
     "ONLINE",
     "TARGET",
     "ViewParameters",
+    "augment",
+    "augment_uint8_",
     "center_crop",
     "crop",
     "draw",
-    "finish",
     "normalize",
-    "retouch_",
     "shrink",
 ]
 
@@ -140,7 +140,7 @@ def shrink(boxes: Tensor, times: Tensor) -> Tensor:
     return torch.cat([start, end - start], 1)
 
 
-def finish(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
+def augment(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
     """Flip, jitter, grey, blur and normalise uint8 `crops` [B, 3, S, S]: float32 [B, 3, S, S] on the crops' device.
 
     The parameters lie on the same device. Never waits for a CUDA device.
@@ -163,7 +163,7 @@ def finish(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Te
     return normalize(images, config)
 
 
-def retouch_(crops: Tensor, parameters: ViewParameters) -> None:
+def augment_uint8_(crops: Tensor, parameters: ViewParameters) -> None:
     """Flip, jitter, grey and blur uint8 `crops` [B, 3, S, S] of the CPU, in channels-last layout, in place."""
     factors, counts = parameters.blends.permute(2, 0, 1).tolist(), parameters.counts
     rows, amounts = parameters.rows.split_with_sizes(counts), parameters.amounts.split_with_sizes(counts)

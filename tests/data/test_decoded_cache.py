@@ -15,7 +15,7 @@ from PIL import Image
 
 from msf_faiss.config import Config
 from msf_faiss.data import decoded_cache as held
-from msf_faiss.data.decoded_cache import HeldSource, hold, memory_to_hold
+from msf_faiss.data.decoded_cache import DecodedCache, cache_decoded, cache_size
 from msf_faiss.data.source import Source, UnreadableImageError
 from msf_faiss.data.sources.folder import FolderSource
 from msf_faiss.data.sources.memory import MemorySource
@@ -66,7 +66,7 @@ def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
     [(16, 20, 0), (13, 11, 1)],  # at 13 px nine may be decoded smaller
 )
 def test_views_are_the_same_bits(photos: FolderSource, size: int, images: int, workers: int) -> None:
-    kept = hold(photos, config(size))
+    kept = cache_decoded(photos, config(size))
     assert isinstance(kept, Source)
     assert kept.images == images
     assert_same(some_batches(kept, config(size, workers=workers)), some_batches(photos, config(size)))
@@ -77,17 +77,17 @@ def test_views_are_the_same_bits(photos: FolderSource, size: int, images: int, w
 
 
 def test_it_tells_what_it_holds(photos: FolderSource) -> None:
-    kept = hold(photos, config())
-    assert kept.bytes == memory_to_hold(photos, config()) == PIXELS
+    kept = cache_decoded(photos, config())
+    assert kept.bytes == cache_size(photos, config()) == PIXELS
 
 
-def where_it_lies(kept: HeldSource) -> tuple[int, bool]:
+def where_it_lies(kept: DecodedCache) -> tuple[int, bool]:
     """A file's inode, and whether a first pixel of 77 is seen."""
     return os.fstat(kept._descriptor).st_ino, int(kept.decode([0])[0][0, 0, 0]) == 77
 
 
 class Look:
-    def __init__(self, kept: HeldSource) -> None:
+    def __init__(self, kept: DecodedCache) -> None:
         self.kept = kept
 
     def __call__(self, _: int) -> tuple[int, bool]:
@@ -95,7 +95,7 @@ class Look:
 
 
 def test_workers_share_the_memory(photos: FolderSource) -> None:
-    kept = hold(photos, config())
+    kept = cache_decoded(photos, config())
     results = load(Look(kept), itertools.count(), workers=1)
     before = [next(results) for _ in range(3)]
     kept.decode([0])[0][0, 0, 0] = 77
@@ -107,25 +107,25 @@ def test_workers_share_the_memory(photos: FolderSource) -> None:
 def test_unreadable_images_are_told_as_without_it(photos: FolderSource) -> None:
     photos.path(7).write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"14\.jpg.*data\.unreadable=skip"):
-        hold(photos, config())
+        cache_decoded(photos, config())
     skip = config(unreadable="skip")
-    kept = hold(photos, skip)
+    kept = cache_decoded(photos, skip)
     assert_same(some_batches(kept, skip), some_batches(photos, skip))
     with pytest.raises(UserError, match=r"more than data\.unreadable_limit"):
-        hold(photos, config(unreadable="skip", unreadable_limit=0))
+        cache_decoded(photos, config(unreadable="skip", unreadable_limit=0))
 
 
 def test_what_is_not_held(photos: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert memory_to_hold(photos, config(cache="none")) is None
+    assert cache_size(photos, config(cache="none")) is None
     memory = MemorySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), title="blank")
-    assert memory_to_hold(memory, config()) is None
-    assert memory_to_hold(photos, config(8)) == 0  # any of its images may be decoded smaller
-    assert memory_to_hold(photos, config(8, cache="auto")) is None
+    assert cache_size(memory, config()) is None
+    assert cache_size(photos, config(8)) == 0  # any of its images may be decoded smaller
+    assert cache_size(photos, config(8, cache="auto")) is None
     for free, processes, expected in [(8 * PIXELS, 1, PIXELS), (8 * PIXELS - 8, 1, None), (8 * PIXELS, 2, None)]:
         monkeypatch.setattr(held, "_free_memory", lambda free=free: free)
-        assert memory_to_hold(photos, config(cache="auto"), processes=processes) == expected
+        assert cache_size(photos, config(cache="auto"), processes=processes) == expected
     monkeypatch.setattr(held, "_free_memory", lambda: None)
-    assert memory_to_hold(photos, config(cache="auto")) is None
+    assert cache_size(photos, config(cache="auto")) is None
 
 
 def test_free_memory_is_known_on_linux() -> None:

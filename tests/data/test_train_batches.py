@@ -22,7 +22,7 @@ from msf_faiss.data.sources.folder import FolderSource
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.data.train_batches import Batch, Reduction, ViewMaker, steps_per_epoch, training_batches, worker_count
 from msf_faiss.errors import UserError
-from msf_faiss.views.random_view import ONLINE, TARGET, center_crop, finish, retouch_, shrink
+from msf_faiss.views.random_view import ONLINE, TARGET, augment, augment_uint8_, center_crop, shrink
 
 
 class FakeSource:
@@ -103,9 +103,9 @@ def test_a_gpu_gets_crops_and_what_to_do_with_them(monkeypatch: pytest.MonkeyPat
     on_gpu = ViewMaker(source, either, {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
     assert on_gpu.parameters is not None
     retouched = on_gpu.pixels.clone(memory_format=torch.channels_last)
-    retouch_(retouched, on_gpu.parameters)
+    augment_uint8_(retouched, on_gpu.parameters)
     assert torch.equal(on_cpu.pixels, retouched)
-    assert torch.equal(on_gpu.finish(views), finish(on_gpu.pixels, on_gpu.parameters, views))
+    assert torch.equal(on_gpu.augment(views), augment(on_gpu.pixels, on_gpu.parameters, views))
 
 
 def test_both_views_may_be_of_one_kind_and_are_independent() -> None:

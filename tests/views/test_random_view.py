@@ -21,12 +21,12 @@ from msf_faiss.views.random_view import (
     ONLINE,
     TARGET,
     ViewParameters,
+    augment,
+    augment_uint8_,
     center_crop,
     crop,
     draw,
-    finish,
     normalize,
-    retouch_,
 )
 
 PLAIN = ViewsConfig(mean=(0, 0, 0), std=(1, 1, 1), size=32)
@@ -58,8 +58,8 @@ def parts(parameters: ViewParameters) -> list[tuple[list[int], list[float]]]:
     return [(row.tolist(), amount.tolist()) for row, amount in zip(rows, amounts, strict=True)]
 
 
-def finish_one_by_one(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
-    """`finish` with torchvision's functions, image by image."""
+def augment_one_by_one(crops: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
+    """`augment` with torchvision's functions, image by image."""
     finished = []
     *hues, (gray_rows, _), (blur_rows, sigmas) = parts(parameters)
     for row, pixels in enumerate(crops):
@@ -129,7 +129,7 @@ def test_no_global_random_state_is_touched() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     images = pictures(8)
     parameters = drawn(StrongView(), range(8))
-    finish(crop(images, parameters.boxes, 32), parameters, PLAIN)
+    augment(crop(images, parameters.boxes, 32), parameters, PLAIN)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()
 
@@ -268,11 +268,11 @@ def test_normalize() -> None:
     ],
     ids=["brightness", "contrast", "saturation", "hue", "flip", "grayscale", "jitter", "all"],
 )
-def test_finish_equals_torchvisions(view: StrongView) -> None:
+def test_augment_equals_torchvisions(view: StrongView) -> None:
     crops = torch.stack(pictures(24))
     parameters = drawn(view, range(24))
     config = ViewsConfig(size=32)
-    found, expected = finish(crops, parameters, config), finish_one_by_one(crops, parameters, config)
+    found, expected = augment(crops, parameters, config), augment_one_by_one(crops, parameters, config)
     # A mean is rounded to 2^-17, pixel values to float32, and four operations and the deviation (.22) amplify it.
     assert torch.allclose(found, expected, atol=1e-4)
 
@@ -283,7 +283,7 @@ def test_blur_equals_torchvisions(size: int, sigma: tuple[float, float]) -> None
     crops = torch.stack(pictures(8, size, size))
     parameters = drawn(ALWAYS.model_copy(update=OFF | {"blur": 1, "blur_sigma": sigma}), range(8))
     config = PLAIN.model_copy(update={"size": size})
-    found, expected = finish(crops, parameters, config), finish_one_by_one(crops, parameters, config)
+    found, expected = augment(crops, parameters, config), augment_one_by_one(crops, parameters, config)
     assert (found - expected).abs().max() < 1 / 255  # pixels and weights have 11 bits in the blur
     steps = found * 2**22
     assert torch.equal(steps, steps.round())  # exact sums of products of 11 bits, in whatever order they were added
@@ -293,7 +293,7 @@ def test_a_weak_view_is_flipped_and_normalised_only() -> None:
     crops = torch.stack(pictures(8))
     parameters = drawn(WeakView(), range(8))
     expected = torch.where(parameters.flip[:, None, None, None], crops.flip(3), crops).float() / 255
-    assert torch.equal(finish(crops, parameters, PLAIN), expected)
+    assert torch.equal(augment(crops, parameters, PLAIN), expected)
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -306,14 +306,14 @@ def test_a_view_does_not_depend_on_the_batch_or_the_threads(size: int) -> None:
         views = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            views.append(finish(crop(images, parameters.boxes, size), parameters, config))
+            views.append(augment(crop(images, parameters.boxes, size), parameters, config))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(views[0], views[1])
     assert torch.equal(views[0], views[2])
     for rows in ([0], [5], [39, 3], list(range(7, 24))):
         some = drawn(StrongView(), rows, size=(size, size))
-        again = finish(crop([images[row] for row in rows], some.boxes, size), some, config)
+        again = augment(crop([images[row] for row in rows], some.boxes, size), some, config)
         assert torch.equal(again, views[0][rows])
 
 
@@ -323,18 +323,18 @@ def test_parameters_survive_pickling() -> None:
     assert_same(pickle.loads(pickle.dumps(drawn(WeakView(), range(8)))), drawn(WeakView(), range(8)))
 
 
-def test_finish_leaves_the_crops_alone() -> None:
+def test_augment_leaves_the_crops_alone() -> None:
     crops = torch.stack(pictures(4))
     before = crops.clone()
-    finish(crops, drawn(StrongView(), range(4)), PLAIN)
+    augment(crops, drawn(StrongView(), range(4)), PLAIN)
     assert torch.equal(crops, before)
 
 
 def test_autocast_around_it_changes_nothing() -> None:
     crops, parameters = torch.stack(pictures(8)), drawn(StrongView(), range(8))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = finish(crops, parameters, PLAIN)
-    assert torch.equal(inside, finish(crops, parameters, PLAIN))
+        inside = augment(crops, parameters, PLAIN)
+    assert torch.equal(inside, augment(crops, parameters, PLAIN))
 
 
 # -- the same in 8 bits
@@ -344,7 +344,7 @@ def retouched(crops: Tensor, parameters: ViewParameters) -> Tensor:
     """Of `crops` [B, 3, S, S] uint8, in any layout: a new tensor."""
     result = crops.contiguous(memory_format=torch.channels_last)
     result = result.clone(memory_format=torch.channels_last) if result is crops else result
-    retouch_(result, parameters)
+    augment_uint8_(result, parameters)
     return result
 
 
@@ -372,7 +372,7 @@ def test_each_operation_in_8_bits_equals_torchvisions(
     crops = torch.stack(pictures(24, size, size))
     parameters = drawn(ALWAYS.model_copy(update=OFF | change), range(24))
     config = PLAIN.model_copy(update={"size": size})
-    off = (retouched(crops, parameters) - 255 * finish_one_by_one(crops, parameters, config)).abs()
+    off = (retouched(crops, parameters) - 255 * augment_one_by_one(crops, parameters, config)).abs()
     assert off.max() <= most
     assert off.mean() <= mean
 
@@ -380,7 +380,7 @@ def test_each_operation_in_8_bits_equals_torchvisions(
 def test_whole_views_in_8_bits_equal_those_of_floats() -> None:
     crops, ids = torch.stack(pictures(256)), range(256)
     parameters = drawn(StrongView(), ids)
-    bytewise, floats = retouched(crops, parameters).float(), 255 * finish(crops, parameters, PLAIN)
+    bytewise, floats = retouched(crops, parameters).float(), 255 * augment(crops, parameters, PLAIN)
     assert (bytewise - floats).abs().mean() < 0.75  # up to six roundings of .25 in the mean, and the hue's
     assert (bytewise - floats).mean().abs() < 0.15  # no drift; the hue's conversions lose a little
     assert (bytewise.mean((1, 2, 3)) - floats.mean((1, 2, 3))).abs().max() < 1  # of any image
@@ -392,8 +392,8 @@ def test_views_are_distributed_as_torchvisions_of_pillow_images() -> None:
     view = StrongView()
     parameters = drawn(view, range(count), size=(40, 40))
     crops = crop([image] * count, parameters.boxes, size)
-    floats = finish(crops, parameters, PLAIN)
-    retouch_(crops, parameters)
+    floats = augment(crops, parameters, PLAIN)
+    augment_uint8_(crops, parameters)
     transform = T.Compose(
         [
             T.RandomResizedCrop(size, view.crop_scale),
@@ -427,18 +427,18 @@ def test_a_view_in_8_bits_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.gpu
-def test_finish_on_cuda_equals_the_cpu_and_never_waits() -> None:
+def test_augment_on_cuda_equals_the_cpu_and_never_waits() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device = torch.device("cuda")
     crops, parameters = torch.stack(pictures(64)), drawn(StrongView(), range(64))
     on_device, parameters_there = crops.to(device), parameters.to(device)
-    finish(on_device, parameters_there, PLAIN)  # starts cuBLAS
+    augment(on_device, parameters_there, PLAIN)  # starts cuBLAS
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = finish(on_device, parameters_there, PLAIN)
+        found = augment(on_device, parameters_there, PLAIN)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     # Fused multiply-adds may round a pixel to the other 11-bit step in the blur, once each way.
-    assert (found.cpu() - finish(crops, parameters, PLAIN)).abs().max() < 2 / 2048
+    assert (found.cpu() - augment(crops, parameters, PLAIN)).abs().max() < 2 / 2048

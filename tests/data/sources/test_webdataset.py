@@ -348,7 +348,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_looks_valid(tmp_pa
     path = shard(tmp_path / "x.tar", range(5))
     code = (
         "import os, signal, sys; from pathlib import Path; from msf_faiss.config import WebDatasetData\n"
-        "from msf_faiss.data import tar_index\n"
+        "from msf_faiss.data.sources import tar_index\n"
         "tar_index.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "path = Path(sys.argv[1]); config = WebDatasetData(path=path)\n"
         "tar_index.index_tar(path, config, path.parent / 'cache')\n"
