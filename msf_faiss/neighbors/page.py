@@ -18,6 +18,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from msf_faiss.neighbors.records import write_output
 MOST_BYTES = 30_000_000
 """No page is larger, with up to some 10,000 images."""
 
+_SCRIPTS = ("theme", "core", "charts", "views", "map", "navigation")
 _RESERVE = 500_000  # bytes of the page for its own text, style and script
 _PIXELS = 60_000_000  # of all pictures together; photographs take about 0.2 bytes a pixel, 0.3 as base64
 _SMALL = 64  # side up to which pictures are shown pixel by pixel, and kept without loss while there is room
@@ -56,7 +58,7 @@ def render_page(explorer: Explorer) -> str:
     Pictures are made smaller, see `picture_side`, and if that is not enough, smaller yet until they fit.
     """
     files = importlib.resources.files("msf_faiss.neighbors") / "page"
-    style, script = ((files / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = (files / "page.css").read_text("utf-8"), _script(files)
     data = _json(_contents(explorer))
     pictures, side = _pictures(explorer.nodes.pictures, MOST_BYTES - _RESERVE - len(data.encode()))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -95,6 +97,13 @@ def shown(text: str, longest: int = _LONGEST_NAME) -> str:
         "\N{REPLACEMENT CHARACTER}" if letter in _STEERING or unicodedata.category(letter) in ("Cc", "Cs") else letter
         for letter in text
     )
+
+
+def _script(files: Traversable) -> str:
+    """The page's script: one closure, whose theme runs at once and whose other files run when the page is loaded."""
+    theme, *others = ((files / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
+    loaded = "\n".join(others)
+    return f'"use strict";\n(() => {{\n{theme}\naddEventListener("DOMContentLoaded", () => {{\n{loaded}}});\n}})();\n'
 
 
 def _contents(explorer: Explorer) -> dict[str, Any]:
