@@ -28,11 +28,12 @@ from torch import Tensor
 
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.config import Config, ParquetData
+from msf_faiss.device import select_device
 from msf_faiss.models import build_model, memory_format
 from msf_faiss.run.events import StepReport
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train import state as training_state
-from msf_faiss.train.trainer import pretrain, select_device
+from msf_faiss.train.trainer import pretrain
 
 _CHUNK = 16_384  # entries pushed at a time while a bank is filled
 _MOMENTUM = 0.99

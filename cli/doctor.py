@@ -69,8 +69,8 @@ def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) 
     try:
         import torch
 
+        from msf_faiss.device import select_device
         from msf_faiss.doctor import diagnose
-        from msf_faiss.train.trainer import select_device
     except ImportError as error:
         if (error.name or "").startswith("msf_faiss"):
             raise

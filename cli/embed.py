@@ -57,8 +57,8 @@ def command(
     if data is not None and split is not None:
         raise click.UsageError("--data names the images; --split chooses among those of the run: give one of them")
 
+    from msf_faiss.device import select_device
     from msf_faiss.embeddings.embedder import embed, files_of, open_embedder, refuse_existing
-    from msf_faiss.train.trainer import select_device
 
     refuse_existing(files_of(out), force=force)  # before a large data set is opened
     embedder = open_embedder(

@@ -61,10 +61,10 @@ def command(
         option = {"part": "features"}.get(given[0], given[0].replace("_", "-"))
         raise click.UsageError(f"--from-bank takes the entries as they are; leave out --{option}")
 
-    from msf_faiss.data.sources.folder import printable
+    from msf_faiss.device import select_device
     from msf_faiss.embeddings.embedder import images_table, open_embedder, refuse_existing
     from msf_faiss.embeddings.index import index_bank, index_data, usage
-    from msf_faiss.train.trainer import select_device
+    from msf_faiss.text import printable
 
     refuse_existing([out, images_table(out)], force=force)  # before a large data set is opened
     if from_bank:

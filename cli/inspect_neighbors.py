@@ -163,7 +163,7 @@ def command(
         _refuse_ending(out)
 
     from msf_faiss.checkpoint.format import find_checkpoint
-    from msf_faiss.train.trainer import select_device
+    from msf_faiss.device import select_device
 
     from .console import stderr, stdout
 
@@ -265,9 +265,11 @@ def _widest(cells: list[Text]) -> int:
 def _query(query: QueryRecord) -> list[Text]:
     from rich.text import Text
 
-    name = _clean(Path(query.name).name) if query.id is None else f"#{query.id}"
+    from msf_faiss.text import replace_unprintable
+
+    name = replace_unprintable(Path(query.name).name) if query.id is None else f"#{query.id}"
     compared = sum(neighbor.matches is not None for neighbor in query.neighbors)
-    asked = Text(_clean(query.class_name) if query.class_name else name, "bold")
+    asked = Text(replace_unprintable(query.class_name) if query.class_name else name, "bold")
     asked.append(f"\n{name}" if query.class_name else "\n", "not bold dim")
     if compared:
         asked.append(f"  {query.matching}/{compared} match", "not bold")
@@ -280,9 +282,11 @@ def _query(query: QueryRecord) -> list[Text]:
 def _neighbor(neighbor: NeighborRecord) -> Text:
     from rich.text import Text
 
+    from msf_faiss.text import replace_unprintable
+
     mark, style = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("", "")}[neighbor.matches]
     text = Text()
-    text.append(f"{mark}{neighbor.similarity:.3f} {_clean(neighbor.class_name or '')}".rstrip(), style)
+    text.append(f"{mark}{neighbor.similarity:.3f} {replace_unprintable(neighbor.class_name or '')}".rstrip(), style)
     age = "" if neighbor.age is None else f", age {neighbor.age:,}"
     text.append(f"\n{' ' * len(mark)}#{neighbor.id}{age}", "dim")
     return text
@@ -310,8 +314,3 @@ def _purity(summary: Summary) -> str:
         if purity is not None
     ]
     return f"purity {summary.purity:.1%}{chance}, by rank {'  '.join(ranks)}"
-
-
-def _clean(name: str) -> str:
-    """A name that cannot steer the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)

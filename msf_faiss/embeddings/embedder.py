@@ -33,12 +33,12 @@ from msf_faiss.config import Config
 from msf_faiss.config.load import override_config
 from msf_faiss.data.source import Source
 from msf_faiss.data.sources.detect import data_at
-from msf_faiss.data.sources.folder import printable
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.embeddings.extract import stream
 from msf_faiss.errors import UserError
 from msf_faiss.files import appearing
 from msf_faiss.search.faiss_setup import set_threads
+from msf_faiss.text import printable
 
 FORMAT = "msf-faiss embeddings"
 VERSION = 1

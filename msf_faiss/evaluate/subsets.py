@@ -20,9 +20,9 @@ from torch import Tensor
 
 from msf_faiss.counter_rng import hashes
 from msf_faiss.data.source import Source
-from msf_faiss.data.sources.folder import printable
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.inputs import labelled_ids
+from msf_faiss.text import printable
 
 _SUBSET = 5  # this module's stream of random numbers; others are in evaluate/inputs, evaluate/logistic, views
 _INTEGER = re.compile(r"[+-]?[0-9]+")

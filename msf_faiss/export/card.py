@@ -10,10 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from msf_faiss.data.sources.folder import printable
 from msf_faiss.evaluate.comparison import Comparison, compare, describe_data
 from msf_faiss.evaluate.results import EncoderName, Result, Score
 from msf_faiss.export.encoder import ExportedEncoder, Format
+from msf_faiss.text import printable, replace_unprintable
 
 _LIBRARY: Mapping[Format, str] = {
     "torchvision": "torchvision",
@@ -68,7 +68,7 @@ def render_card(encoder: ExportedEncoder, format: Format, facts: Mapping[str, An
 
 def plain(text: object) -> str:
     """Text that Markdown and HTML take literally, on one line."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable(str(text)))
+    shown = replace_unprintable(printable(str(text)))
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", shown)
 
 

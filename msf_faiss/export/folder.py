@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 import msf_faiss
-from msf_faiss.data.sources.folder import printable
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import FOLDER as RESULTS
 from msf_faiss.evaluate.results import Result, load_results
@@ -33,6 +32,7 @@ from msf_faiss.export.encoder import ExportedEncoder, Format, refuse_unfit
 from msf_faiss.export.formats import write_timm, write_torchvision
 from msf_faiss.export.onnx_file import OPSET, write_onnx
 from msf_faiss.export.safetensors_file import write_safetensors
+from msf_faiss.text import printable
 
 FOLDER = "exports"
 FACTS = "msf-faiss.json"

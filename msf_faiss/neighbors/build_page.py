@@ -31,7 +31,8 @@ from msf_faiss.neighbors.page_images import Grown, grow
 from msf_faiss.neighbors.records import Inspection
 from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
 from msf_faiss.neighbors.statistics import count, match, worst_first
-from msf_faiss.neighbors.subject import Subject, open_subject, text, thumbnail
+from msf_faiss.neighbors.subject import Subject, open_subject, thumbnail
+from msf_faiss.text import printable
 
 _ON_MAP = 3000
 
@@ -148,7 +149,7 @@ def explore(
         nodes=Nodes(
             ids=np.where(page.keys < total, page.keys, -1),
             names=tuple(
-                text(subject.source.name(key)) if key < total else asked_for.names[key - total]
+                printable(subject.source.name(key)) if key < total else asked_for.names[key - total]
                 for key in page.keys.tolist()
             ),
             labels=labels[page.keys],

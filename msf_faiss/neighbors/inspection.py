@@ -35,7 +35,8 @@ from msf_faiss.neighbors.records import (
 )
 from msf_faiss.neighbors.retrieval import retrieve_images
 from msf_faiss.neighbors.statistics import worst_first
-from msf_faiss.neighbors.subject import Subject, open_subject, text, thumbnail
+from msf_faiss.neighbors.subject import Subject, open_subject, thumbnail
+from msf_faiss.text import printable
 from msf_faiss.views.random_view import center_crop
 
 _DECODED = 16  # images decoded at a time: photographs may have 50 MB each
@@ -144,8 +145,8 @@ def inspection_of(
         for index, name, answer in zip(queries.ids, queries.names, answers, strict=True)
     ]
     protocol = InspectionProtocol(
-        checkpoint=text(checkpoint.path),
-        run=None if checkpoint.run_dir is None else text(checkpoint.run_dir),
+        checkpoint=printable(checkpoint.path),
+        run=None if checkpoint.run_dir is None else printable(checkpoint.run_dir),
         step=checkpoint.step,
         epoch=checkpoint.epoch,
         searched=subject.searched,
@@ -247,7 +248,7 @@ def embed_queries(subject: Subject, files: Sequence[Path], ids: Sequence[int]) -
         raise UserError(f"none of the queries can be read: {unreadable[0]}")
     return Queries(
         ids=[None] * len(files) + readable,
-        names=[text(path) for path in files] + [text(source.name(index)) for index in readable],
+        names=[printable(path) for path in files] + [printable(source.name(index)) for index in readable],
         crops=every,
         embeddings=subject.embed(every),
     )
@@ -261,11 +262,13 @@ def _decode_query(path: Path) -> Tensor:
     """uint8 [3, H, W]."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{text(path)} {found}; a query is an image file")
+        raise UserError(f"{printable(path)} {found}; a query is an image file")
     try:
-        return decode_file(path, lambda: text(path))
+        return decode_file(path, lambda: printable(path))
     except UnreadableImageError as error:
-        raise UserError(f"{text(path)} cannot be read as an image; a query is an image file, as JPEG or PNG") from error
+        raise UserError(
+            f"{printable(path)} cannot be read as an image; a query is an image file, as JPEG or PNG"
+        ) from error
 
 
 def _record(source: Source, index: int | None, name: str, answer: Answer, *, aged: bool) -> QueryRecord:
@@ -277,7 +280,7 @@ def _record(source: Source, index: int | None, name: str, answer: Answer, *, age
             NeighborRecord(
                 rank=rank,
                 id=found.id,
-                name=text(source.name(found.id)),
+                name=printable(source.name(found.id)),
                 similarity=found.similarity,
                 age=found.age if aged else None,
                 label=their_label,
@@ -295,7 +298,7 @@ def _label(source: Source, index: int) -> tuple[int, str] | tuple[None, None]:
     if source.labels is None or source.classes is None or source.labels[index] < 0:
         return None, None
     label = int(source.labels[index])
-    return label, text(source.classes[label])
+    return label, printable(source.classes[label])
 
 
 def _summary(subject: Subject, records: Sequence[QueryRecord]) -> Summary:

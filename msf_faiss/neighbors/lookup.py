@@ -19,7 +19,8 @@ from torch import Tensor
 from msf_faiss.bank import FlatBank
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
-from msf_faiss.neighbors.subject import Subject, text, thumbnail
+from msf_faiss.neighbors.subject import Subject, thumbnail
+from msf_faiss.text import printable
 
 _MOST = 1000  # neighbours: those of all images are held at a time
 _AT_A_TIME = 1 << 16  # embeddings copied out of the bank to be queries
@@ -163,6 +164,6 @@ class Lookup:
             cause = error
         if missing:
             raise UserError(
-                f"{text(self._subject.source.name(min(missing)))} cannot be read any more, but the bank retrieves it; "
-                "bring the image back, or search the present ones with --source dataset"
+                f"{printable(self._subject.source.name(min(missing)))} cannot be read any more, but the bank "
+                "retrieves it; bring the image back, or search the present ones with --source dataset"
             ) from cause

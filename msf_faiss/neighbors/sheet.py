@@ -11,6 +11,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, write_output
+from msf_faiss.text import replace_unprintable
 
 _TILE = 112  # side of a picture, about
 _COLUMNS = 10  # neighbours in a line; further ones go into the next
@@ -124,7 +125,7 @@ class _Sheet:
 
     def text(self, text: str, x: int, y: int, font: Font, color: str, room: int) -> None:
         """One line, its end left out if it is wider than `room`."""
-        text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+        text = replace_unprintable(text)
         if font.getlength(text) > room:
             keep = len(text) - 1
             while keep and font.getlength(text[:keep] + "…") > room:

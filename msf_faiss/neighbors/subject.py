@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from msf_faiss.data.sources.open import open_source
 from msf_faiss.embeddings.extract import extract
 from msf_faiss.errors import UserError
 from msf_faiss.models import MeanShift
+from msf_faiss.text import printable
 from msf_faiss.views.random_view import normalize
 
 _EMBEDDED = 256  # images embedded at a time
@@ -108,7 +108,7 @@ class Subject:
         """Names of the classes, for people."""
         if self.source.labels is None or self.source.classes is None:
             return None
-        return tuple(text(name) for name in self.source.classes)
+        return tuple(printable(name) for name in self.source.classes)
 
     def embed(self, crops: Tensor) -> Tensor:
         """Centre views uint8 [B, 3, S, S] to unit vectors [B, D] on the device, by the target encoder."""
@@ -165,8 +165,3 @@ def thumbnail(crop: Tensor) -> Image.Image:
     image = Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy())
     side = min(image.width, _THUMBNAIL)
     return image if side == image.width else image.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def text(name: str | Path) -> str:
-    """A name that need not be valid UTF-8, as text that any file takes."""
-    return str(name).encode(errors="backslashreplace").decode()

@@ -20,6 +20,7 @@ from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, steps_per_epoch, training_batches, worker_count
 from msf_faiss.data.workers import warm_up
+from msf_faiss.device import select_device
 from msf_faiss.distributed.ranks import Ranks, lost_peer
 from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
@@ -97,19 +98,6 @@ def pretrain(
                 "start the same command again to continue from the last checkpoint"
             ) from error
         raise
-
-
-def select_device(name: str) -> torch.device:
-    """The device that a config's `train.device` or a command's `--device` means: auto, cpu or cuda.
-
-    Raises:
-        UserError: if CUDA is asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: torch finds no CUDA device here; use cpu or auto")
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 @contextlib.contextmanager

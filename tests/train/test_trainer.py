@@ -51,7 +51,7 @@ from msf_faiss.search import torch_engine as tiled
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.train.resume import Resume
 from msf_faiss.train.state import TrainState
-from msf_faiss.train.trainer import pretrain, select_device
+from msf_faiss.train.trainer import pretrain
 
 CONFIG = Config(
     seed=1,
@@ -627,12 +627,3 @@ def test_a_collapse_is_told_once_and_resumed(tmp_path: Path, monkeypatch: pytest
     assert [(report.step, report.since, report.embedding_std) for report in told] == [(6, 4, 0.01)]
     assert [line["step"] for line in metrics(tmp_path / "run") if "collapse" in line] == [6]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["collapsing_since"] == 4
-
-
-def test_cuda_where_there_is_none_is_a_mistake() -> None:
-    if torch.cuda.is_available():
-        assert select_device("auto").type == "cuda"
-        return
-    assert select_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="finds no CUDA device here; use cpu or auto"):
-        select_device("cuda")

@@ -18,6 +18,7 @@ from msf_faiss.data.sources.decode import decode_image, unreadable
 from msf_faiss.data.sources.disk_cache import identity_of
 from msf_faiss.data.sources.listing import EXTENSIONS, list_images
 from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 
 class FolderSource:
@@ -142,11 +143,6 @@ def decode_record(
     if path is None:
         raise unreadable(name(), "it has neither bytes nor a path")
     return decode_file(folder / path, name, reduce)
-
-
-def printable(path: Path | str) -> str:
-    """A path whose name need not be valid UTF-8, as text that any stream takes."""
-    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -15,10 +15,11 @@ from torch import Tensor
 from msf_faiss.config import HuggingFaceData
 from msf_faiss.data.source import Reduce, ReduceOne
 from msf_faiss.data.sources.disk_cache import identity_of
-from msf_faiss.data.sources.folder import decode_record, printable
+from msf_faiss.data.sources.folder import decode_record
 from msf_faiss.data.sources.labels import MOST_CLASSES, class_numbers
 from msf_faiss.data.sources.optional import library
 from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

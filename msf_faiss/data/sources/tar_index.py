@@ -25,6 +25,7 @@ from msf_faiss.data.sources.disk_cache import derive
 from msf_faiss.data.sources.labels import MOST_CLASSES
 from msf_faiss.data.sources.optional import library
 from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 _SCHEMA = pa.schema({"name": pa.binary(), "offset": pa.int64(), "size": pa.int64(), "label": pa.int64()})
 _META = re.compile(r"__[^/]*__($|/)")  # names that the library reserves
@@ -99,7 +100,7 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> Iterator[dict[str, tarfile.Ta
             if ending.lower() in sample:
                 raise UserError(
                     f"{shard} holds two files of one sample with the same ending, the second is"
-                    f" {_printable(member.name)}; write the shard again with a name of its own for each sample"
+                    f" {printable(member.name)}; write the shard again with a name of its own for each sample"
                 )
             sample[ending.lower()] = member
         yield sample
@@ -114,7 +115,7 @@ def _files(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
         if member.issparse():
-            raise tarfile.TarError(f"{_printable(member.name)} is stored as a sparse file")
+            raise tarfile.TarError(f"{printable(member.name)} is stored as a sparse file")
         if member.isreg() and not _META.match(member.name):
             yield member
     assert tar.fileobj is not None
@@ -136,7 +137,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
         label = MOST_CLASSES
     if not -1 <= label < MOST_CLASSES:
         raise UserError(
-            f"{shard}: {_printable(member.name)} holds {text!r} rather than the number of a class (they count from 0;"
+            f"{shard}: {printable(member.name)} holds {text!r} rather than the number of a class (they count from 0;"
             " -1 is no label); set data.label_key to another ending, or to null to train without labels"
         )
     return label
@@ -153,7 +154,3 @@ def _unusable(shard: Path, error: Exception) -> UserError:
                 f"{shard} is compressed, so that no image can be had without all before it; unpack it with {command}"
             )
     return UserError(f"{shard} is not a complete tar file: {error}; fetch or write it again")
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()

@@ -18,10 +18,10 @@ from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Reduce, ReduceOne
 from msf_faiss.data.sources.decode import decode_image, unreadable
 from msf_faiss.data.sources.disk_cache import cache_of, identity_of, open_derived
-from msf_faiss.data.sources.folder import printable
 from msf_faiss.data.sources.optional import library
 from msf_faiss.data.sources.tar_index import index_tar
 from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 _MOST_OPEN = 256  # files that a process may commonly have open: 1024
 
