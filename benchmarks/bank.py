@@ -177,7 +177,7 @@ class Group:
             steps = {
                 each: [time.step for time in self.times[each]] for each in (name, *YARDSTICKS) if each in self.times
             }
-            readings = row.bank.readings() if isinstance(row, Ours) else {}
+            readings = row.bank.metrics() if isinstance(row, Ours) else {}
             size = self._size_of(name, row)
             del row
             found.append(

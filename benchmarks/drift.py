@@ -163,7 +163,7 @@ def measure(cosine: float, options: argparse.Namespace) -> list[dict[str, Any]]:
                     "search_ms": statistics.median(searches[name]),
                     "push_ms": statistics.fmean(pushes[name]),
                     "push_ms_max": max(pushes[name]),
-                    "readings": banks[name].readings(),
+                    "readings": banks[name].metrics(),
                 }
             )
             shown = found[-1]

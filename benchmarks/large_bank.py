@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "step_ms_p95": statistics.quantiles(times, n=20)[-1],
         "step_ms_max": max(times),
         "recalls": recalls,
-        "readings": bank.readings(),
+        "readings": bank.metrics(),
     }
     print(f"{bank}")
     print(

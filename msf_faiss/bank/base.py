@@ -85,7 +85,7 @@ class Bank(Protocol):
         [n] int64 with n <= count.
         """
 
-    def readings(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What this kind of bank knows about itself since the last reading, by name; see each kind."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class ApproximateBank(Bank, Protocol):
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
         """What `search` would return if it missed nothing, found slowly."""
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         """Spend more on each search, or rebuild what has decayed; as a last resort search exactly from now on.
 
         Returns:

@@ -30,7 +30,7 @@ def bytes_per_entry(config: BankConfig, dim: int) -> float:
             return ring
 
 
-def capacity_of(
+def resolve_capacity(
     config: BankConfig,
     *,
     dim: int,

@@ -3,7 +3,7 @@
 import torch
 
 from msf_faiss.bank.base import Bank
-from msf_faiss.bank.capacity import capacity_of
+from msf_faiss.bank.capacity import resolve_capacity
 from msf_faiss.bank.flat import FlatBank
 from msf_faiss.bank.ivf.bank import IvfBank
 from msf_faiss.bank.parallel import ReplicatedBank, ShardedBank, shard_capacity
@@ -38,7 +38,7 @@ def create_bank(
         ValueError: if its kind or engine does not exist on `device`, or it cannot be sharded.
     """
     ranks = ranks or Ranks.alone()
-    capacity = capacity_of(config, dim=dim, device=device, images=images, ranks=ranks)
+    capacity = resolve_capacity(config, dim=dim, device=device, images=images, ranks=ranks)
     if ranks.size == 1:
         return _local_bank(config, capacity, dim, device, config.max_age, batch)
     if config.placement == "replicated":

@@ -67,12 +67,12 @@ class ParallelBank(ABC):
         ages = self._after + torch.arange(min(count, self._own) - 1, -1, -1, device=self.device)
         return (self.pushed - 1 - ages[ages < len(self)]) % self.capacity
 
-    def readings(self) -> dict[str, float]:
-        return self.local.readings()
+    def metrics(self) -> dict[str, float]:
+        return self.local.metrics()
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         assert isinstance(self.local, ApproximateBank)
-        return self.local.improve()
+        return self.local.raise_recall()
 
     def _note_push(self, counts: Sequence[int]) -> None:
         self._own, self._after = counts[self._ranks.rank], sum(counts[self._ranks.rank + 1 :])

@@ -169,7 +169,7 @@ class RingBank(ABC):
         ages = torch.arange(min(count, len(self)) - 1, -1, -1, device=self.device)
         return (self._pushed - 1 - ages) % self.capacity
 
-    def readings(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from msf_faiss.config.schema import (
     OptimizerConfig,
     ParquetData,
     Positive,
+    RecallCheckConfig,
     ReferenceBankConfig,
     RingConfig,
     ScanBankConfig,
@@ -34,7 +35,6 @@ from msf_faiss.config.schema import (
     UserPath,
     View,
     ViewsConfig,
-    WatchConfig,
     WeakView,
     WebDatasetData,
 )
@@ -59,6 +59,7 @@ __all__ = [
     "OptimizerConfig",
     "ParquetData",
     "Positive",
+    "RecallCheckConfig",
     "ReferenceBankConfig",
     "RingConfig",
     "ScanBankConfig",
@@ -73,7 +74,6 @@ __all__ = [
     "UserPath",
     "View",
     "ViewsConfig",
-    "WatchConfig",
     "WeakView",
     "WebDatasetData",
 ]

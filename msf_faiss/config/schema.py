@@ -315,10 +315,10 @@ class ModelConfig(Section):
     """Dimension of the embeddings in the bank. null: a quarter of the features (512 for ResNet-50)."""
 
 
-class WatchConfig(Section):
-    """How a bank checks itself: now and then a few of a step's queries are searched exactly too."""
+class RecallCheckConfig(Section):
+    """The check of an approximate bank's recall: every so many steps, a few queries are also searched exactly."""
 
-    every: Positive = 100
+    every_steps: Positive = 100
     """Steps between two checks."""
     queries: Positive = 64
     """Queries in a check."""
@@ -376,7 +376,7 @@ class ScanBankConfig(RingConfig):
     of the memory and faster still, but wrong where embeddings lie close together; CPU only."""
     min_recall: Share = 0.95
     """Recall that int8 and pq must keep in their checks; below it they compare more entries, in the end all."""
-    watch: WatchConfig = WatchConfig()
+    recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
 class IvfConfig(Section):
@@ -400,7 +400,7 @@ class IvfBankConfig(RingConfig):
     min_recall: Share = 0.95
     """Recall that the bank must keep in its checks; below it more lists are probed, the lists are made anew, and in the
     end all entries compared."""
-    watch: WatchConfig = WatchConfig()
+    recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
 BankConfig = Annotated[

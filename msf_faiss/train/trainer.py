@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank import ApproximateBank, Bank, FlatBank, ParallelBank
-from msf_faiss.bank.recall_monitor import RecallWatch
+from msf_faiss.bank.recall_monitor import RecallMonitor
 from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, save_checkpoint, set_aside
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
@@ -327,7 +327,7 @@ class _Run:
         )
         images, self.images = self.images, 0
         steps, self.reported = done - self.reported, done
-        everyone = self.ranks.gather_objects((bank.readings(), set(self.unreadable)))
+        everyone = self.ranks.gather_objects((bank.metrics(), set(self.unreadable)))
         newest = bank.reconstruct(bank.newest(max(1, _SPREAD // self.ranks.size)))
         spread = monitor.spread_of(self.ranks.gather_rows(newest))
         self.collapsed = self.collapse.update(spread, done)
@@ -402,7 +402,7 @@ class _Run:
             pending = {
                 "losses": self.losses.pending,
                 **{f"neighbors.{name}": tensor for name, tensor in self.neighbors.pending.items()},
-                **({"watch": self.watch.pending} if self.watch else {}),
+                **({"watch": self.watch.state_dict()["counts"]} if self.watch else {}),
                 "collapse": self.collapse.pending,
                 "unreadable": self._unreadable_anywhere(),
             }
@@ -477,7 +477,7 @@ class _Run:
         }
         moved = [text for text in changes if text.startswith("bank.")]
         if self.watch and "watch" in pending and not moved:
-            self.watch.pending = pending["watch"]
+            self.watch.load_state_dict({"counts": pending["watch"]})
         if self.ranks.is_main:
             self.unreadable = {index: f"image {index}, found earlier" for index in pending["unreadable"].tolist()}
         self.origin = beginning.origin
@@ -508,11 +508,16 @@ def _training_source(config: Config) -> Source:
     return source
 
 
-def _watch(config: Config, ranks: Ranks) -> RecallWatch | None:
+def _watch(config: Config, ranks: Ranks) -> RecallMonitor | None:
     """What checks the bank, if it is of a kind that may miss neighbours."""
     match config.bank:
         case ScanBankConfig() | IvfBankConfig() as bank:
-            return RecallWatch(bank.watch.every, bank.watch.queries, bank.min_recall, ranks.sum)
+            return RecallMonitor(
+                every_steps=bank.recall_check.every_steps,
+                queries=bank.recall_check.queries,
+                min_recall=bank.min_recall,
+                total=ranks.sum,
+            )
         case _:
             return None
 

@@ -8,7 +8,7 @@ import torch
 
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank import capacity as sizing
-from msf_faiss.bank.capacity import bytes_per_entry, capacity_of
+from msf_faiss.bank.capacity import bytes_per_entry, resolve_capacity
 from msf_faiss.config import (
     BankConfig,
     FlatBankConfig,
@@ -113,24 +113,24 @@ def test_an_entry_takes_what_is_told(kind: BankConfig, tolerance: float, dtype: 
 )
 def test_a_capacity_is_a_count_or_memory_or_the_data_set(capacity: int | str, dtype: str, entries: int) -> None:
     config = FlatBankConfig(capacity=capacity, dtype=dtype)
-    assert capacity_of(config, dim=512, device=CPU, images=50_000) == entries
+    assert resolve_capacity(config, dim=512, device=CPU, images=50_000) == entries
 
 
 def test_a_bank_of_the_size_of_the_data_set_needs_one() -> None:
     config = FlatBankConfig(capacity="dataset", k=3)
     with pytest.raises(UserError, match=r'bank.capacity: "dataset" needs a data set; give a number of entries'):
-        capacity_of(config, dim=512, device=CPU)
+        resolve_capacity(config, dim=512, device=CPU)
     assert create_bank(config, dim=8, device=CPU, images=7).capacity == 7
 
 
 def test_fewer_entries_than_neighbours_are_refused() -> None:
     with pytest.raises(UserError, match=r"bank.capacity: 0.01MB is 4 entries of 2,056 bytes, fewer than bank.k \(5\)"):
-        capacity_of(FlatBankConfig(capacity="0.01MB"), dim=512, device=CPU)
+        resolve_capacity(FlatBankConfig(capacity="0.01MB"), dim=512, device=CPU)
     with pytest.raises(UserError, match=r"bank.capacity: dataset is 4 entries of 2,056 bytes, fewer than bank.k \(5\)"):
-        capacity_of(FlatBankConfig(capacity="dataset"), dim=512, device=CPU, images=4)
-    assert capacity_of(FlatBankConfig(capacity="dataset"), dim=512, device=CPU, images=5) == 5
+        resolve_capacity(FlatBankConfig(capacity="dataset"), dim=512, device=CPU, images=4)
+    assert resolve_capacity(FlatBankConfig(capacity="dataset"), dim=512, device=CPU, images=5) == 5
     with pytest.raises(UserError, match="is 0 entries"):
-        capacity_of(FlatBankConfig(capacity="0MB"), dim=512, device=CPU)
+        resolve_capacity(FlatBankConfig(capacity="0MB"), dim=512, device=CPU)
 
 
 def test_more_than_the_memory_holds_is_refused_before_it_is_taken() -> None:
@@ -140,12 +140,12 @@ def test_more_than_the_memory_holds_is_refused_before_it_is_taken() -> None:
         r"bank.dtype bfloat16"
     )
     with pytest.raises(UserError, match=told):
-        capacity_of(config, dim=512, device=CPU)
+        resolve_capacity(config, dim=512, device=CPU)
     with pytest.raises(UserError, match=told):
         create_bank(config, dim=512, device=CPU)
     with pytest.raises(UserError, match=r"bank.capacity: 17,\d+,\d+ entries .* take 17.0 GiB"):
-        capacity_of(FlatBankConfig(capacity="17GiB", dtype="bfloat16"), dim=512, device=CPU)
-    assert capacity_of(FlatBankConfig(capacity=10_000_000, dtype="bfloat16"), dim=512, device=CPU) == 10_000_000
+        resolve_capacity(FlatBankConfig(capacity="17GiB", dtype="bfloat16"), dim=512, device=CPU)
+    assert resolve_capacity(FlatBankConfig(capacity=10_000_000, dtype="bfloat16"), dim=512, device=CPU) == 10_000_000
 
 
 def test_where_the_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_where_the_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest.
         raise ValueError(f"unrecognized configuration name: {name}")
 
     monkeypatch.setattr(sizing.os, "sysconf", unknown)
-    assert capacity_of(FlatBankConfig(capacity=10**12), dim=512, device=CPU) == 10**12
+    assert resolve_capacity(FlatBankConfig(capacity=10**12), dim=512, device=CPU) == 10**12
 
 
 def test_the_memory_of_this_machine_is_a_sensible_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,18 +175,18 @@ def test_a_bank_is_made_as_its_config_says(config: type[FlatBankConfig | Referen
 def test_memory_is_that_of_each_rank() -> None:
     one, four = Ranks.alone(), Ranks(0, 4, local_size=2)
     config = FlatBankConfig(capacity="1GiB")
-    whole = capacity_of(config, dim=512, device=CPU, ranks=one)
-    assert capacity_of(config, dim=512, device=CPU, ranks=four) == whole
+    whole = resolve_capacity(config, dim=512, device=CPU, ranks=one)
+    assert resolve_capacity(config, dim=512, device=CPU, ranks=four) == whole
     sharded = config.model_copy(update={"placement": "sharded"})
-    assert capacity_of(sharded, dim=512, device=CPU, ranks=one) == whole
-    assert capacity_of(sharded, dim=512, device=CPU, ranks=four) == 4 * whole
-    assert capacity_of(FlatBankConfig(capacity=100, placement="sharded"), dim=512, device=CPU, ranks=four) == 100
+    assert resolve_capacity(sharded, dim=512, device=CPU, ranks=one) == whole
+    assert resolve_capacity(sharded, dim=512, device=CPU, ranks=four) == 4 * whole
+    assert resolve_capacity(FlatBankConfig(capacity=100, placement="sharded"), dim=512, device=CPU, ranks=four) == 100
 
 
 def test_what_fits_one_rank_may_not_fit_all_of_a_host() -> None:
     config = FlatBankConfig(capacity="12GiB")
-    capacity_of(config, dim=512, device=CPU, ranks=Ranks(0, 2))
+    resolve_capacity(config, dim=512, device=CPU, ranks=Ranks(0, 2))
     with pytest.raises(UserError, match=r"12.0 GiB, and cpu has 8.0 for each rank; .* or bank.placement sharded"):
-        capacity_of(config, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))
+        resolve_capacity(config, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))
     entries = FlatBankConfig(capacity=12 * 2**30 // 2056, placement="sharded")
-    capacity_of(entries, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))
+    resolve_capacity(entries, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from msf_faiss.bank import FlatBank, IvfBank, ReferenceBank
 from msf_faiss.bank.ivf.inverted_lists import Centroids, InvertedLists, code_scale
-from msf_faiss.bank.recall_monitor import RecallWatch
+from msf_faiss.bank.recall_monitor import RecallMonitor
 from msf_faiss.search.faiss_setup import faiss
 
 DIM = 32
@@ -100,7 +100,7 @@ def test_lists_that_were_updated_find_what_an_exact_search_finds_if_all_are_prob
             # there are few others.
             for ours, theirs in zip(bank.search(vectors, K), twin.search(vectors, K), strict=True):
                 assert torch.equal(ours, theirs)
-    assert bank.readings()["exact_share"] < 0.5
+    assert bank.metrics()["exact_ratio"] < 0.5
 
 
 @pytest.mark.parametrize("segments", [1, 3])
@@ -112,7 +112,7 @@ def test_few_probes_find_nearly_all_from_the_first_lists_on(segments: int) -> No
         recalls.append(recall(bank, vectors))
     assert min(recalls) > 0.9
     assert sum(recalls) / len(recalls) > 0.97
-    readings = bank.readings()
+    readings = bank.metrics()
     assert readings["probes"] < 32
     assert 1 <= readings["list_imbalance"] < 4
 
@@ -122,8 +122,8 @@ def test_before_there_are_lists_the_search_is_exact() -> None:
     assert "no lists yet" in repr(bank)
 
     bank.search(Clusters().draw(10), K)
-    assert bank.readings() == {"exact_share": 1.0}
-    assert bank.readings() == {}
+    assert bank.metrics() == {"exact_ratio": 1.0}
+    assert bank.metrics() == {}
 
 
 def test_what_leaves_a_segment_is_never_found_by_selector_or_by_mask() -> None:
@@ -259,7 +259,7 @@ def test_a_bank_that_was_saved_goes_on_as_if_it_had_not(steps: int, segments: in
     ours, theirs = bank.state_dict(), copy.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert bank.readings() == copy.readings()
+    assert bank.metrics() == copy.metrics()
 
 
 def test_the_lists_of_other_settings_are_not_taken_over() -> None:
@@ -279,7 +279,7 @@ def test_a_bank_of_another_kind_gets_its_lists_at_once() -> None:
     assert "128 lists" in repr(bank)
     found, expected = bank.search(vectors, 1), flat.search(vectors, 1)
     assert torch.equal(found.slots, expected.slots)
-    assert bank.readings()["exact_share"] == 0
+    assert bank.metrics()["exact_ratio"] == 0
 
 
 def test_saved_lists_with_a_part_missing_are_refused() -> None:
@@ -355,7 +355,7 @@ def test_improving_ends_in_an_exact_search() -> None:
     bank, source = filled(lists=64, probes=1), Clusters(seed=3)
     said = []
     while "exact from now on" not in (said or [""])[-1]:
-        said.append(bank.improve())
+        said.append(bank.raise_recall())
         while "until then" in said[-1] and "1 probed" not in repr(bank):
             bank.push(source.draw(BATCH), torch.arange(BATCH))
     assert said[:2] == [f"a query probes {probes} of 64 lists from now on" for probes in (2, 4)]
@@ -366,20 +366,20 @@ def test_improving_ends_in_an_exact_search() -> None:
     copy = IvfBank(CAPACITY, DIM, lists=64, probes=1)
     copy.load_state_dict(bank.state_dict())
     assert_same(bank, copy, queries)
-    assert copy.readings()["exact_share"] == 1.0
+    assert copy.metrics()["exact_ratio"] == 1.0
 
 
 def test_a_bank_that_is_replaced_while_its_lists_are_remade_gets_lists_again() -> None:
     bank = filled(lists=16, probes=4)
-    assert "exact until then" in bank.improve()
-    assert "exact already" in bank.improve()
+    assert "exact until then" in bank.raise_recall()
+    assert "exact already" in bank.raise_recall()
     source = Clusters(seed=3)
     bank.push(source.draw(bank.capacity), torch.arange(bank.capacity))
     for vectors, ids in batches(source, 60):
         bank.push(vectors, ids)
-    bank.readings()
+    bank.metrics()
     bank.search(vectors, 5)
-    assert bank.readings()["exact_share"] == 0
+    assert bank.metrics()["exact_ratio"] == 0
 
 
 def test_lists_that_the_encoder_left_behind_are_made_anew() -> None:
@@ -393,7 +393,7 @@ def test_lists_that_the_encoder_left_behind_are_made_anew() -> None:
         if bank._lists is not None:
             worst = max(worst, bank._lists.imbalance)
     assert worst > 10
-    assert bank.readings()["list_imbalance"] < 4
+    assert bank.metrics()["list_imbalance"] < 4
     assert recall(bank, bank.reconstruct((bank.pushed - 1 - torch.arange(BATCH)) % CAPACITY)) > 0.9
 
 
@@ -405,7 +405,7 @@ def test_an_empty_bank_is_searched_exactly_too() -> None:
 def test_a_watched_bank_raises_its_probes_until_it_keeps_what_it_promised() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = IvfBank(CAPACITY, DIM, lists=64, probes=1)  # of vectors without clusters, one list holds few neighbours
-    watch = RecallWatch(every=1, queries=64, min_recall=0.9)
+    watch = RecallMonitor(every_steps=1, queries=64, min_recall=0.9)
     words, recalls = [], []
     for step in range(1, 120):
         vectors = normalize(torch.randn(BATCH, DIM, generator=generator), dim=1)
@@ -423,11 +423,11 @@ def test_probes_that_hold_too_few_entries_are_made_up_for_exactly() -> None:
     for vectors, ids in batches(Clusters(), 40):
         bank.push(vectors, ids)
         twin.push(vectors, ids)
-    bank.readings()
+    bank.metrics()
     queries = vectors[:20]
     for ours, theirs in zip(bank.search(queries, 1000), twin.search(queries, 1000), strict=True):
         assert torch.equal(ours, theirs)
-    assert bank.readings()["exact_share"] == 1.0
+    assert bank.metrics()["exact_ratio"] == 1.0
 
 
 def test_a_query_that_is_not_a_number_is_answered_with_some_entries() -> None:
@@ -450,7 +450,7 @@ def test_which_lists_are_probed_does_not_depend_on_the_batch(batch: int, dtype: 
     whole, part = bank.search(vectors, K), bank.search(vectors[:batch], K)
     assert torch.equal(whole.slots[:batch], part.slots)
     assert torch.equal(whole.similarities[:batch], part.similarities)
-    assert bank.readings()["exact_share"] < 0.1
+    assert bank.metrics()["exact_ratio"] < 0.1
 
 
 @pytest.mark.parametrize(("older", "newest"), [(20, 1), (0, 40)])
@@ -459,9 +459,9 @@ def test_the_own_entry_is_found_among_many_equals(older: int, newest: int) -> No
     bank, twins = filled(lists=16), Clusters(seed=1).draw(10)
     for vectors in (twins.repeat(older, 1), Clusters(seed=2).draw(20), twins.repeat(newest, 1)):
         bank.push(vectors, torch.arange(len(vectors)))
-    bank.readings()
+    bank.metrics()
     assert bank.age(bank.search(twins, 5).slots)[:, 0].tolist() == list(range(9, -1, -1))
-    assert bank.readings()["exact_share"] == 0
+    assert bank.metrics()["exact_ratio"] == 0
 
 
 def test_what_cannot_be_is_named() -> None:

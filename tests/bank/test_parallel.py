@@ -209,7 +209,7 @@ def check_recall(ranks: Ranks, placement: str) -> tuple[float, float]:
         return Int8ScanBank(capacity, dim, dtype, max_age=max_age)
 
     bank, one = create(placement, kind, 6000, ranks), FlatBank(6000, DIM)
-    found_shares, exact_shares = [], []
+    found_shares, exact_ratios = [], []
     for step in range(50):
         noise = unit(rng, 128 * ranks.size)
         vectors = torch.nn.functional.normalize(centres[rng.integers(0, 40, len(noise))] + 0.4 * noise, dim=1)
@@ -232,16 +232,16 @@ def check_recall(ranks: Ranks, placement: str) -> tuple[float, float]:
             .float()
             .mean()
         )
-        exact_shares.append(1.0)
+        exact_ratios.append(1.0)
     with ranks.agreed(None):
         own = bank.newest(7 + ranks.rank)
         assert bank.reconstruct(own).shape == (7 + ranks.rank, DIM)
-    assert bank.improve()
-    return float(torch.stack(found_shares).mean()), bank.readings().get("exact_share", 0.0)
+    assert bank.raise_recall()
+    return float(torch.stack(found_shares).mean()), bank.metrics().get("exact_ratio", 0.0)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_indexes_work_in_ranks(pool: RankPool, placement: str) -> None:
-    for recall, exact_share in pool.run(2, check_recall, placement):
+    for recall, exact_ratio in pool.run(2, check_recall, placement):
         assert recall > 0.9  # .97 and above; the point is that shards are merged, not which lists are probed
-        assert exact_share < 0.5
+        assert exact_ratio < 0.5

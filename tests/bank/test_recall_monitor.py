@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank import ApproximateBank, ReferenceBank
-from msf_faiss.bank.recall_monitor import RecallWatch
+from msf_faiss.bank.recall_monitor import RecallMonitor
 from msf_faiss.bank.ring import RingBank
 from msf_faiss.search.neighbors import Neighbors
 
@@ -33,7 +33,7 @@ class Forgetful(ReferenceBank):
                 found.slots[:, rank], found.similarities[:, rank] = worst.slots[:, -nth], worst.similarities[:, -nth]
         return found
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         self.improved += 1
         self.lost = []
         return f"improved {self.improved} times"
@@ -65,7 +65,7 @@ def test_the_fake_is_an_approximate_bank() -> None:
 @pytest.mark.parametrize(("lost", "recall"), [([], 1.0), ([1], 3 / 4), ([2, 4], 2 / 4), ([1, 2, 3, 4], 0.0)])
 def test_recall_leaves_out_the_own_entry(lost: list[int], recall: float) -> None:
     """Of five neighbours one is the query's own entry: four are to be found, and one lost is a quarter."""
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0)
     bank.lost = lost
     assert watch.recall is None
     assert watch.check(bank, step(bank), 1) is None
@@ -74,7 +74,7 @@ def test_recall_leaves_out_the_own_entry(lost: list[int], recall: float) -> None
 
 
 def test_an_own_entry_that_was_lost_does_not_count() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0)
     bank.lost = [0]
     watch.check(bank, step(bank), 1)
     assert watch.recall == 1.0
@@ -83,7 +83,7 @@ def test_an_own_entry_that_was_lost_does_not_count() -> None:
 @pytest.mark.parametrize(("capacity", "entries"), [(50, 48), (50, 50), (7, 30), (6, 6), (5, 9), (3, 9)])
 def test_the_newest_queries_are_checked_also_across_the_end_of_the_ring(capacity: int, entries: int) -> None:
     """Also where the bank is smaller than the batch, so that some of the queries have no entry any more."""
-    bank, watch = filled(capacity, entries), RecallWatch(every=1, queries=100, min_recall=1)
+    bank, watch = filled(capacity, entries), RecallMonitor(every_steps=1, queries=100, min_recall=1)
     found = step(bank)
     assert watch.check(bank, found, 1) is None
     assert watch.recall == 1.0
@@ -91,7 +91,7 @@ def test_the_newest_queries_are_checked_also_across_the_end_of_the_ring(capacity
 
 
 def test_queries_whose_own_entry_is_too_old_to_be_found_are_checked_too() -> None:
-    bank, watch = Forgetful(max_age=3), RecallWatch(every=1, queries=6, min_recall=0)
+    bank, watch = Forgetful(max_age=3), RecallMonitor(every_steps=1, queries=6, min_recall=0)
     bank.lost = [1]
     watch.check(bank, step(bank, k=2), 1)
     # Four entries are young enough. Their queries miss the only other one, the older two queries one of two.
@@ -99,7 +99,7 @@ def test_queries_whose_own_entry_is_too_old_to_be_found_are_checked_too() -> Non
 
 
 def test_only_so_many_queries_are_checked_and_they_are_the_last_ones() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=2, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=2, min_recall=0)
     found = step(bank)
     found.slots[:-2] = found.slots[:1, :1]  # nonsense for all queries but the last two
     watch.check(bank, found, 1)
@@ -112,7 +112,7 @@ def test_only_so_many_queries_are_checked_and_they_are_the_last_ones() -> None:
 def test_a_bank_that_can_find_nothing_but_the_own_entry_has_no_recall() -> None:
     """k = 1, a bank of one entry, or a max_age of 0: there is nothing to miss, and nothing to promise."""
     for bank, k in ((filled(), 1), (Forgetful(1), 5), (Forgetful(max_age=0), 5)):
-        watch = RecallWatch(every=1, queries=6, min_recall=1)
+        watch = RecallMonitor(every_steps=1, queries=6, min_recall=1)
         found = step(bank, rows=1, k=k) if k == 5 else step(bank, k=k)
         assert watch.check(bank, found, 1) is None
         assert watch.recall is None
@@ -121,7 +121,7 @@ def test_a_bank_that_can_find_nothing_but_the_own_entry_has_no_recall() -> None:
 
 def test_any_of_many_equals_is_as_right_as_the_others() -> None:
     """In a collapsed encoder, which of the equals an exact search names is a matter of chance."""
-    bank, watch = Forgetful(), RecallWatch(every=1, queries=6, min_recall=1)
+    bank, watch = Forgetful(), RecallMonitor(every_steps=1, queries=6, min_recall=1)
     bank.push(unit(1).expand(50, -1), torch.arange(50))
     found = bank.search(unit(1).expand(6, -1), 5)
     found.slots[:, 1:] -= 20
@@ -130,7 +130,7 @@ def test_any_of_many_equals_is_as_right_as_the_others() -> None:
 
 
 def test_it_is_checked_every_so_many_steps() -> None:
-    bank, watch = filled(), RecallWatch(every=3, queries=6, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=3, queries=6, min_recall=0)
     for number in range(1, 10):
         watch.check(bank, step(bank, seed=number), number)
         assert len(bank.checked) == number // 3
@@ -138,7 +138,7 @@ def test_it_is_checked_every_so_many_steps() -> None:
 
 
 def test_an_older_check_counts_half() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0)
     for number, (lost, recall) in enumerate(
         [([1, 2, 3, 4], 0), ([], 2 / 3), ([1, 2], (0.25 * 0 + 0.5 * 1 + 0.5) / 1.75)], start=1
     ):
@@ -148,12 +148,12 @@ def test_an_older_check_counts_half() -> None:
 
 
 def test_below_what_was_promised_the_bank_improves_and_is_counted_anew() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0.9)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0.9)
     assert watch.check(bank, step(bank, seed=1), 1) is None
     bank.lost = [3]
     assert watch.check(bank, step(bank, seed=2), 2) == "recall 0.833 is below 0.9: improved 1 times"
     assert watch.recall is None  # what was counted is about the bank as it was
-    assert watch.pending.tolist() == [0, 0]
+    assert watch.state_dict()["counts"].tolist() == [0, 0]
     assert watch.check(bank, step(bank, seed=3), 3) is None
     assert (watch.recall, bank.improved) == (1.0, 1)
     bank.lost = [1, 2, 3, 4]
@@ -161,31 +161,31 @@ def test_below_what_was_promised_the_bank_improves_and_is_counted_anew() -> None
 
 
 def test_just_what_was_promised_is_enough() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0.75)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0.75)
     bank.lost = [2]
     assert watch.check(bank, step(bank), 1) is None
     assert (watch.recall, bank.improved) == (0.75, 0)
 
 
 def test_a_resumed_watch_goes_on_bit_for_bit() -> None:
-    whole, first, second = (RecallWatch(every=1, queries=6, min_recall=0) for _ in range(3))
+    whole, first, second = (RecallMonitor(every_steps=1, queries=6, min_recall=0) for _ in range(3))
     bank, other = filled(), filled()
     for number in range(1, 12):
         bank.lost = other.lost = [1] if number % 3 else []
         found, same = step(bank, seed=number), step(other, seed=number)
         whole.check(bank, found, number)
         if number == 7:
-            second.pending = first.pending.clone()
+            second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
         (first if number < 7 else second).check(other, same, number)
         if number >= 7:
             assert second.recall == whole.recall
-            assert torch.equal(second.pending, whole.pending)
-    assert whole.pending.dtype == torch.float64
-    assert whole.pending.shape == (2,)
+            assert torch.equal(second.state_dict()["counts"], whole.state_dict()["counts"])
+    assert whole.state_dict()["counts"].dtype == torch.float64
+    assert whole.state_dict()["counts"].shape == (2,)
 
 
 def test_a_check_changes_nothing_in_the_bank() -> None:
-    bank, watch = filled(), RecallWatch(every=1, queries=6, min_recall=0)
+    bank, watch = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0)
     found = step(bank)
     before = {name: value.clone() for name, value in bank.state_dict().items()}
     slots = found.slots.clone()

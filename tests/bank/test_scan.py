@@ -110,8 +110,8 @@ def test_an_answer_that_cannot_be_proved_is_searched_exactly() -> None:
         push(each, torch.cat([crowd, unit(2000, 128, seed=6)]))
     apart = unit(2000, 128, seed=6)[:7]
     assert_same_answers(bank, reference, torch.cat([among, apart]), 5)
-    assert bank.readings()["proved"] == 0.7
-    assert bank.readings() == {}
+    assert bank.metrics()["proved_ratio"] == 0.7
+    assert bank.metrics() == {}
 
 
 def test_where_the_scan_proves_nothing_it_is_left_out_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_ordinary_answers_are_proved() -> None:
     bank = Bf16ScanBank(20_000, 64)
     push(bank, clustered(20_000, 64))
     bank.search(clustered(256, 64, seed=5), 5)
-    assert bank.readings()["proved"] > 0.95
+    assert bank.metrics()["proved_ratio"] > 0.95
 
 
 def test_what_was_proved_since_the_last_reading_is_saved() -> None:
@@ -167,7 +167,7 @@ def test_what_was_proved_since_the_last_reading_is_saved() -> None:
     push(bank, unit(3000, 32))
     bank.search(unit(9, 32, seed=1), 5)
     again.load_state_dict({name: value.clone() for name, value in bank.state_dict().items()})
-    assert again.readings() == bank.readings()
+    assert again.metrics() == bank.metrics()
 
 
 def test_a_bfloat16_ring_is_scanned_itself() -> None:
@@ -279,14 +279,14 @@ def test_a_bank_that_improves_again_and_again_searches_exactly(kind: str) -> Non
     assert isinstance(bank, ApproximateBank)
     for each in (bank, reference):
         push(each, unit(6000, 64))
-    said = [bank.improve() for _ in range(4)]
+    said = [bank.raise_recall() for _ in range(4)]
     assert "2 times as many" in said[0]
     assert "searches exactly" in said[-1]
     again = create_scan_bank(kind, 6000, 64, torch.float32, "cpu")
     again.load_state_dict(bank.state_dict())
     for each in (bank, again):
         assert_same_answers(each, reference, unit(64, 64, seed=1), 5)
-    assert "searches exactly" in again.improve()
+    assert "searches exactly" in again.raise_recall()
 
 
 def test_what_int8_misses_a_greater_effort_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +297,8 @@ def test_what_int8_misses_a_greater_effort_finds(monkeypatch: pytest.MonkeyPatch
     push(bank, torch.nn.functional.normalize(centre + 0.02 * unit(6000, 64), dim=1))
     queries = torch.nn.functional.normalize(centre + 0.02 * unit(100, 64, seed=1), dim=1)
     before = recall(bank, queries, 5)
-    bank.improve()
-    bank.improve()
+    bank.raise_recall()
+    bank.raise_recall()
     assert before < recall(bank, queries, 5)
 
 
@@ -333,18 +333,18 @@ def test_code_books_are_learnt_anew_when_the_entries_have_changed() -> None:
     push(bank, unit(5000, 16))
     push(bank, unit(3000, 16, seed=1))
     learnt = bank._index_state()["pq.codes.books"]
-    assert "learnt anew" in bank.improve()
+    assert "learnt anew" in bank.raise_recall()
     assert torch.equal(learnt, bank._index_state()["pq.codes.books"])
     push_at_once(bank, unit(700, 16, seed=2))
     assert not torch.equal(learnt, bank._index_state()["pq.codes.books"])
     assert_codes_follow(bank)
-    assert "2 times as many" in bank.improve()
+    assert "2 times as many" in bank.raise_recall()
 
 
 def test_new_code_books_encode_a_few_entries_a_push_and_search_when_they_have_all() -> None:
     bank = PqScanBank(5000, 16)
     push(bank, unit(8000, 16))
-    assert "learnt anew" in bank.improve()
+    assert "learnt anew" in bank.raise_recall()
     learnt = bank._index_state()["pq.codes.books"]
     for seed in range(6):
         push_at_once(bank, unit(100, 16, seed))

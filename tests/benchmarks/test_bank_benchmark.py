@@ -63,7 +63,7 @@ def test_rows_with_an_index_are_measured_with_it(row: str, tmp_path: Path, monke
     assert own["cost_of_faiss"] > 0
     assert 0.5 < own["recall"] <= 1  # a wrong slot arithmetic finds next to nothing
     if row.startswith("ivf"):
-        assert own["readings"]["exact_share"] < 0.1
+        assert own["readings"]["exact_ratio"] < 0.1
     else:
         assert set(scanned) == {"pq" if row == "scan pq" else "other"}
         assert len(scanned) >= 5  # the timed searches of two rounds and of one that warms up, and two that are checked
@@ -244,7 +244,7 @@ def test_large_bank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = json.loads(report.read_text())
     assert len(found["recalls"]) == 5
     assert min(found["recalls"]) > 0.5
-    assert found["readings"]["exact_share"] == 0
+    assert found["readings"]["exact_ratio"] == 0
     assert found["peak_resident_bytes"] > 4096 * 32 * 2
 
 

@@ -42,7 +42,7 @@ STEP = StepReport(
     collapsing_since=None,
     push_ms=0.1234,
     search_ms=12.345,
-    bank_readings={"list_imbalance": 1.5, "proved": 1.0},
+    bank_readings={"list_imbalance": 1.5, "proved_ratio": 1.0},
     images_per_second=2000.0,
     data_share=0.1,
     bank_share=0.2,
@@ -73,7 +73,7 @@ def test_the_bank_is_shown_with_its_engine_and_what_is_new_about_it(terminal: bo
 @pytest.mark.parametrize("terminal", [False, True])
 def test_each_report_shows_what_the_bank_knows_about_itself(terminal: bool) -> None:
     words = shown([STARTED, STEP], terminal=terminal).split()
-    for word in ("full", "push", "search", "recall", "age", "95", "hubs", "list", "imbalance", "proved"):
+    for word in ("full", "push", "search", "recall", "age", "95", "hubs", "list", "imbalance", "proved", "ratio"):
         assert word in words
     for value in ("50%", "0.123", "12.3", "0.988", "1,234", "4,321", "3.4%", "1.5"):
         assert value in words

@@ -28,7 +28,7 @@ CHOICES: dict[str, list[Any]] = {
     "bank": [
         {"kind": "flat", "k": 1, "capacity": 1},
         {"kind": "reference", "capacity": 2**40, "dtype": "float16", "max_age": 4},
-        {"kind": "scan", "scan": "pq", "capacity": "1.5GiB", "watch": {"every": 7}},
+        {"kind": "scan", "scan": "pq", "capacity": "1.5GiB", "recall_check": {"every_steps": 7}},
         {"kind": "ivf", "capacity": "dataset", "ivf": {"lists": 64, "segments": 3}, "min_recall": 1},
     ],
     "optimizer": [{"learning_rate": 1e-5, "weight_decay": 1e-30}, {"learning_rate": 1 / 3, "warmup_epochs": 0.1}],
@@ -91,7 +91,7 @@ def test_the_tree_holds_every_section_and_kind() -> None:
     assert names == {
         "",
         *("data", "views", "views.weak", "views.strong", "model", "model.backbone"),
-        *("bank", "bank.ivf", "bank.watch", "optimizer", "target", "train", "checkpoint", "knn"),
+        *("bank", "bank.ivf", "bank.recall_check", "optimizer", "target", "train", "checkpoint", "knn"),
     }
     assert SECTIONS["data",].models["folder"] is FolderData
     assert list(SECTIONS["data",].models) == [

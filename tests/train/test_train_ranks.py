@@ -21,9 +21,9 @@ from msf_faiss.config import (
     ModelConfig,
     NarrowBackbone,
     OptimizerConfig,
+    RecallCheckConfig,
     TrainConfig,
     ViewsConfig,
-    WatchConfig,
 )
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import ElsewhereError, UserError
@@ -47,7 +47,7 @@ def config(
             k=3,
             placement=placement,
             ivf=IvfConfig(lists=2, probes=1),
-            watch=WatchConfig(every=2, queries=4),
+            recall_check=RecallCheckConfig(every_steps=2, queries=4),
         ),
     }
     return Config(

@@ -26,11 +26,11 @@ from msf_faiss.config import (
     KnnConfig,
     ModelConfig,
     NarrowBackbone,
+    RecallCheckConfig,
     ReferenceBankConfig,
     ScanBankConfig,
     TrainConfig,
     ViewsConfig,
-    WatchConfig,
 )
 from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
@@ -467,11 +467,11 @@ class Forgetful(ReferenceBank):
             found.slots[:, 1], found.similarities[:, 1] = worst.slots[:, -1], worst.similarities[:, -1]
         return found
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         self.losing = False
         return "it pulled itself together"
 
-    def readings(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {"lost": float(self.losing)}
 
     def _index_state(self) -> dict[str, torch.Tensor]:
@@ -487,7 +487,9 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> Config:
     from msf_faiss.train import state
 
     monkeypatch.setattr(state, "create_bank", lambda config, *, dim, **rest: Forgetful(config.capacity, dim))
-    bank = ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.9, watch=WatchConfig(every=5, queries=8))
+    bank = ScanBankConfig(
+        capacity=100, k=3, scan="int8", min_recall=0.9, recall_check=RecallCheckConfig(every_steps=5, queries=8)
+    )
     return changed(train={"log_every": 4}).model_copy(update={"bank": bank})
 
 
@@ -528,14 +530,16 @@ def test_an_interruption_does_not_change_what_the_watch_sees(
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-WATCH = WatchConfig(every=5, queries=8)
+RECALL_CHECK = RecallCheckConfig(every_steps=5, queries=8)
 INDEXED = {
     "bf16": ScanBankConfig(capacity=100, k=3, scan="bf16"),
-    "int8": ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.5, watch=WATCH),
-    "pq": ScanBankConfig(capacity=100, k=3, scan="pq", min_recall=0.5, watch=WATCH),
-    "ivf": IvfBankConfig(capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2), min_recall=0.5, watch=WATCH),
+    "int8": ScanBankConfig(capacity=100, k=3, scan="int8", min_recall=0.5, recall_check=RECALL_CHECK),
+    "pq": ScanBankConfig(capacity=100, k=3, scan="pq", min_recall=0.5, recall_check=RECALL_CHECK),
+    "ivf": IvfBankConfig(
+        capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2), min_recall=0.5, recall_check=RECALL_CHECK
+    ),
     "ivf segments=2": IvfBankConfig(
-        capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2, segments=2), min_recall=0.5, watch=WATCH
+        capacity=100, k=3, ivf=IvfConfig(lists=4, probes=2, segments=2), min_recall=0.5, recall_check=RECALL_CHECK
     ),
 }
 
@@ -569,13 +573,13 @@ def test_a_run_with_an_index_records_it_and_resumes_bit_for_bit(scanned: list[in
     assert all(name == "bf16" or 0.5 <= line["recall"] <= 1 for line in lines[4:])
     assert all(0 < line["neighbor_age"] <= line["neighbor_age_p95"] < 100 for line in lines[2:])
     if name == "bf16":
-        assert lines[0]["bank_proved"] == 1  # nothing is left out of few entries
-        assert all(0 <= line["bank_proved"] <= 1 for line in lines)
-        assert any(line["bank_proved"] < 1 for line in lines)
+        assert lines[0]["bank_proved_ratio"] == 1  # nothing is left out of few entries
+        assert all(0 <= line["bank_proved_ratio"] <= 1 for line in lines)
+        assert any(line["bank_proved_ratio"] < 1 for line in lines)
     elif config.bank.kind == "scan":
         assert scanned == [16] * 11  # all but the first, which compares the whole bank
     else:
-        assert [line["bank_exact_share"] for line in (lines[0], lines[-1])] == [1, 0]
+        assert [line["bank_exact_ratio"] for line in (lines[0], lines[-1])] == [1, 0]
         assert "bank_probes" not in lines[0]
         assert lines[-1]["bank_probes"] == 2
         assert 1 <= lines[-1]["bank_list_imbalance"] < 4
@@ -606,7 +610,7 @@ def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: s
     assert all(report.bank_fill == 1 for report in steps)
     if kind == "ivf":
         assert "4 lists, 2 probed" in reports[0].bank
-        assert all(report.bank_readings["exact_share"] == 0 for report in steps)
+        assert all(report.bank_readings["exact_ratio"] == 0 for report in steps)
     else:
         assert scanned == [16] * 3
     assert isinstance(reports[-1], RunEnded)

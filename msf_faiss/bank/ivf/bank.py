@@ -143,7 +143,7 @@ class IvfBank(RingBank):
     def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
         return search_exactly(self._engine, queries, self._entries, ranges, self.age, k)
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         if self._lists is None:
             return "the search is exact already"
         if 2 * self._probes <= self._lists.lists // _WIDEST:
@@ -157,10 +157,10 @@ class IvfBank(RingBank):
         self._lists = None
         return "lists that were made anew are no better, so the search is exact from now on"
 
-    def readings(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         exact, every = self._answered.tolist()
         self._answered.zero_()
-        found = {"exact_share": exact / every} if every else {}
+        found = {"exact_ratio": exact / every} if every else {}
         if self._lists is not None:
             found |= {"probes": float(self._probes), "list_imbalance": self._lists.imbalance}
         return found

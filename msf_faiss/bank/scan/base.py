@@ -108,7 +108,7 @@ class ApproximateScanBank(ScanBank):
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
         return self._answer(queries, k, lambda some, kept: self._exactly(some, kept, self._live()))
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         if self._effort in (0, _MOST_EFFORT):
             self._effort = 0
             return "the bank searches exactly from now on"

@@ -47,11 +47,11 @@ class Bf16ScanBank(ScanBank):
         self._counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # queries: proved, all
         self._unscanned = 0  # searches to come that do not scan
 
-    def readings(self) -> dict[str, float]:
-        """proved: share of the queries since the last reading whose neighbours the scan proved to be right."""
+    def metrics(self) -> dict[str, float]:
+        """proved_ratio: share of the queries since the last reading whose neighbours the scan proved to be right."""
         proved, every = self._counts.tolist()
         self._counts.zero_()
-        return {"proved": proved / every} if every else {}
+        return {"proved_ratio": proved / every} if every else {}
 
     def _written(self, start: int, stop: int) -> None:
         if self._copy is not self._entries:

@@ -61,11 +61,11 @@ class PqScanBank(ApproximateScanBank):
             self._train()
         self._encode_more(_WORK * embeddings.shape[0])
 
-    def improve(self) -> str:
+    def raise_recall(self) -> str:
         if self._codes is not None and self._pushed - self._trained_at >= self.capacity // 2:
             self._train()
             return "code books are learnt anew"
-        return super().improve()
+        return super().raise_recall()
 
     def _train(self) -> None:
         chosen = torch.linspace(0, len(self) - 1, _TRAINING).long()
