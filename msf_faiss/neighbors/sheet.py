@@ -7,7 +7,6 @@ import math
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, write_output
@@ -151,6 +150,6 @@ def _mark(matches: bool, color: str) -> Image.Image:
 
 @cache
 def _font(size: int, *, bold: bool = False) -> Font:
-    """DejaVu Sans, which Matplotlib brings: Pillow's own font has no letters beyond ASCII."""
+    """DejaVu Sans, from the package: Pillow's own font has no letters beyond ASCII."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+    return ImageFont.truetype(str(Path(__file__).with_name("fonts") / name), size)
