@@ -64,14 +64,14 @@ class Session:
         `finish` is called at the end, however that comes, with the folder of the results if they have one.
         """
         from msf_faiss.device import select_device
-        from msf_faiss.distributed.ranks import joined
+        from msf_faiss.distributed.ranks import join_ranks
         from msf_faiss.evaluate.feature_cache import FOLDER as FEATURES
         from msf_faiss.evaluate.feature_cache import FeatureCache
         from msf_faiss.evaluate.results import FOLDER, prepare_folder, save_result
         from msf_faiss.evaluate.subject import open_subject
         from msf_faiss.evaluate.weights import run_of
 
-        with joined(self.device) as ranks:
+        with join_ranks(self.device) as ranks:
             run_dir = run_of(self.run)
             cached = self.cache or (run_dir / FEATURES if run_dir else None)
             subject = open_subject(

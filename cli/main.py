@@ -60,15 +60,15 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    from msf_faiss.errors import START_AGAIN, ElsewhereError, StartAgainError, UserError
+    from msf_faiss.errors import EXIT_RESTART, PeerError, RestartError, UserError
 
     try:
         code = cli.main(prog_name="msf-faiss", standalone_mode=False)
-    except ElsewhereError:
+    except PeerError:
         code = 2
-    except StartAgainError as error:
+    except RestartError as error:
         click.echo(f"error: {error}", err=True)
-        code = START_AGAIN
+        code = EXIT_RESTART
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         code = 2

@@ -88,7 +88,7 @@ def command(
     signal (start it again), 130 the same by Ctrl-C, 128 + the signal's number after a second signal.
     """
     from msf_faiss.config.load import dump_config
-    from msf_faiss.errors import ElsewhereError, UserError
+    from msf_faiss.errors import PeerError, UserError
 
     source: Resume = "auto" if resume == "auto" else "never" if resume == "never" else Path(resume)
     quiet = os.environ.get("RANK", "0") != "0"
@@ -96,13 +96,13 @@ def command(
         settings = _settings(config, overrides, out, source)
     except UserError as error:
         if quiet:  # rank 0 tells it
-            raise ElsewhereError(str(error)) from error
+            raise PeerError(str(error)) from error
         raise
     if dry_run:
         click.echo(dump_config(settings), nl=False)
         return 0
 
-    from msf_faiss.distributed.ranks import joined
+    from msf_faiss.distributed.ranks import join_ranks
     from msf_faiss.run.events import Report, RunEnded
     from msf_faiss.run.recorder import Recorder
     from msf_faiss.train.trainer import pretrain
@@ -116,7 +116,7 @@ def command(
     ended: RunEnded | None = None
     stopping = Stopping(quiet=quiet)
     try:
-        with stopping.listening(), joined(settings.train.device) as ranks, contextlib.ExitStack() as told:
+        with stopping.listening(), join_ranks(settings.train.device) as ranks, contextlib.ExitStack() as told:
             consumers: list[Callable[[Report], None]] = []
             if ranks.is_main:
                 consumers = [told.enter_context(Recorder(run_dir)), told.enter_context(TrainingDisplay(stderr()))]
@@ -160,9 +160,9 @@ def _settings(config: str | None, overrides: tuple[str, ...], out: Path | None, 
     from msf_faiss.config.load import load_config, override_config
 
     if config is None and resume != "never" and out is not None:
-        from msf_faiss.checkpoint.format import holds_checkpoints
+        from msf_faiss.checkpoint.format import has_checkpoints
 
-        if holds_checkpoints(out) and (out / "config.yaml").is_file():
+        if has_checkpoints(out) and (out / "config.yaml").is_file():
             return load_config(out / "config.yaml", overrides)
     if config is None and isinstance(resume, Path):
         from msf_faiss.checkpoint.format import find_checkpoint

@@ -16,7 +16,7 @@ from types import FrameType
 
 import click
 
-from msf_faiss.errors import START_AGAIN
+from msf_faiss.errors import EXIT_RESTART
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _PATIENCE = 5.0  # seconds that a process which is to end at once has for it, should it hang in a call
@@ -49,7 +49,7 @@ class Stopping:
     @property
     def code(self) -> int:
         """Exit code of a run that has stopped with a checkpoint."""
-        return 130 if self._asked == signal.SIGINT else START_AGAIN
+        return 130 if self._asked == signal.SIGINT else EXIT_RESTART
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
-def hashes(*counters: ArrayLike) -> NDArray[np.uint64]:
+def hash_counters(*counters: ArrayLike) -> NDArray[np.uint64]:
     """64 mixed bits for each element of the broadcast `counters`, integers >= 0; at least [1]."""
     key = np.zeros(1, np.uint64)
     for counter in counters:
@@ -27,7 +27,7 @@ def uniform(*counters: ArrayLike, count: int) -> NDArray[np.float64]:
 
     Numbers lie row by row so that every slice of draws is contiguous: numpy may round a strided `exp` differently.
     """
-    bits = hashes(*counters, np.arange(count, dtype=np.uint64)[:, None])
+    bits = hash_counters(*counters, np.arange(count, dtype=np.uint64)[:, None])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

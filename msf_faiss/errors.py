@@ -1,6 +1,6 @@
 """The exceptions that stand for something other than a mistake in the program, and what they mean to a shell."""
 
-START_AGAIN = 75
+EXIT_RESTART = 75
 """Exit code of what ended early through no fault of its own: the same command continues (EX_TEMPFAIL of sysexits.h)."""
 
 
@@ -12,9 +12,9 @@ class UserError(ValueError):
     """
 
 
-class StartAgainError(UserError):
+class RestartError(UserError):
     """Nothing is wrong here, but the run cannot go on: the same command may well. The command line exits with 75."""
 
 
-class ElsewhereError(UserError):
+class PeerError(UserError):
     """Rank 0 made a mistake of the user's, and tells it."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes | str, *, sync: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> None:
     """Write beside `path`, sync, rename; missing folders are made, an older file gives way. Text is UTF-8.
 
     Without `sync` the disk is not waited for: readers still see the old file or the new one, but a machine that fails
@@ -33,7 +33,7 @@ def write_whole(path: Path, content: bytes | str, *, sync: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def appearing(*paths: Path) -> Iterator[tuple[Path, ...]]:
+def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary names beside `paths`, for the block to write files to; missing folders are made. If it ends well, each
     is synced and takes its own name, the first one last, and older files give way; if not, nothing is left of them.
 

@@ -123,7 +123,7 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
     return torch.contiguous_format if unsafe else torch.channels_last
 
 
-def compile_networks(model: MeanShift) -> None:
+def compile_model(model: MeanShift) -> None:
     """Have torch.compile write kernels for both forwards of `model` when they are first called. Names stay as they are.
 
     Raises:

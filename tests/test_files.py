@@ -5,49 +5,49 @@ from pathlib import Path
 import pytest
 
 from msf_faiss import files
-from msf_faiss.files import appearing, write_whole
+from msf_faiss.files import atomic_paths, write_atomic
 
 
 def test_folders_are_made_and_older_files_give_way(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "c.txt"
-    write_whole(path, "ä")
-    write_whole(path, b"\x00\x01")
+    write_atomic(path, "ä")
+    write_atomic(path, b"\x00\x01")
     assert path.read_bytes() == b"\x00\x01"
     assert [file.name for file in path.parent.iterdir()] == ["c.txt"]
 
 
 def test_an_older_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.txt"
-    write_whole(path, "old")
+    write_atomic(path, "old")
 
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(path, "new")
+        write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["c.txt"]
 
 
 def test_a_process_killed_while_it_writes_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "c.txt"
-    write_whole(path, "old")
+    write_atomic(path, "old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from msf_faiss.files import write_whole\n"
+        "import os, signal, sys; from pathlib import Path; from msf_faiss.files import write_atomic\n"
         "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_whole(Path(sys.argv[1]), 'new')\n"
+        "write_atomic(Path(sys.argv[1]), 'new')\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     assert path.read_text() == "old"
-    write_whole(path, "newer")
+    write_atomic(path, "newer")
     assert path.read_text() == "newer"
 
 
 def test_large_files_appear_together_at_the_end(tmp_path: Path) -> None:
     one, two = tmp_path / "new" / "a.bin", tmp_path / "b.bin"
     two.write_text("old")
-    with appearing(one, two) as names:
+    with atomic_paths(one, two) as names:
         for name in names:
             name.write_text("new")
         assert not one.exists()
@@ -61,7 +61,7 @@ def test_large_files_that_fail_leave_the_older_ones(tmp_path: Path) -> None:
     path.write_text("old")
 
     def fill() -> None:
-        with appearing(path, tmp_path / "b.bin") as names:
+        with atomic_paths(path, tmp_path / "b.bin") as names:
             for name in names:
                 name.write_text("new")
             raise OSError(28, "No space left on device")

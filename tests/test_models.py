@@ -7,7 +7,7 @@ import torchvision
 
 from msf_faiss.config import ModelConfig, NarrowBackbone, TorchvisionBackbone
 from msf_faiss.errors import UserError
-from msf_faiss.models import build_backbone, build_model, compile_networks
+from msf_faiss.models import build_backbone, build_model, compile_model
 
 
 def test_the_config_knows_torchvisions_resnets() -> None:
@@ -93,14 +93,14 @@ for _ in range(3):
 def test_compiling_needs_a_compiler_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler on the CPU.*train.compile=false"):
-        compile_networks(build_model(ModelConfig(backbone=NarrowBackbone()), seed=0))
+        compile_model(build_model(ModelConfig(backbone=NarrowBackbone()), seed=0))
 
 
 @pytest.mark.slow  # a minute of compiling
 def test_a_compiled_model_gives_the_same_embeddings_and_keeps_its_names() -> None:
     config = ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,)), dim=8)
     plain, compiled = build_model(config, seed=0), build_model(config, seed=0)
-    compile_networks(compiled)
+    compile_model(compiled)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     # The order of sums in a batch norm and a convolution.
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,6 @@
 """Banks of several ranks: each rank brings rows of a step, and all have the neighbours of one bank.
 
-Every method that is given rows or slots is called by all ranks together, each with its own (see `Ranks.agreed`); they
+All ranks call every method that takes rows or slots together, each with its own (see `Ranks.known_row_counts`); they
 count as one batch, in the order of the ranks.
 
 Shapes: W ranks, N slots in all, b rows of this rank, B rows of all, K neighbours, D dimensions.

@@ -176,13 +176,13 @@ def prune_checkpoints(run_dir: Path, *, keep_last: int, keep: Callable[[int], bo
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_unfinished(run_dir: Path) -> None:
+def remove_incomplete(run_dir: Path) -> None:
     """Delete what a killed process left of a checkpoint that it was writing."""
     for path in (run_dir / FOLDER).glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def holds_checkpoints(run_dir: Path) -> bool:
+def has_checkpoints(run_dir: Path) -> bool:
     """Whether a run has saved at least one checkpoint."""
     return bool(_checkpoints(run_dir))
 
@@ -219,7 +219,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     raise UserError(f"{path}: neither a run directory (it has no {FOLDER}/) nor a checkpoint (it has no {MANIFEST})")
 
 
-def newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkpoint, dict[Path, str]]:
+def find_newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkpoint, dict[Path, str]]:
     """The newest checkpoint of a run of which every byte is what was saved; all ranks take part and share the reading.
 
     Returns:
@@ -247,7 +247,7 @@ def newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkpoint,
     )
 
 
-def set_aside(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Rename a damaged checkpoint so that it counts no longer; nothing is deleted.
 
     Raises:

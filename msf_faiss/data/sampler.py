@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_faiss.counter_rng import hashes
+from msf_faiss.counter_rng import hash_counters
 from msf_faiss.errors import UserError
 
 _ORDER = 0  # this module's stream of random numbers; the views' begin at 1
@@ -24,7 +24,7 @@ class Position(NamedTuple):
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The ids 0..count-1 in the random order of an epoch."""
-    return np.argsort(hashes(seed, epoch, _ORDER, np.arange(count)), kind="stable")
+    return np.argsort(hash_counters(seed, epoch, _ORDER, np.arange(count)), kind="stable")
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -128,7 +128,7 @@ def training_batches(
     """
     ranks = ranks or Ranks.alone()
     stream = BatchStream(
-        len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.share_of
+        len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.slice_of
     )
     maker = _BatchMaker(source, config)
     unreadable = {} if unreadable is None else unreadable

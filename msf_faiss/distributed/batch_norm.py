@@ -6,35 +6,41 @@ Shapes: b rows of this rank, B rows of all, C channels, [b, C, ...] activations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msf_faiss.counter_rng import hashes
+from msf_faiss.counter_rng import hash_counters
 from msf_faiss.distributed.ranks import Ranks
-from msf_faiss.models import MeanShift
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _SHUFFLE = 101  # this module's stream of random numbers; others are in data/sampler and views
 
 
-def synchronised(model: MeanShift, ranks: Ranks) -> MeanShift:
-    """The model with batch norms whose statistics are those of all ranks' images. Its weights keep their names."""
+def synchronize_batch_norm(network: Network, ranks: Ranks) -> Network:
+    """Have the batch norms of `network` normalise by the images of all ranks; its tensors keep their names.
+
+    Args:
+        network: changed in place; on a GPU it gets torch's SyncBatchNorm, on the CPU `CpuSyncBatchNorm`.
+        ranks: train together, one copy of the network each.
+    """
     if ranks.size == 1:
-        return model
-    if next(model.parameters()).is_cuda:
-        converted: MeanShift = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return network
+    if next(network.parameters()).is_cuda:
+        converted: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
-    for parent in list(model.modules()):
+    for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(parent, name, RanksBatchNorm(child, ranks))
-    return model
+                setattr(parent, name, CpuSyncBatchNorm(child, ranks))
+    return network
 
 
-class RanksBatchNorm(_BatchNorm):
+class CpuSyncBatchNorm(_BatchNorm):
     """Batch norm over the images of all ranks, in whatever numbers: what torch's SyncBatchNorm does on GPUs alone.
 
     Args:
@@ -53,7 +59,7 @@ class RanksBatchNorm(_BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"batch norm expects [b, C, ...], found {list(input.shape)}")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RanksBatchNorm:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CpuSyncBatchNorm:
         raise TypeError("batch norms are synchronised after a model has been copied: ranks have no copy")
 
     def forward(self, input: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ class _Normalise(torch.autograd.Function):
         wide = input if input.dtype == torch.float64 else input.float()
         variance, mean = torch.var_mean(wide, dim=over, correction=0)  # [C] each
         count = mean.new_tensor([input.numel() / input.shape[1]])
-        with ranks.agreed([1] * ranks.size):
+        with ranks.known_row_counts([1] * ranks.size):
             everyone = ranks.gather_rows(torch.cat([count, mean, variance]).unsqueeze(0))  # [W, 1 + 2 C]
         counts, means, variances = everyone[:, :1], everyone[:, 1 : 1 + len(mean)], everyone[:, 1 + len(mean) :]
         total = counts.sum()
@@ -105,7 +111,7 @@ class _Normalise(torch.autograd.Function):
         gradient = gradients[0] if gradients[0].dtype == torch.float64 else gradients[0].float()
         of_bias = gradient.sum(dim=ctx.over)  # [C]
         of_weight = (gradient * centred).sum(dim=ctx.over)
-        with ranks.agreed([1] * ranks.size):
+        with ranks.known_row_counts([1] * ranks.size):
             everyone = ranks.gather_rows(torch.stack([of_bias, of_weight]).unsqueeze(0))  # [W, 2, C]
         of_all = (everyone.sum(dim=0) / total).view(2, *along)
         of_input = (gradient - of_all[0] - centred * of_all[1]) * (inverse * weight).view(along)
@@ -113,14 +119,16 @@ class _Normalise(torch.autograd.Function):
         return of_input.to(gradients[0].dtype), of_weight, of_bias, None, None
 
 
-def shuffled(rows: Tensor, ranks: Ranks, *, seed: int, step: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def shuffle_rows(rows: Tensor, ranks: Ranks, *, seed: int, step: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Exchange `rows` [b, ...] among the ranks at random: every rank gets as many as it gave.
 
     Returns:
         Others' rows, [b, ...], and what brings the results for them [b, ...] back to where the rows came from.
     """
     counts = ranks.counts(rows.shape[0])
-    order = np.argsort(hashes(seed, step, _SHUFFLE, np.arange(sum(counts))), kind="stable")  # [B] row for each place
+    order = np.argsort(
+        hash_counters(seed, step, _SHUFFLE, np.arange(sum(counts))), kind="stable"
+    )  # [B] row at each place
     owner = np.repeat(np.arange(ranks.size), counts)  # [B] rank of a row, and of a place
     start = sum(counts[: ranks.rank])
     place = np.argsort(order)  # [B] place of each row

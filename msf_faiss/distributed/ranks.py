@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from msf_faiss.errors import ElsewhereError, UserError
+from msf_faiss.errors import PeerError, UserError
 
 # A peer that dies is noticed at once, and a step that hangs by the watchdog; but rank 0 may unpack a large data set.
 _TIMEOUT = datetime.timedelta(hours=6)
@@ -67,7 +67,7 @@ class Ranks:
         """Whether this is the rank that prints and writes for all."""
         return self.rank == 0
 
-    def share_of(self, count: int) -> slice:
+    def slice_of(self, count: int) -> slice:
         """Which of `count` things are this rank's: as many as any other's, or one more or less."""
         share, more = divmod(count, self.size)
         start = self.rank * share + min(self.rank, more)
@@ -93,7 +93,7 @@ class Ranks:
         """What `work` returns on rank 0, on all ranks.
 
         Raises:
-            UserError: what `work` raised, on rank 0; an `ElsewhereError` on the others.
+            UserError: what `work` raised, on rank 0; a `PeerError` on the others.
         """
         outcome: T | UserError | None = None
         if self.is_main:
@@ -104,14 +104,14 @@ class Ranks:
                 raise
         outcome = self.broadcast_object(outcome)
         if isinstance(outcome, UserError):
-            raise ElsewhereError(str(outcome)) from outcome
+            raise PeerError(str(outcome)) from outcome
         return outcome  # type: ignore[return-value]
 
-    def each(self, work: Callable[[], T]) -> T:
+    def on_all(self, work: Callable[[], T]) -> T:
         """What `work` returns on this rank, once all ranks have done theirs.
 
         Raises:
-            UserError: what `work` raised here; an `ElsewhereError` where it went wrong on another rank only.
+            UserError: what `work` raised here; a `PeerError` where it went wrong on another rank only.
         """
         error: UserError | None = None
         try:
@@ -123,29 +123,29 @@ class Ranks:
             raise error
         for other in errors:
             if other is not None:
-                raise ElsewhereError(str(other)) from other
+                raise PeerError(str(other)) from other
         return result
 
     @contextlib.contextmanager
-    def alike(self) -> Iterator[None]:
+    def report_on_main(self) -> Iterator[None]:
         """What follows from the same numbers on all ranks goes wrong on all of them alike, and rank 0 tells it.
 
         Raises:
-            ElsewhereError: instead of a `UserError`, on the others.
+            PeerError: instead of a `UserError`, on the others.
         """
         try:
             yield
         except UserError as error:
             if self.is_main:
                 raise
-            raise ElsewhereError(str(error)) from error
+            raise PeerError(str(error)) from error
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Rank 0 goes first, then one rank of every other host, then the rest: what one prepares the others find.
 
         Raises:
-            ElsewhereError: if another rank raised a `UserError`.
+            PeerError: if another rank raised a `UserError`.
         """
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         self._meet(turn, None)
@@ -161,10 +161,10 @@ class Ranks:
         for _ in range(times):
             for rank, other in enumerate(self.gather_objects(error)):
                 if other is not None and rank != self.rank:
-                    raise ElsewhereError(str(other)) from other
+                    raise PeerError(str(other)) from other
 
     @contextlib.contextmanager
-    def agreed(self, counts: Sequence[int] | None) -> Iterator[None]:
+    def known_row_counts(self, counts: Sequence[int] | None) -> Iterator[None]:
         """Meanwhile the rows that each rank brings are as many as `counts` says, [W].
 
         Where that is not known (None, and outside of this) every gathering of rows begins with an exchange of their
@@ -240,7 +240,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun (or whoever set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) started together.
 
     Meanwhile they are connected: by NCCL for tensors on a GPU and by gloo for others. Each rank's current CUDA device
@@ -284,7 +284,7 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def lost_peer(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether an error of a collective says that another rank is gone."""
     if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, dist.DistStoreError)):
         return True
@@ -307,7 +307,7 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
     # on that: without this a resumed run would differ in the last bits from one that went on.
     buffers = [buffer.clone() for buffer in module.buffers()]
     eagerly = torch.compiler.set_stance("force_eager")  # nothing is compiled for a shape that does not come again
-    with ranks.agreed([len(example)] * ranks.size), warnings.catch_warnings(), eagerly:
+    with ranks.known_row_counts([len(example)] * ranks.size), warnings.catch_warnings(), eagerly:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel(example).sum().backward()
     for buffer, before in zip(module.buffers(), buffers, strict=True):
@@ -316,7 +316,7 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
     return parallel
 
 
-def without_exchange(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
+def no_gradient_sync(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Meanwhile backwards through what `data_parallel` returned add to this rank's gradients alone.
 
     The next backward after that averages all of them over the ranks.

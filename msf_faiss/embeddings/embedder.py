@@ -36,7 +36,7 @@ from msf_faiss.data.sources.detect import data_at
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.embeddings.extract import stream
 from msf_faiss.errors import UserError
-from msf_faiss.files import appearing
+from msf_faiss.files import atomic_paths
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.text import printable
 
@@ -214,7 +214,7 @@ def embed(
     done = 0
     facts = embedder.facts(normalized=normalize, dtype=dtype)
     # Python opens the files: Arrow opens none whose name is not UTF-8.
-    with writing(out), appearing(*files) as names, contextlib.ExitStack() as opened:
+    with writing(out), atomic_paths(*files) as names, contextlib.ExitStack() as opened:
         handles = [opened.enter_context(name.open("wb")) for name in names]
         array = None
         if out.suffix == ".npy":

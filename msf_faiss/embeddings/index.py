@@ -29,7 +29,7 @@ from msf_faiss.embeddings.embedder import (
     writing,
 )
 from msf_faiss.errors import UserError
-from msf_faiss.files import appearing
+from msf_faiss.files import atomic_paths
 from msf_faiss.search.index_file import IndexFacts, IndexKind, write_index
 
 _FORMAT, _VERSION = "msf-faiss index", 1
@@ -67,7 +67,7 @@ def index_data(
     done = 0
     with (
         writing(out),
-        appearing(out, table) as (index_name, table_name),
+        atomic_paths(out, table) as (index_name, table_name),
         tempfile.TemporaryDirectory(prefix=".msf-faiss-", dir=out.parent) as folder,
     ):
         spool = Path(folder) / "embeddings.npy"
@@ -132,7 +132,7 @@ def index_bank(
         "entries_of": "the bank",
         **weights_of(checkpoint),
     }
-    with writing(out), appearing(out, table) as (index_name, table_name):
+    with writing(out), atomic_paths(out, table) as (index_name, table_name):
         with table_name.open("wb") as file, TableFile(file, source, facts, columns={"age": pa.int64()}) as images:
             images.write(ids, {"age": bank.age(slots).numpy()})
         return write_index(index_name, bank.reconstruct(slots).numpy(), ids, kind=kind, seed=checkpoint.config.seed)

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from msf_faiss.files import appearing
+from msf_faiss.files import atomic_paths
 
 FOLDER = "features"
 """Of a run's directory."""
@@ -57,7 +57,7 @@ class FeatureCache:
         Raises:
             OSError: if it cannot be written.
         """
-        with appearing(path) as (temporary,):
+        with atomic_paths(path) as (temporary,):
             try:
                 safetensors.torch.save_file(
                     {"embeddings": kept.embeddings.contiguous(), "ids": kept.ids.contiguous()}, temporary

@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from msf_faiss.config import Config, WeakView
 from msf_faiss.data.eval_batches import EvalBatch, eval_batches
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.data.source import Source
-from msf_faiss.distributed.batch_norm import synchronised
+from msf_faiss.distributed.batch_norm import synchronize_batch_norm
 from msf_faiss.distributed.ranks import Ranks, data_parallel
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.linear import AUGMENTATION, LinearScore
@@ -189,7 +188,7 @@ def finetuned(
                 right = (logits.detach().argmax(dim=1) == targets).sum()
                 done += torch.stack([loss.detach().double(), right.double(), right.new_tensor(len(targets)).double()])
             total, right_in_all, images = ranks.sum(done).tolist()
-            with ranks.alike():
+            with ranks.report_on_main():
                 if not images:
                     raise UserError("no batch has two readable images for each rank; repair the images, or use more")
                 if not math.isfinite(total):
@@ -222,13 +221,12 @@ def _synchronise(network: nn.Sequential, ranks: Ranks) -> None:
         return
     norms = {type(part) for part in network.modules() if isinstance(part, _BatchNorm)}
     if strange := sorted(kind.__name__ for kind in norms.difference(_PLAIN_NORMS)):
-        with ranks.alike():
+        with ranks.report_on_main():
             raise UserError(
                 f"the backbone has batch norms of another kind than torch's ({', '.join(strange)}), which cannot be "
                 "synchronised over ranks; fine-tune it in one process"
             )
-    anything: Any = network  # it is no MeanShift, of which `synchronised` asks nothing else
-    synchronised(anything, ranks)
+    synchronize_batch_norm(network, ranks)
 
 
 def _batches(
@@ -237,7 +235,7 @@ def _batches(
     """This rank's part of each batch of an epoch; None: it has none, or cannot read any of its images."""
     shuffled = ids.numpy()[epoch_order(len(ids), config.seed, epoch)]
     batches = (shuffled[start : start + settings.batch_size] for start in range(0, len(ids), settings.batch_size))
-    parts = [whole[ranks.share_of(len(whole))] for whole in batches]
+    parts = [whole[ranks.slice_of(len(whole))] for whole in batches]
     # All parts but the last are as long as the first, so that they are what is read together.
     readable = eval_batches(
         source, np.concatenate(parts), config=config, batch_size=len(parts[0]), view=settings.view, epoch=epoch
@@ -271,7 +269,7 @@ def _score(
     assert test.labels is not None
     network.eval()
     layout = memory_format(network, device)
-    mine = ids.numpy()[ranks.share_of(len(ids))]
+    mine = ids.numpy()[ranks.slice_of(len(ids))]
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # right, among the first five, images, not finite
     if len(mine):
         for batch in eval_batches(test, mine, config=config, batch_size=settings.batch_size):
@@ -281,7 +279,7 @@ def _score(
             broken = (~logits.isfinite().all(dim=1)).sum()
             counts += torch.stack([right[:, 0].sum(), right.sum(), broken.new_tensor(len(targets)), broken])
     top1, top5, images, broken_in_all = ranks.sum(counts).tolist()
-    with ranks.alike():
+    with ranks.report_on_main():
         if broken_in_all:
             raise _diverged(f"the logits of {broken_in_all:,} of {images:,} test images are", settings)
     return LinearScore(top1=top1, top5=top5 if classes > 5 else None, images=images)
@@ -295,7 +293,7 @@ def _check_sizes(images: int, batch_size: int, ranks: Ranks) -> None:
     elif batch_size < least:
         what = f"a batch of {batch_size} is too small to fine-tune with"
     if what is not None:
-        with ranks.alike():
+        with ranks.report_on_main():
             raise UserError(f"{what}: each of {ranks.size} ranks needs {_LEAST} a step; use more, or fewer ranks")
 
 

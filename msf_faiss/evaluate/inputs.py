@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_faiss.config import Config, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
-from msf_faiss.counter_rng import hashes
+from msf_faiss.counter_rng import hash_counters
 from msf_faiss.data.source import Source
 from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.errors import UserError
@@ -47,7 +47,7 @@ def sample(ids: Tensor, limit: int | None, *, seed: int) -> Tensor:
     """At most `limit` of the `ids` [N], rising; which ones follows from the seed and the ids alone."""
     if limit is None or len(ids) <= limit:
         return ids
-    order = np.argsort(hashes(seed, 0, _SAMPLE, ids.numpy()), kind="stable")
+    order = np.argsort(hash_counters(seed, 0, _SAMPLE, ids.numpy()), kind="stable")
     return ids[torch.from_numpy(np.sort(order[:limit]))]
 
 

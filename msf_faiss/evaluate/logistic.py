@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_faiss.counter_rng import hashes
+from msf_faiss.counter_rng import hash_counters
 from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
 
@@ -156,7 +156,7 @@ def train_logistic(
 
 def validating(labels: NDArray[np.int64], ids: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.bool_]:
     """Which of the images [N] validate: a `share` of each class, rounded, at least one and not all of it."""
-    ranks = hashes(seed, 0, _SPLIT, ids)
+    ranks = hash_counters(seed, 0, _SPLIT, ids)
     chosen = np.zeros(len(labels), bool)
     order = np.lexsort((ranks, labels))
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):

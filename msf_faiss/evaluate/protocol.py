@@ -76,7 +76,7 @@ def embed(
         else:
             notify(f"{encoder}: features of {what}")
             if network is None:
-                with subject.ranks.alike():
+                with subject.ranks.report_on_main():
                     network = subject.encoder(encoder)
             kept = _compute(subject, network, source, ids, batch_size)
             if subject.cache is not None and subject.ranks.is_main:
@@ -126,8 +126,8 @@ def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) 
 def _compute(subject: Subject, network: nn.Module, source: Source, ids: Tensor, batch_size: int) -> Kept:
     ranks = subject.ranks
     shared = len(ids) >= ranks.size
-    mine = ids[ranks.share_of(len(ids))] if shared else ids
-    found = ranks.each(
+    mine = ids[ranks.slice_of(len(ids))] if shared else ids
+    found = ranks.on_all(
         lambda: finite_features(
             network, source, mine, config=subject.config, device=subject.device, batch_size=batch_size
         )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 
 FOLDER = "results"
 FORMAT = "msf-faiss result"
@@ -95,7 +95,7 @@ def save_result(result: Result, folder: Path) -> Path:
     """
     path = folder / result.file_name
     try:
-        write_whole(path, json.dumps(result.to_json(), indent=2) + "\n")
+        write_atomic(path, json.dumps(result.to_json(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot write the result: {error.strerror}; name another folder with --out") from error
     return path

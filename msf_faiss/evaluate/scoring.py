@@ -42,7 +42,7 @@ def score_knn(
         UserError: if images have no labels or cannot be read, or weights or features cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.alike():
+    with subject.ranks.report_on_main():
         chosen = choose(subject, limit)
     features = embed(subject, encoder, chosen, batch_size=batch_size, notify=notify)
     train, test = features["train"], features.get("test")
@@ -91,7 +91,7 @@ def score_linear(
             cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.alike():
+    with subject.ranks.report_on_main():
         subject.held_out("a linear layer is trained on one set of images and judged on another")
         chosen = choose(subject)
         network = None if fast else subject.encoder(encoder)

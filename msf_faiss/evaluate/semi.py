@@ -58,7 +58,7 @@ def score_semi(
             wrong, weights or features cannot be used, or a fine-tune diverges.
     """
     began = time.perf_counter()
-    with subject.ranks.alike():
+    with subject.ranks.report_on_main():
         test = subject.held_out("a classifier is trained on one set of images and judged on another")
         chosen = choose(subject)
         subset = (

@@ -83,14 +83,14 @@ def open_subject(
         UserError: if weights or data cannot be used, or an override touches anything else.
     """
     ranks = ranks or Ranks.alone()
-    with ranks.alike():
+    with ranks.report_on_main():
         weights = open_weights(path, overrides, base=base, arch=arch)
     config = weights.config
     if config.train.threads is not None:
         set_threads(config.train.threads)
     # Batches are pinned for the device of the config, which is the one asked for here.
     config = config.model_copy(update={"train": config.train.model_copy(update={"device": device.type})})
-    with ranks.in_turn():
+    with ranks.main_first():
         train = open_source(config.data, "train")
         assert train is not None, "every config names training data"
         test = open_source(config.data, "test") if has_held_out(config.data) else None

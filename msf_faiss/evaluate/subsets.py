@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_faiss.counter_rng import hashes
+from msf_faiss.counter_rng import hash_counters
 from msf_faiss.data.source import Source
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.inputs import labelled_ids
@@ -54,7 +54,7 @@ def balanced_subset(source: Source, fraction: float, *, seed: int) -> Subset:
     ids = labelled_ids(source).numpy()
     assert source.labels is not None
     labels = source.labels[ids]
-    order = np.lexsort((hashes(seed, 0, _SUBSET, ids), labels))  # [N] class by class, in random order
+    order = np.lexsort((hash_counters(seed, 0, _SUBSET, ids), labels))  # [N] class by class, in random order
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))  # [C]
     places = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))  # [N] within the class
     each = max(1, round(fraction * len(ids) / len(starts)))

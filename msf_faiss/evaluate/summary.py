@@ -14,7 +14,7 @@ import msf_faiss
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.comparison import TITLES, Comparison, compare, describe_data
 from msf_faiss.evaluate.results import SUMMARY, Result, load_results
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 
 PAGE = "summary.md"
 FORMAT = "msf-faiss summary"
@@ -29,8 +29,8 @@ def write_summary(folder: Path, title: str) -> Path:
     results = load_results(folder)
     page = folder / PAGE
     try:
-        write_whole(folder / SUMMARY, json.dumps(summary_json(results, title), indent=2) + "\n")
-        write_whole(page, summary_markdown(results, title))
+        write_atomic(folder / SUMMARY, json.dumps(summary_json(results, title), indent=2) + "\n")
+        write_atomic(page, summary_markdown(results, title))
     except OSError as error:
         raise UserError(f"{page}: cannot be written: {error.strerror}; name another folder with --out") from error
     return page

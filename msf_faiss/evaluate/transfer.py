@@ -40,7 +40,7 @@ def score_transfer(
             classes, or weights or features cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.alike():
+    with subject.ranks.report_on_main():
         subject.held_out("a classifier is fitted on one set of images and judged on another")
         chosen = choose(subject)
     features = embed(subject, encoder, chosen, batch_size=batch_size, notify=notify)

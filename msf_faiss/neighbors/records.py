@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 
 Selection = Literal["random", "chosen", "worst"]
 """How queries were found; worst: the lowest purity among many, first."""
@@ -168,7 +168,7 @@ def write_output(path: Path, content: bytes | str) -> None:
         UserError: if the file cannot be written.
     """
     try:
-        write_whole(path, content)
+        write_atomic(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --out") from error
 

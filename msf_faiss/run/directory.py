@@ -22,11 +22,11 @@ from pathlib import Path
 
 import filelock
 
-from msf_faiss.checkpoint.format import FOLDER, holds_checkpoints, remove_unfinished
+from msf_faiss.checkpoint.format import FOLDER, has_checkpoints, remove_incomplete
 from msf_faiss.config import Config
 from msf_faiss.config.load import dump_config
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 from msf_faiss.run.status import LOCK, STATUS
 from msf_faiss.train.profiler import FOLDER as PROFILE
 
@@ -58,9 +58,9 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
         raise UserError(_cannot_write(run_dir, error)) from error
     with lock:
         _refuse_used(run_dir, resume=resume)  # another process may have been quicker
-        continued = holds_checkpoints(run_dir)
+        continued = has_checkpoints(run_dir)
         try:
-            remove_unfinished(run_dir)
+            remove_incomplete(run_dir)
             if not continued:
                 (run_dir / FOLDER).mkdir(exist_ok=True)
                 (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
@@ -86,7 +86,7 @@ def write_config(run_dir: Path, config: Config) -> None:
         UserError: if it cannot be written.
     """
     try:
-        write_whole(run_dir / CONFIG, dump_config(config))
+        write_atomic(run_dir / CONFIG, dump_config(config))
     except OSError as error:
         raise UserError(_cannot_write(run_dir, error)) from error
 
@@ -94,7 +94,7 @@ def write_config(run_dir: Path, config: Config) -> None:
 def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     if run_dir.is_file():
         raise UserError(f"{run_dir}: is a file; choose a directory with --out")
-    if holds_checkpoints(run_dir):
+    if has_checkpoints(run_dir):
         if resume:
             return
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 from msf_faiss.run.directory import BOARD, METRICS
 from msf_faiss.run.events import (
     BankImproved,
@@ -83,7 +83,7 @@ class Recorder:
         """Tell `msf-faiss status` what is new."""
         assert self._heartbeat is not None, "the first report of a run is RunStarted"
         self._heartbeat = replace(self._heartbeat, time=time.time(), **changes)
-        write_whole(self._run_dir / STATUS, json.dumps(asdict(self._heartbeat), indent=2) + "\n", sync=False)
+        write_atomic(self._run_dir / STATUS, json.dumps(asdict(self._heartbeat), indent=2) + "\n", sync=False)
 
     def _record(self, report: Report) -> None:
         match report:
@@ -151,4 +151,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:  # cut short by a kill
             continue
-    write_whole(path, "".join(kept))
+    write_atomic(path, "".join(kept))

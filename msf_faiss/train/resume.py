@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, holds_checkpoints, newest_valid
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, find_newest_valid, has_checkpoints
 from msf_faiss.config import Config
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
@@ -39,8 +39,8 @@ def find_beginning(run_dir: Path, resume: Resume, ranks: Ranks) -> Beginning | N
             one that began from the checkpoint `resume`.
     """
     path = None if isinstance(resume, str) else resume.resolve()
-    if ranks.broadcast_object(holds_checkpoints(run_dir)):
-        checkpoint, damaged = newest_valid(run_dir, ranks)
+    if ranks.broadcast_object(has_checkpoints(run_dir)):
+        checkpoint, damaged = find_newest_valid(run_dir, ranks)
         if path is not None and not _continues(checkpoint, path):
             raise UserError(
                 f"{run_dir}: holds a run that goes on from {checkpoint.path.name}, not from {resume}; "
@@ -49,8 +49,8 @@ def find_beginning(run_dir: Path, resume: Resume, ranks: Ranks) -> Beginning | N
         return Beginning(checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin)
     if path is None:
         return None
-    if holds_checkpoints(path):
-        checkpoint, damaged = newest_valid(path, ranks)
+    if has_checkpoints(path):
+        checkpoint, damaged = find_newest_valid(path, ranks)
     else:
         checkpoint, damaged = find_checkpoint(path), {}
     return Beginning(checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path))

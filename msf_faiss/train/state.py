@@ -11,10 +11,10 @@ from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.parallel import ShardedBank, load_shards
 from msf_faiss.checkpoint.format import Checkpoint, Tensors
 from msf_faiss.config import Config, OptimizerConfig
-from msf_faiss.distributed.batch_norm import shuffled, synchronised
+from msf_faiss.distributed.batch_norm import shuffle_rows, synchronize_batch_norm
 from msf_faiss.distributed.ranks import Ranks, data_parallel
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model, compile_networks, memory_format
+from msf_faiss.models import MeanShift, build_model, compile_model, memory_format
 from msf_faiss.train.overlap import Retriever, retriever
 
 
@@ -60,9 +60,9 @@ class TrainState:
         model = build_model(config.model, seed=config.seed)
         model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
         if config.train.batch_norm == "sync":
-            model = synchronised(model, ranks)
+            model = synchronize_batch_norm(model, ranks)
         if config.train.compile:
-            compile_networks(model)
+            compile_model(model)
         try:
             bank = create_bank(
                 config.bank,
@@ -91,7 +91,7 @@ class TrainState:
         if self.shuffle_seed is None:
             return torch.cat([self.model.embed_target(part) for part in images.tensor_split(parts)])
         layout = memory_format(self.model, images.device)
-        others, undo = shuffled(images, self.ranks, seed=self.shuffle_seed, step=self.step)
+        others, undo = shuffle_rows(images, self.ranks, seed=self.shuffle_seed, step=self.step)
         others = others.contiguous(memory_format=layout)
         return undo(torch.cat([self.model.embed_target(part) for part in others.tensor_split(parts)]))
 

@@ -10,7 +10,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from msf_faiss.distributed.ranks import without_exchange
+from msf_faiss.distributed.ranks import no_gradient_sync
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.loss import mean_shift_loss
@@ -64,7 +64,7 @@ def train_step(
     losses: list[Tensor] = []
     for view in online_view.tensor_split(parts):  # [b, 3, S, S]
         last = len(losses) == parts - 1
-        with contextlib.nullcontext() if last else without_exchange(state.network):
+        with contextlib.nullcontext() if last else no_gradient_sync(state.network):
             with clock.on_device("online"), autocast:
                 queries = state.network(view)  # [b, D]
             if not losses:

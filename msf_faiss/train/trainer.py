@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msf_faiss.bank import ApproximateBank, Bank, FlatBank, ParallelBank
 from msf_faiss.bank.recall_monitor import RecallMonitor
-from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, save_checkpoint, set_aside
+from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, quarantine, save_checkpoint
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
 from msf_faiss.data.source import Source
@@ -21,8 +21,8 @@ from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, steps_per_epoch, training_batches, worker_count
 from msf_faiss.data.workers import warm_up
 from msf_faiss.device import select_device
-from msf_faiss.distributed.ranks import Ranks, lost_peer
-from msf_faiss.errors import ElsewhereError, StartAgainError, UserError
+from msf_faiss.distributed.ranks import Ranks, is_peer_lost
+from msf_faiss.errors import PeerError, RestartError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import memory_format
 from msf_faiss.run import directory as run_directory
@@ -81,7 +81,7 @@ def pretrain(
     Raises:
         UserError: data, run directory, checkpoint or device are not usable, the disk is full, or the loss is not
             finite. Checkpoints that exist stay as they are.
-        StartAgainError: another rank is gone.
+        RestartError: another rank is gone.
     """
     ranks = ranks or Ranks.alone()
     try:
@@ -92,8 +92,8 @@ def pretrain(
                 run.go_on_from(beginning, allow_changes)
             yield from run.reports()
     except RuntimeError as error:
-        if ranks.size > 1 and lost_peer(error):
-            raise StartAgainError(
+        if ranks.size > 1 and is_peer_lost(error):
+            raise RestartError(
                 f"rank {ranks.rank} lost another rank, whose own message says why; "
                 "start the same command again to continue from the last checkpoint"
             ) from error
@@ -127,7 +127,7 @@ class _Run:
             set_threads(config.train.threads)
         elif ranks.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
             set_threads(max(1, torch.get_num_threads() // ranks.local_size))
-        with ranks.in_turn():  # the first downloads and unpacks, and tells what is wrong
+        with ranks.main_first():  # the first downloads and unpacks, and tells what is wrong
             self.device = select_device(config.train.device)
             self.source = _training_source(config)
             self.test_source = open_source(config.data, "test")
@@ -183,7 +183,7 @@ class _Run:
                 if interrupted:
                     break
                 assert isinstance(batch, Batch), "a mistake ends the run"
-                with self.ranks.agreed(counts):
+                with self.ranks.known_row_counts(counts):
                     improvement = self._step(batch, counts)
                 evaluating = self.labelled and self._due(self.config.knn.every_epochs)
                 saving = self._due(self.config.checkpoint.every_epochs)
@@ -225,7 +225,7 @@ class _Run:
         if self.state.step >= self.last_step:
             return
         processes = self.ranks.local_size
-        with self.clock.paused(), self.ranks.alike():
+        with self.clock.paused(), self.ranks.report_on_main():
             memory = self.ranks.broadcast_object(cache_size(self.source, self.config, processes=processes))
             if memory is None:
                 return
@@ -239,19 +239,19 @@ class _Run:
         The one exchange of a step that the host waits for.
 
         Raises:
-            UserError: what there is instead of a batch; an `ElsewhereError` if another rank has none.
+            UserError: what there is instead of a batch; a `PeerError` if another rank has none.
         """
         minutes = self.config.checkpoint.every_minutes
         overdue = minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
         # Whoever is told to stop stops all; rank 0's clock is everybody's.
         images = 0 if isinstance(batch, UserError) else len(batch.ids)
         told = [images, isinstance(batch, UserError), self.should_stop(), overdue and self.ranks.is_main]
-        with self.ranks.agreed([1] * self.ranks.size):
+        with self.ranks.known_row_counts([1] * self.ranks.size):
             everyone = self.ranks.gather_rows(torch.tensor([told]))  # [W, 4]
         if isinstance(batch, UserError):
             raise batch
         if everyone[:, 1].any():
-            raise ElsewhereError(f"rank {int(everyone[:, 1].argmax())} cannot go on, and says why")
+            raise PeerError(f"rank {int(everyone[:, 1].argmax())} cannot go on, and says why")
         return everyone[:, 0].tolist(), bool(everyone[:, 2].any()), bool(everyone[:, 3].any())
 
     def _step(self, batch: Batch, counts: list[int]) -> str | None:
@@ -286,7 +286,7 @@ class _Run:
         self.images += sum(counts)
         if self.watch is None or not isinstance(bank, ApproximateBank):
             return None
-        with self.clock.on_host("watch"), self.ranks.agreed(None):
+        with self.clock.on_host("watch"), self.ranks.known_row_counts(None):
             return self.watch.check(bank, found, self.state.step)
 
     def _due(self, every_epochs: int | None) -> bool:
@@ -317,7 +317,7 @@ class _Run:
     def _progress(self) -> StepReport:
         done, config, bank = self.state.step, self.config, self.state.bank
         seconds, parts = self.clock.read()  # before what is itself timed as reporting, in the time to come
-        with self.ranks.alike():
+        with self.ranks.report_on_main():
             loss = self.losses.read(done)
         neighbors = self.neighbors.read()
         if self.profiler is not None:
@@ -396,7 +396,7 @@ class _Run:
     def _save(self) -> None:
         """Begin to save the state as it is."""
         with self.clock.paused(), self.watchdog.paused():
-            with self.ranks.alike():
+            with self.ranks.report_on_main():
                 self.losses.check(self.state.step)
                 self._refuse_broken_weights()
             pending = {
@@ -497,7 +497,7 @@ class _Run:
             if path.parent.parent != self.run_dir:  # another run's, to be left alone
                 notes.append(wrong)
                 continue
-            aside = self.ranks.on_main(lambda path=path: set_aside(path))  # type: ignore[misc]
+            aside = self.ranks.on_main(lambda path=path: quarantine(path))  # type: ignore[misc]
             notes.append(f"{wrong}; it is now {aside.name}, and the run goes on from an older one")
         return notes
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from msf_faiss.errors import START_AGAIN
+from msf_faiss.errors import EXIT_RESTART
 
 
 class Watchdog:
@@ -75,4 +75,4 @@ def _end(seconds: float) -> None:
     print(
         "the run ends; start the same command again to continue from its last checkpoint", file=sys.stderr, flush=True
     )
-    os._exit(START_AGAIN)
+    os._exit(EXIT_RESTART)

@@ -85,7 +85,7 @@ def fill_and_search(
     assert_same(bank, one, ranks, unit(np.random.default_rng(1), 2 * ranks.size), [2] * ranks.size, 3)  # empty
     for vectors, ids, counts in batches(capacity, ranks.size, 7, 7):
         mine = part(ranks, counts)
-        with ranks.agreed(counts if agreed else None):
+        with ranks.known_row_counts(counts if agreed else None):
             bank.push(vectors[mine], ids[mine])
             one.push(vectors, ids)
             assert_same(bank, one, ranks, vectors, counts, 5)
@@ -215,7 +215,7 @@ def check_recall(ranks: Ranks, placement: str) -> tuple[float, float]:
         vectors = torch.nn.functional.normalize(centres[rng.integers(0, 40, len(noise))] + 0.4 * noise, dim=1)
         counts, ids = [128] * ranks.size, torch.arange(len(vectors))
         mine = part(ranks, counts)
-        with ranks.agreed(counts):
+        with ranks.known_row_counts(counts):
             bank.push(vectors[mine], ids[mine])
             one.push(vectors, ids)
             if step < 40:
@@ -233,7 +233,7 @@ def check_recall(ranks: Ranks, placement: str) -> tuple[float, float]:
             .mean()
         )
         exact_ratios.append(1.0)
-    with ranks.agreed(None):
+    with ranks.known_row_counts(None):
         own = bank.newest(7 + ranks.rank)
         assert bank.reconstruct(own).shape == (7 + ranks.rank, DIM)
     assert bank.raise_recall()

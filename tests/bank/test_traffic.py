@@ -49,7 +49,7 @@ def counted_step(ranks: Ranks, placement: str, dtype: torch.dtype) -> dict[str, 
             bank = ShardedBank(FlatBank(shard_capacity(N, ranks), D, dtype), N, ranks)
         embeddings = torch.nn.functional.normalize(torch.randn(B, D), dim=1)
         told = {}
-        with ranks.agreed([B] * ranks.size):
+        with ranks.known_row_counts([B] * ranks.size):
             for name, work in {
                 "push": lambda: bank.push(embeddings, torch.arange(B)),
                 "search": lambda: bank.search(embeddings, K),

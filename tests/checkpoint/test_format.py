@@ -13,11 +13,11 @@ import torch
 from msf_faiss.checkpoint import format as checkpoint
 from msf_faiss.checkpoint.format import (
     find_checkpoint,
-    newest_valid,
+    find_newest_valid,
     prune_checkpoints,
-    remove_unfinished,
+    quarantine,
+    remove_incomplete,
     save_checkpoint,
-    set_aside,
 )
 from msf_faiss.checkpoint.load import load_bank, load_model
 from msf_faiss.config import Config, FlatBankConfig, IvfBankConfig, ModelConfig, NarrowBackbone
@@ -180,7 +180,7 @@ def test_a_pickle_is_refused_and_not_executed(saved: Path, tmp_path: Path, write
     with pytest.raises(UserError, match="refused: it is a pickle, which can execute code"):
         load_model(find_checkpoint(saved), CPU)
     with pytest.raises(UserError, match="refused: it is a pickle, which can execute code"):
-        TrainState.create(CONFIG, CPU).restore(newest_valid(saved.parents[1])[0])
+        TrainState.create(CONFIG, CPU).restore(find_newest_valid(saved.parents[1])[0])
     assert not (tmp_path / "executed").exists()
 
 
@@ -297,15 +297,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, state: TrainState)
     content = bytearray((paths[2] / "bank.safetensors").read_bytes())
     content[-1] ^= 1
     (paths[2] / "bank.safetensors").write_bytes(content)
-    found, damaged = newest_valid(tmp_path)
+    found, damaged = find_newest_valid(tmp_path)
     assert (found.path, found.verified) == (paths[1], True)
     assert list(damaged) == [paths[3], paths[2]]
     assert "manifest.json is missing" in damaged[paths[3]]
     assert "bank.safetensors is not what was saved" in damaged[paths[2]]
-    assert set_aside(paths[3]).name == "damaged-step-00000013"
+    assert quarantine(paths[3]).name == "damaged-step-00000013"
     paths[3].mkdir()  # it happens again
-    assert set_aside(paths[3]).name == "damaged-step-00000013-2"
-    assert newest_valid(tmp_path)[1].keys() == {paths[2]}
+    assert quarantine(paths[3]).name == "damaged-step-00000013-2"
+    assert find_newest_valid(tmp_path)[1].keys() == {paths[2]}
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_changed(tmp_path: Path, state: TrainState) -> None:
@@ -313,7 +313,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_changed(tmp_path: Path, st
         (save(tmp_path, state, step) / "rng.safetensors").write_bytes(b"")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"no checkpoint of the run is whole(.|\n)*step-00000009(.|\n)*step-00000007"):
-        newest_valid(tmp_path)
+        find_newest_valid(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -329,14 +329,14 @@ def test_what_may_not_be_read_is_not_called_damaged(
 
     monkeypatch.setattr(checkpoint, "_sha256", refuse)
     with pytest.raises(UserError, match=r"step-00000009/.*: cannot be read: permission denied"):
-        newest_valid(tmp_path)
+        find_newest_valid(tmp_path)
 
 
 def test_what_a_killed_process_left_is_ignored_and_removed(saved: Path) -> None:
     left = saved.with_name(".saving-step-00000009")
     shutil.copytree(saved, left)
     assert find_checkpoint(saved.parents[1]).path == saved
-    remove_unfinished(saved.parents[1])
+    remove_incomplete(saved.parents[1])
     assert not left.exists()
     assert saved.exists()
 

@@ -69,7 +69,7 @@ def test_images_must_fill_a_batch() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_each_batch_without_loss_or_duplicates(ranks: int) -> None:
     whole = list(islice(BatchStream(30, 8, seed=4, start_step=2), 7))
-    shares = [BatchStream(30, 8, seed=4, start_step=2, share=Ranks(rank, ranks).share_of) for rank in range(ranks)]
+    shares = [BatchStream(30, 8, seed=4, start_step=2, share=Ranks(rank, ranks).slice_of) for rank in range(ranks)]
     for expected, *parts in zip(whole, *[islice(share, 7) for share in shares], strict=True):
         assert all(part[:2] == expected[:2] for part in parts)
         assert np.concatenate([part.ids for part in parts]).tolist() == expected.ids.tolist()

@@ -8,7 +8,7 @@ from pool import RankPool
 from torch import Tensor, nn
 
 from msf_faiss.config import ModelConfig, NarrowBackbone
-from msf_faiss.distributed.batch_norm import RanksBatchNorm, shuffled, synchronised
+from msf_faiss.distributed.batch_norm import CpuSyncBatchNorm, shuffle_rows, synchronize_batch_norm
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.models import build_model
 
@@ -35,7 +35,7 @@ def layer(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
 def normalise_in_parts(
     ranks: Ranks, counts: list[int], shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Tensor | None]:
-    norm = RanksBatchNorm(layer(shape, dtype), ranks)
+    norm = CpuSyncBatchNorm(layer(shape, dtype), ranks)
     start = sum(counts[: ranks.rank])
     inputs = whole_batch(counts, shape, dtype)[start : start + counts[ranks.rank]].requires_grad_()
     outputs = norm(inputs)
@@ -79,7 +79,7 @@ def test_it_is_the_batch_norm_of_the_whole_batch(
 
 
 def half_precision(ranks: Ranks) -> tuple[torch.dtype, torch.dtype]:
-    norm = RanksBatchNorm(nn.BatchNorm1d(4), ranks)
+    norm = CpuSyncBatchNorm(nn.BatchNorm1d(4), ranks)
     inputs = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
     outputs = norm(inputs)
     outputs.sum().backward()
@@ -94,21 +94,21 @@ def test_activations_keep_their_dtype(pool: RankPool) -> None:
 def test_a_synchronised_model_has_the_same_weights_by_the_same_names() -> None:
     model = build_model(ModelConfig(backbone=NarrowBackbone(width=4)), seed=0)
     before = copy.deepcopy(model.state_dict())
-    assert synchronised(model, Ranks.alone()) is model
-    assert not any(isinstance(module, RanksBatchNorm) for module in model.modules())
-    after = synchronised(model, Ranks(0, 2)).state_dict()
+    assert synchronize_batch_norm(model, Ranks.alone()) is model
+    assert not any(isinstance(module, CpuSyncBatchNorm) for module in model.modules())
+    after = synchronize_batch_norm(model, Ranks(0, 2)).state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     kinds = [type(module) for module in model.modules() if "BatchNorm" in type(module).__name__]
-    assert set(kinds) == {RanksBatchNorm}
+    assert set(kinds) == {CpuSyncBatchNorm}
     assert not any(parameter.requires_grad for parameter in model.target.parameters())
 
 
 def shuffle(ranks: Ranks, counts: list[int], step: int) -> tuple[list[int], list[int]]:
     start = sum(counts[: ranks.rank])
     rows = torch.arange(start, start + counts[ranks.rank]).view(-1, 1).expand(-1, 3).float()
-    with ranks.agreed(counts):
-        others, undo = shuffled(rows, ranks, seed=1, step=step)
+    with ranks.known_row_counts(counts):
+        others, undo = shuffle_rows(rows, ranks, seed=1, step=step)
         back = undo(others * 10)
     assert torch.equal(back, rows * 10)
     assert others.shape == rows.shape

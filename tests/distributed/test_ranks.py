@@ -7,8 +7,8 @@ import torch
 from pool import RankPool
 from torch import nn
 
-from msf_faiss.distributed.ranks import Ranks, data_parallel, joined, lost_peer, without_exchange
-from msf_faiss.errors import ElsewhereError, UserError
+from msf_faiss.distributed.ranks import Ranks, data_parallel, is_peer_lost, join_ranks, no_gradient_sync
+from msf_faiss.errors import PeerError, UserError
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8]
 
@@ -23,7 +23,7 @@ def move_rows(ranks: Ranks, counts: list[int]) -> None:
             everyone = [drawn(count, *shape, dtype=dtype, seed=rank) for rank, count in enumerate(counts)]
             mine = everyone[ranks.rank]
             for agreed in (counts, None):
-                with ranks.agreed(agreed):
+                with ranks.known_row_counts(agreed):
                     found = ranks.gather_rows(mine)
                 assert found.dtype == dtype
                 assert torch.equal(found, torch.cat(everyone))
@@ -75,9 +75,9 @@ def fail_on_one(ranks: Ranks, way: str, failing: int) -> str:
         if way == "on_main":
             ranks.on_main(work)
         else:
-            with ranks.in_turn():
+            with ranks.main_first():
                 work()
-    except ElsewhereError as error:
+    except PeerError as error:
         return f"elsewhere: {error}"
     except UserError as error:
         return f"here: {error}"
@@ -94,7 +94,7 @@ def test_a_mistake_on_one_rank_ends_all(pool: RankPool, way: str, failing: int) 
 def take_turns(ranks: Ranks, two_hosts: bool) -> tuple[float, float]:
     if two_hosts:
         ranks.local_rank, ranks.local_size = ranks.rank % 2, 2
-    with ranks.in_turn():
+    with ranks.main_first():
         began = time.monotonic()
         time.sleep(0.1)
         return began, time.monotonic()
@@ -139,14 +139,14 @@ def test_gradients_do_not_depend_on_when_the_process_was_started(pool: RankPool)
 @pytest.mark.parametrize("count", [0, 1, 7, 12])
 def test_shares_are_all_of_it_and_even(count: int) -> None:
     for size in (1, 2, 3, 5):
-        parts = [list(range(count))[Ranks(rank, size).share_of(count)] for rank in range(size)]
+        parts = [list(range(count))[Ranks(rank, size).slice_of(count)] for rank in range(size)]
         assert [place for part in parts for place in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
     alone, rows = Ranks.alone(), torch.arange(3)
-    with alone.in_turn(), alone.agreed([3]):
+    with alone.main_first(), alone.known_row_counts([3]):
         assert alone.gather_rows(rows) is rows
         assert alone.scatter_sums(rows, [3]) is rows
         assert alone.side_channel() is alone
@@ -159,11 +159,11 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
 def test_a_process_that_nobody_told_of_others_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with joined("cpu") as ranks:
+    with join_ranks("cpu") as ranks:
         assert (ranks.rank, ranks.size) == (0, 1)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined("cpu") as ranks:
+    with join_ranks("cpu") as ranks:
         assert (ranks.rank, ranks.size) == (0, 1)
 
 
@@ -183,20 +183,20 @@ def test_an_incomplete_environment_is_named(
         monkeypatch.delenv(name, raising=False)
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=complaint), joined("cpu"):
+    with pytest.raises(UserError, match=complaint), join_ranks("cpu"):
         pass
 
 
 def test_a_lost_peer_is_told_from_a_bug() -> None:
-    assert lost_peer(RuntimeError("[.../gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1"))
-    assert not lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not lost_peer(KeyError("gloo"))
+    assert is_peer_lost(RuntimeError("[.../gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1"))
+    assert not is_peer_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_peer_lost(KeyError("gloo"))
 
 
 def gradient_of_two_parts(ranks: Ranks) -> list[float]:
     network = torch.nn.Linear(3, 1, bias=False)
     parallel = data_parallel(network, ranks, torch.zeros(2, 3))
-    with without_exchange(parallel):
+    with no_gradient_sync(parallel):
         parallel(torch.full((2, 3), float(ranks.rank))).sum().backward()
         apart = network.weight.grad
     assert apart is None or not (apart - 2 * ranks.rank).any()

@@ -15,7 +15,7 @@ from msf_faiss.data.sampler import epoch_order
 from msf_faiss.data.source import Reduce, UnreadableImageError
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.distributed.ranks import Ranks
-from msf_faiss.errors import ElsewhereError, UserError
+from msf_faiss.errors import PeerError, UserError
 from msf_faiss.evaluate.finetune import (
     ONE_PERCENT,
     TEN_PERCENT,
@@ -304,7 +304,7 @@ def fail_together(ranks: Ranks, what: str) -> str:
     }
     try:
         train(ranks=ranks, **cases[what])
-    except ElsewhereError as error:
+    except PeerError as error:
         return f"elsewhere: {error}"
     except UserError as error:
         return f"here: {error}"

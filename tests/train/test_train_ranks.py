@@ -26,7 +26,7 @@ from msf_faiss.config import (
     ViewsConfig,
 )
 from msf_faiss.distributed.ranks import Ranks
-from msf_faiss.errors import ElsewhereError, UserError
+from msf_faiss.errors import PeerError, UserError
 from msf_faiss.run.events import RunEnded, RunStarted
 from msf_faiss.run.recorder import Recorder
 from msf_faiss.train.trainer import pretrain
@@ -85,7 +85,7 @@ def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None 
                     record(report)
                 if isinstance(report, RunStarted):
                     started = report
-    except ElsewhereError as error:
+    except PeerError as error:
         return f"elsewhere: {error}"
     except UserError as error:
         return f"here: {error}"

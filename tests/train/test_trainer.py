@@ -249,8 +249,8 @@ def test_other_data_than_before_is_refused(
 ) -> None:
     from msf_faiss.train import resume
 
-    found = resume.newest_valid
-    monkeypatch.setattr(resume, "newest_valid", lambda *args: (replace(found(*args)[0], dataset_size=71), {}))
+    found = resume.find_newest_valid
+    monkeypatch.setattr(resume, "find_newest_valid", lambda *args: (replace(found(*args)[0], dataset_size=71), {}))
     with pytest.raises(UserError, match="had 71 training images, now there are 70"):
         run(CONFIG, finished[0], resume="auto")
 

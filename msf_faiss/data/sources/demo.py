@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_faiss.counter_rng import hashes, uniform
+from msf_faiss.counter_rng import hash_counters, uniform
 
 Array = NDArray[np.float64]
 
@@ -161,7 +161,7 @@ def _draw(ids: NDArray[np.int64], labels: NDArray[np.int64], seed: int, size: in
     contrast = _CONTRAST[0] + (_CONTRAST[1] - _CONTRAST[0]) * shade
     axis = (np.arange(size) - (size - 1) / 2) / size
     light = np.cos(_TURN * direction) * axis + np.sin(_TURN * direction) * axis[:, None]  # [n, S, S]
-    bits = hashes(seed, _NOISE_STREAM, ids[:, None], np.arange(size * size)).reshape(ink.shape)
+    bits = hash_counters(seed, _NOISE_STREAM, ids[:, None], np.arange(size * size)).reshape(ink.shape)
     noise = (bits >> np.uint64(40)) * 2.0**-23 - 1
     middle = 0.5 + (brightness - 0.5) * (1 - contrast)
     level = middle + contrast * (ink - 0.5) + _LIGHT * (slope - 0.5) * light + _NOISE * noise

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from msf_faiss.data.sources.disk_cache import digest
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_whole
+from msf_faiss.files import write_atomic
 
 EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, *([".avif"] if features.check("avif") else []))
 """Endings of image files, in lower case; files with another are not looked at."""
@@ -137,7 +137,7 @@ def _keep(file: Path, root: Path, names: Names, watched: dict[str, State]) -> No
         states=np.array(list(watched.values()), np.uint64),
     )
     try:
-        write_whole(file, content.getvalue(), sync=False)
+        write_atomic(file, content.getvalue(), sync=False)
     except OSError as error:
         _log.info("the list of %s is not kept in %s: %s", root, file.parent, error.strerror or error)
 

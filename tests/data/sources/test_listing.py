@@ -218,7 +218,7 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(listing, "write_whole", full)
+    monkeypatch.setattr(listing, "write_atomic", full)
     with caplog.at_level(logging.INFO):
         assert len(names(root)) == 3
     assert "No space left on device" in caplog.text
