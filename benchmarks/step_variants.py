@@ -30,7 +30,7 @@ from msf_faiss.bank import Bank, create_bank
 from msf_faiss.config import Config, ParquetData
 from msf_faiss.device import select_device
 from msf_faiss.models import build_model, memory_format
-from msf_faiss.run.events import StepReport
+from msf_faiss.run.events import TrainingProgress
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train import state as training_state
 from msf_faiss.train.trainer import pretrain
@@ -122,7 +122,7 @@ class Ours:
     def run(self, steps: int) -> list[float]:
         assert steps == self.steps, "a run reports after a fixed number of steps"
         start = time.perf_counter()
-        while not isinstance(next(self.reports), StepReport):
+        while not isinstance(next(self.reports), TrainingProgress):
             pass
         return [(time.perf_counter() - start) / steps] * steps
 

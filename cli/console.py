@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from msf_faiss.run.events import (
-    BankImproved,
+    BankAdjusted,
+    CachingImages,
     CheckpointSaved,
-    Collapsing,
-    Evaluated,
-    HoldingImages,
-    Profiled,
-    Report,
+    CollapseDetected,
+    Event,
+    KnnEvaluated,
     RunEnded,
     RunStarted,
-    StepReport,
+    StepProfiled,
+    TrainingProgress,
 )
 
 
@@ -62,34 +62,34 @@ class TrainingDisplay:
         if self._live:
             self._live.stop()
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: Event) -> None:
         match report:
             case RunStarted():
                 self._start(report)
-            case HoldingImages(memory=0):
+            case CachingImages(memory=0):
                 self._say("cache    none: decoders make images as large as these smaller at once, which is quicker")
-            case HoldingImages():
+            case CachingImages():
                 self._say(f"cache    {report.images:,} images are decoded and held, {report.memory / 1e6:,.0f} MB")
-            case StepReport() if self._live:
+            case TrainingProgress() if self._live:
                 self._bar.update(self._task, completed=report.step)
                 tables = (_table(_values(report, self._epochs)), _table(_bank_values(report)))
                 self._live.update(Group(self._bar, *tables))
-            case StepReport():
+            case TrainingProgress():
                 self._say(_line(report, self._epochs))
-            case Evaluated():
+            case KnnEvaluated():
                 among = ", leave-one-out" if report.leave_one_out else ""
                 self._say(f"epoch {report.epoch:.4g}: {report.k}-NN accuracy {report.accuracy:.1%}{among}")
             case CheckpointSaved():
                 self._say(f"epoch {report.epoch:.4g}: checkpoint saved: {report.path}")
-            case BankImproved():
+            case BankAdjusted():
                 self._say(f"step {report.step:,}: bank: {report.text}")
-            case Collapsing():
+            case CollapseDetected():
                 self._say(
                     f"warning: step {report.step:,}: the embeddings are collapsing since step {report.since:,} "
                     f"(deviation {report.embedding_std:.2g} of 1, effective rank {report.effective_rank:.3g}): lower "
                     "optimizer.learning_rate or raise target.momentum, and go on from a checkpoint before that"
                 )
-            case Profiled():
+            case StepProfiled():
                 self._say(f"profile of {report.steps} steps; a trace of later ones: {report.trace}")
                 self._console.print(_profile(report))
             case RunEnded():
@@ -118,35 +118,35 @@ class TrainingDisplay:
         self._console.print(text, markup=False)
 
 
-def _values(report: StepReport, epochs: float) -> dict[str, str]:
+def _values(report: TrainingProgress, epochs: float) -> dict[str, str]:
     """How training goes, as name and text."""
     values = {
         "epoch": f"{report.epoch:.2f}/{epochs:.4g}",
         "loss": f"{report.loss:.4f}",
         "purity": "–" if report.purity is None else f"{report.purity:.3f}",
         "images/s": f"{report.images_per_second:,.0f}",
-        "left": duration(report.seconds_left),
-        "data": f"{report.data_share:.0%}",
-        "bank": f"{report.bank_share:.0%}",
-        "model": f"{report.model_share:.0%}",
+        "left": duration(report.eta_seconds),
+        "data": f"{report.data_time_ratio:.0%}",
+        "bank": f"{report.bank_time_ratio:.0%}",
+        "model": f"{report.model_time_ratio:.0%}",
         "spread": f"{report.embedding_std:.2f}",
         "rank": f"{report.effective_rank:.0f}",
     }
-    return values | ({"unreadable": f"{report.unreadable:,}"} if report.unreadable else {})
+    return values | ({"unreadable": f"{report.unreadable_images:,}"} if report.unreadable_images else {})
 
 
-def _bank_values(report: StepReport) -> dict[str, str]:
+def _bank_values(report: TrainingProgress) -> dict[str, str]:
     """How the bank does, as name and text."""
-    recall = {} if report.recall is None else {"recall": f"{report.recall:.3f}"}
+    recall = {} if report.recall_at_k is None else {"recall": f"{report.recall_at_k:.3f}"}
     return {
-        "full": f"{report.bank_fill:.0%}",
+        "full": f"{report.bank_fill_ratio:.0%}",
         "push": f"{report.push_ms:.3g} ms",
         "search": f"{report.search_ms:.3g} ms",
         **recall,
-        "age": f"{report.neighbor_age:,.0f}",
+        "age": f"{report.neighbor_age_mean:,.0f}",
         "95 %": f"{report.neighbor_age_p95:,.0f}",
         "hubs": f"{report.hubness:.1%}",
-        **{name.replace("_", " "): f"{value:.3g}" for name, value in report.bank_readings.items()},
+        **{name.replace("_", " "): f"{value:.3g}" for name, value in report.bank_metrics.items()},
     }
 
 
@@ -164,7 +164,7 @@ _PARTS = {
 }
 
 
-def _profile(report: Profiled) -> Table:
+def _profile(report: StepProfiled) -> Table:
     """What each part of a step takes, in the order of the step."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("part of a step")
@@ -189,7 +189,7 @@ def _table(values: dict[str, str]) -> Table:
     return table
 
 
-def _line(report: StepReport, epochs: float) -> str:
+def _line(report: TrainingProgress, epochs: float) -> str:
     values = "  ".join(f"{name} {text}" for name, text in _values(report, epochs).items())
     bank = "  ".join(f"{name} {text}" for name, text in _bank_values(report).items())
     return f"step {report.step:,}  {values}  |  bank: {bank}"

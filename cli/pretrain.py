@@ -103,7 +103,7 @@ def command(
         return 0
 
     from msf_faiss.distributed.ranks import join_ranks
-    from msf_faiss.run.events import Report, RunEnded
+    from msf_faiss.run.events import Event, RunEnded
     from msf_faiss.run.recorder import Recorder
     from msf_faiss.train.trainer import pretrain
 
@@ -117,7 +117,7 @@ def command(
     stopping = Stopping(quiet=quiet)
     try:
         with stopping.listening(), join_ranks(settings.train.device) as ranks, contextlib.ExitStack() as told:
-            consumers: list[Callable[[Report], None]] = []
+            consumers: list[Callable[[Event], None]] = []
             if ranks.is_main:
                 consumers = [told.enter_context(Recorder(run_dir)), told.enter_context(TrainingDisplay(stderr()))]
                 if metrics_port is not None:

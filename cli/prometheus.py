@@ -7,7 +7,7 @@ from dataclasses import asdict
 from types import TracebackType
 
 from msf_faiss.errors import UserError
-from msf_faiss.run.events import CheckpointSaved, Report, RunEnded, RunStarted, StepReport
+from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TrainingProgress
 
 _STEP_GAUGES = {
     "step": "Finished steps.",
@@ -16,15 +16,15 @@ _STEP_GAUGES = {
     "purity": "Share of the neighbours with the query's label, the query's own image left out.",
     "learning_rate": "Learning rate.",
     "images_per_second": "Images a second, on all ranks.",
-    "seconds_left": "Seconds until the run ends, at the mean rate.",
-    "data_share": "Share of the time spent waiting for data.",
-    "bank_share": "Share of the time spent on the bank.",
-    "bank_fill": "Filled share of the bank.",
-    "recall": "Recall of an approximate bank.",
-    "neighbor_age": "Mean age of the neighbours, in entries pushed since.",
+    "eta_seconds": "Seconds until the run ends, at the mean rate.",
+    "data_time_ratio": "Share of the time spent waiting for data.",
+    "bank_time_ratio": "Share of the time spent on the bank.",
+    "bank_fill_ratio": "Filled share of the bank.",
+    "recall_at_k": "Recall of an approximate bank.",
+    "neighbor_age_mean": "Mean age of the neighbours, in entries pushed since.",
     "embedding_std": "Mean deviation of an embedding's dimension times sqrt(D): 1 evenly spread, 0 collapsed.",
     "effective_rank": "Effective rank of the newest embeddings.",
-    "unreadable": "Images left out because they cannot be read.",
+    "unreadable_images": "Images left out because they cannot be read.",
 }
 
 
@@ -57,7 +57,7 @@ class MetricsServer:
         self._heard = gauge("last_report_timestamp_seconds", "Unix time of the last report.")
         self._saved_step = gauge("checkpoint_step", "Step of the last checkpoint.")
         self._saved_time = gauge("checkpoint_timestamp_seconds", "Unix time of the last checkpoint.")
-        self._collapse = gauge("collapsing_since_step", "Step at which the embeddings began to collapse, or -1.")
+        self._collapse = gauge("collapsing_since", "Step at which the embeddings began to collapse, or -1.")
         self._collapse.set(-1)
         try:
             self._server, self._thread = prometheus_client.start_http_server(port, address, registry)
@@ -77,13 +77,13 @@ class MetricsServer:
         self._server.server_close()
         self._thread.join()
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: Event) -> None:
         match report:
             case RunStarted():
                 self._total.set(report.total_steps)
                 self._steps["step"].set(report.first_step)
                 self._training.set(1)
-            case StepReport():
+            case TrainingProgress():
                 values = asdict(report)
                 for name, gauge in self._steps.items():
                     if values[name] is not None:

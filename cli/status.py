@@ -91,9 +91,9 @@ def _progress(beat: Heartbeat) -> dict[str, str]:
     facts = {"step": f"{beat.step:,} of {beat.total_steps:,}"}
     if beat.epoch is not None:
         facts["step"] += f" (epoch {beat.epoch:.4g})"
-    if beat.images_per_second is not None and beat.seconds_left is not None:
+    if beat.images_per_second is not None and beat.eta_seconds is not None:
         facts["rate"] = f"{beat.images_per_second:,.0f} images/s"
-        facts["left"] = duration(beat.seconds_left)
+        facts["left"] = duration(beat.eta_seconds)
     if beat.loss is not None:
         facts["loss"] = f"{beat.loss:.4f}" + (f", purity {beat.purity:.3f}" if beat.purity is not None else "")
     if beat.checkpoint is not None:

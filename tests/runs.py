@@ -7,7 +7,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-_TIMED = {"images_per_second", "seconds_left", "knn_seconds", "data_share", "bank_share", "model_share"}
+_TIMED = {"images_per_second", "eta_seconds", "knn_seconds", "data_time_ratio", "bank_time_ratio", "model_time_ratio"}
 
 
 def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -22,7 +22,7 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()[1:]]
     return [
         {name: value for name, value in line.items() if name not in _TIMED and not name.endswith("_ms")}
         for line in lines

@@ -41,7 +41,7 @@ _AT_THE_TOP: dict[str, tuple[str, Callable[[NDArray[np.float64]], Any]]] = {
     "loss": ("lowest", np.nanmin),
     "purity": ("highest", np.nanmax),
     "knn_accuracy": ("highest", np.nanmax),
-    "recall": ("lowest", np.nanmin),
+    "recall_at_k": ("lowest", np.nanmin),
     "effective_rank": ("median", np.nanmedian),
     "images_per_second": ("median", np.nanmedian),
 }
@@ -165,7 +165,7 @@ def ending(status: Status) -> str:
         case "starting":
             return "A new process has begun, and its first step is still to come."
         case _:
-            left = None if beat.seconds_left is None else datetime.timedelta(seconds=round(beat.seconds_left))
+            left = None if beat.eta_seconds is None else datetime.timedelta(seconds=round(beat.eta_seconds))
             heard = f"In training on {beat.host}, last heard of {moment(beat.time)}"
             return f"{heard}." if left is None else f"{heard}, about {left} left."
 

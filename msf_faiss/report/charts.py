@@ -43,29 +43,29 @@ GROUPS: dict[str, dict[str, Measure]] = {
     "Embeddings": {
         "embedding_std": Measure("Spread", "1: evenly spread, 0: all the same"),
         "effective_rank": Measure("Effective rank", "of the newest embeddings"),
-        "hubness": Measure("Hubs", "queries that find one of the ten most found entries", "percent"),
+        "hubness": Measure("Hubness", "queries that retrieve one of the ten most retrieved entries", "percent"),
     },
     "Bank": {
-        "recall": Measure("Recall", "of the approximate search, as last checked", "percent"),
-        "neighbor_age": Measure("Age of the neighbours", "mean, in entries pushed since", "count"),
+        "recall_at_k": Measure("Recall", "of the approximate search, as last checked", "percent"),
+        "neighbor_age_mean": Measure("Age of the neighbours", "mean, in entries pushed since", "count"),
         "neighbor_age_p95": Measure("Age, 95th percentile", "in entries pushed since", "count"),
-        "bank_fill": Measure("Fill", "of the bank’s capacity", "percent", noisy=False),
+        "bank_fill_ratio": Measure("Fill ratio", "of the bank’s capacity", "percent", noisy=False),
     },
     "Speed": {
         "images_per_second": Measure("Images a second", "", "count"),
-        "model_share": Measure("Share of the model", "forward, backward, optimizer, of the wall time", "percent"),
-        "data_share": Measure("Share of the data", "waiting for them and making views", "percent"),
-        "bank_share": Measure("Share of the bank", "push, search, mean and checks", "percent"),
+        "model_time_ratio": Measure("Share of the model", "forward, backward, optimizer, of the wall time", "percent"),
+        "data_time_ratio": Measure("Share of the data", "waiting for them and making views", "percent"),
+        "bank_time_ratio": Measure("Share of the bank", "push, search, mean and checks", "percent"),
         "push_ms": Measure("Push", "milliseconds a step", "ms"),
         "search_ms": Measure("Search", "milliseconds a step", "ms"),
     },
     "Schedule": {
         "learning_rate": Measure("Learning rate", noisy=False),
-        "target_momentum": Measure("Target momentum", noisy=False),
+        "ema_momentum": Measure("EMA momentum", noisy=False),
     },
 }
-_NO_CURVES = {"epoch", "seconds_left", "collapsing_since", "knn_k", "knn_seconds", "knn_leave_one_out"}
-_ONLY_IF_ANY = {"unreadable": Measure("Unreadable images", "left out so far", "count", noisy=False)}
+_NO_CURVES = {"epoch", "eta_seconds", "collapsing_since", "knn_k", "knn_seconds", "knn_leave_one_out"}
+_ONLY_IF_ANY = {"unreadable_images": Measure("Unreadable images", "left out so far", "count", noisy=False)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from msf_faiss.run.metrics_file import check_header
+
 MOST_POINTS = 1500  # of a curve on the page: more than its pixels
 _SMOOTH_POINTS = 400
 SMOOTH_SHARE = 0.02  # of a curve's points, over which a smoothed one is the mean
@@ -63,7 +65,8 @@ def read_metrics(path: Path) -> Metrics:
     A line that is cut short is skipped. Where a step is there twice, its last line counts.
 
     Raises:
-        OSError: if the file cannot be read.
+        UserError: if the file has another format version.
+        OSError: if it cannot be read.
     """
     points: dict[str, tuple[array[int], array[float]]] = {}
     marks: dict[tuple[str, int], Mark] = {}
@@ -129,6 +132,10 @@ def _records(path: Path) -> Iterator[dict[str, Any] | None]:
     except FileNotFoundError:
         return
     with file:
+        header = file.readline()
+        if not header.endswith(b"\n"):  # empty, or being written
+            return
+        check_header(path, header)
         for line in file:
             try:
                 record = json.loads(line)
@@ -160,8 +167,8 @@ def _marks(record: Mapping[str, Any]) -> Iterator[Mark]:
         if isinstance(std, float) and isinstance(rank, float):
             text += f" (deviation {std:.2g} of 1, effective rank {rank:.3g})"
         yield Mark(**at, kind="collapse", text=text)
-    if "bank_improved" in record:
-        yield Mark(**at, kind="bank", text=f"bank: {record['bank_improved']}")
+    if "bank_adjusted" in record:
+        yield Mark(**at, kind="bank", text=f"bank: {record['bank_adjusted']}")
     loss = record.get("loss")
     if isinstance(loss, float) and not math.isfinite(loss):
         yield Mark(**at, kind="loss", text="the first loss that is no finite number")

@@ -19,7 +19,8 @@ from msf_faiss.evaluate.results import Result, load_results
 from msf_faiss.neighbors.inspection import inspect
 from msf_faiss.neighbors.records import Inspection
 from msf_faiss.report.metrics import Metrics, read_metrics
-from msf_faiss.run.directory import CONFIG, METRICS
+from msf_faiss.run.directory import CONFIG
+from msf_faiss.run.metrics_file import METRICS
 from msf_faiss.run.status import STATUS, Status, read_status
 
 _QUERIES, _NEIGHBORS = 6, 8
@@ -52,7 +53,7 @@ def read_runs(paths: Sequence[Path], *, neighbors: bool) -> list[RunRecord]:
         neighbors: look for those of a few queries in the newest checkpoint's bank.
 
     Raises:
-        UserError: if there is no run at one of them, or its metrics cannot be read.
+        UserError: if there is no run at one of them, or its metrics cannot be read or have another format version.
     """
     different = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
     for path in different:

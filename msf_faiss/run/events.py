@@ -28,7 +28,7 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HoldingImages:
+class CachingImages:
     """The images are being decoded, to be held in memory; the first step waits for it."""
 
     images: int
@@ -36,7 +36,7 @@ class HoldingImages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
+class TrainingProgress:
     """The means since the report before. `step` counts finished steps, `epoch` is a fraction of epochs done."""
 
     step: int
@@ -44,30 +44,30 @@ class StepReport:
     loss: float
     purity: float | None  # without entries of the query's own image; None: unlabelled, or no other entries yet
     learning_rate: float
-    target_momentum: float
-    bank_fill: float  # 0..1
-    neighbor_age: float  # mean over the neighbours, in entries pushed since; the own entry left out
+    ema_momentum: float
+    bank_fill_ratio: float  # 0..1
+    neighbor_age_mean: float  # mean over the neighbours, in entries pushed since; the own entry left out
     neighbor_age_p95: float  # 95 % are not older
     hubness: (
         float  # share of the queries that find one of the ten most found entries (mean of the ten), own entry left out
     )
-    recall: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
+    recall_at_k: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
     embedding_std: float  # of the newest embeddings, see `monitor.Spread`: 1 evenly spread, 0 all the same
     effective_rank: float  # of the same, at most the smaller of 256 and their dimensions
     collapsing_since: int | None  # step; None: the embeddings are not collapsing
     push_ms: float  # a step
     search_ms: float  # a step; the mean of the neighbours included
-    bank_readings: Mapping[str, float]  # what only this kind of bank knows about itself
+    bank_metrics: Mapping[str, float]  # what only this kind of bank knows about itself
     images_per_second: float
-    data_share: float  # of the wall time: waiting for data, and making views
-    bank_share: float  # push, search, mean and checks
-    model_share: float  # forward, backward, optimizer and everything else
-    seconds_left: float  # at the mean rate since this process began
-    unreadable: int  # images left out so far
+    data_time_ratio: float  # of the wall time: waiting for data, and making views
+    bank_time_ratio: float  # push, search, mean and checks
+    model_time_ratio: float  # forward, backward, optimizer and everything else
+    eta_seconds: float  # at the mean rate since this process began
+    unreadable_images: int  # images left out so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
+class KnnEvaluated:
     """kNN accuracy (0..1) of the online encoder's backbone features during training."""
 
     step: int
@@ -90,7 +90,7 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BankImproved:
+class BankAdjusted:
     """An approximate bank found fewer neighbours than promised, and did something about it."""
 
     step: int
@@ -99,7 +99,7 @@ class BankImproved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collapsing:
+class CollapseDetected:
     """The embeddings have come to lie close together: the run learns nothing more."""
 
     step: int
@@ -110,7 +110,7 @@ class Collapsing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profiled:
+class StepProfiled:
     """Where the time of some steps went; a trace of a few later ones is on disk."""
 
     step: int
@@ -134,14 +134,14 @@ class RunEnded:
     seconds: float
 
 
-Report = (
+Event = (
     RunStarted
-    | HoldingImages
-    | StepReport
-    | Evaluated
+    | CachingImages
+    | TrainingProgress
+    | KnnEvaluated
     | CheckpointSaved
-    | BankImproved
-    | Collapsing
-    | Profiled
+    | BankAdjusted
+    | CollapseDetected
+    | StepProfiled
     | RunEnded
 )

@@ -16,17 +16,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_atomic
-from msf_faiss.run.directory import BOARD, METRICS
+from msf_faiss.run.directory import BOARD
 from msf_faiss.run.events import (
-    BankImproved,
+    BankAdjusted,
     CheckpointSaved,
-    Collapsing,
-    Evaluated,
-    Report,
+    CollapseDetected,
+    Event,
+    KnnEvaluated,
     RunEnded,
     RunStarted,
-    StepReport,
+    TrainingProgress,
 )
+from msf_faiss.run.metrics_file import METRICS, append_metrics, begin_metrics
 from msf_faiss.run.status import STATUS, Heartbeat, State
 
 
@@ -41,7 +42,7 @@ class Recorder:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._board: SummaryWriter | None = None
-        self._last: StepReport | None = None
+        self._last: TrainingProgress | None = None
         self._heartbeat: Heartbeat | None = None
         self._on_thread_error = threading.excepthook
 
@@ -73,7 +74,7 @@ class Recorder:
                     message=None if interrupted else str(error) or type(error).__name__,
                 )
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: Event) -> None:
         try:
             self._record(report)
         except OSError as error:
@@ -85,51 +86,50 @@ class Recorder:
         self._heartbeat = replace(self._heartbeat, time=time.time(), **changes)
         write_atomic(self._run_dir / STATUS, json.dumps(asdict(self._heartbeat), indent=2) + "\n", sync=False)
 
-    def _record(self, report: Report) -> None:
+    def _record(self, report: Event) -> None:
         match report:
             case RunStarted():
                 self._heartbeat = Heartbeat.begin(step=report.first_step, total_steps=report.total_steps)
                 self._beat()
-                _drop_lines_after(self._run_dir / METRICS, report.first_step)
+                begin_metrics(self._run_dir / METRICS, report.first_step)
                 self._board = SummaryWriter(
                     str(self._run_dir / BOARD), purge_step=report.first_step + 1 if report.first_step else None
                 )
-            case StepReport():
+            case TrainingProgress():
                 self._last = report
                 values = asdict(report)
-                values |= {f"bank_{name}": value for name, value in values.pop("bank_readings").items()}
+                values |= {f"bank_{name}": value for name, value in values.pop("bank_metrics").items()}
                 self._line(values)
-                self._scalars("train", values, report.step)
+                self._scalars(values, report.step)
                 told = {field.name for field in fields(Heartbeat)}
                 self._beat(**{name: value for name, value in values.items() if name in told})
             case CheckpointSaved():
                 self._beat(checkpoint=str(report.path), checkpoint_step=report.step, checkpoint_time=time.time())
-            case Collapsing():
+            case CollapseDetected():
                 loss = self._last.loss if self._last else None
                 self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "collapse": asdict(report)})
             case RunEnded():
                 state: State = "finished" if report.reason == "finished" else "interrupted"
                 self._beat(state=state, step=report.step, epoch=report.epoch, checkpoint=str(report.checkpoint))
-            case Evaluated():
+            case KnnEvaluated():
                 loss = self._last.loss if self._last else None
                 knn = {f"knn_{name}": value for name, value in asdict(report).items() if name not in {"step", "epoch"}}
                 self._line({"step": report.step, "epoch": report.epoch, "loss": loss, **knn})
-                self._scalars("knn", {"accuracy": report.accuracy}, report.step)
-            case BankImproved():
+                self._scalars({"knn_accuracy": report.accuracy}, report.step)
+            case BankAdjusted():
                 loss = self._last.loss if self._last else None
-                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "bank_improved": report.text})
+                self._line({"step": report.step, "epoch": report.epoch, "loss": loss, "bank_adjusted": report.text})
             case _:
                 pass
 
     def _line(self, values: dict[str, Any]) -> None:
-        with (self._run_dir / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        append_metrics(self._run_dir / METRICS, values)
 
-    def _scalars(self, group: str, values: dict[str, Any], step: int) -> None:
+    def _scalars(self, values: dict[str, Any], step: int) -> None:
         assert self._board is not None, "the first report of a run is RunStarted"
         for name, value in values.items():
             if name != "step" and value is not None:
-                self._board.add_scalar(f"{group}/{name}", value, step)
+                self._board.add_scalar(f"train/{name}", value, step)
 
 
 def _cannot_record(run_dir: Path, error: OSError) -> str:
@@ -139,16 +139,3 @@ def _cannot_record(run_dir: Path, error: OSError) -> str:
         f"{run_dir}: cannot write the metrics: {why}; {remedy} and start the same command again: checkpoints "
         "already saved are intact"
     )
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-    write_atomic(path, "".join(kept))

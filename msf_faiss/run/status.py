@@ -39,9 +39,9 @@ class Heartbeat:
     loss: float | None = None
     purity: float | None = None
     images_per_second: float | None = None
-    seconds_left: float | None = None
-    data_share: float | None = None
-    bank_share: float | None = None
+    eta_seconds: float | None = None
+    data_time_ratio: float | None = None
+    bank_time_ratio: float | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
     checkpoint_time: float | None = None  # Unix seconds

@@ -26,7 +26,7 @@ def learning_rate(
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))
 
 
-def target_momentum(step: int, *, config: TargetConfig, total_steps: int) -> float:
+def ema_momentum(step: int, *, config: TargetConfig, total_steps: int) -> float:
     """EMA momentum of step number `step`: constant, or from the first to the final one on a half cosine."""
     if config.final_momentum is None or total_steps <= 1:
         return config.momentum

@@ -27,22 +27,22 @@ from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import memory_format
 from msf_faiss.run import directory as run_directory
 from msf_faiss.run.events import (
-    BankImproved,
+    BankAdjusted,
+    CachingImages,
     CheckpointSaved,
-    Collapsing,
-    Evaluated,
-    HoldingImages,
-    Profiled,
-    Report,
+    CollapseDetected,
+    Event,
+    KnnEvaluated,
     RunEnded,
     RunStarted,
-    StepReport,
+    StepProfiled,
+    TrainingProgress,
 )
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train import monitors as monitor
 from msf_faiss.train.background_saver import BackgroundSaver
 from msf_faiss.train.clock import Clock
-from msf_faiss.train.optimizer import learning_rate, target_momentum
+from msf_faiss.train.optimizer import ema_momentum, learning_rate
 from msf_faiss.train.overlap import InTurn
 from msf_faiss.train.profiler import Profiler
 from msf_faiss.train.resume import Beginning, Resume, allowed_changes, find_beginning
@@ -63,7 +63,7 @@ def pretrain(
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
     profile: int | None = None,
-) -> Iterator[Report]:
+) -> Iterator[Event]:
     """Train as `config` says, in `run_dir`, and tell what happens.
 
     Args:
@@ -158,7 +158,7 @@ class _Run:
     def epoch(self) -> float:
         return self.state.step / self.steps_per_epoch
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Iterator[Event]:
         self.first_step = self.reported = self.state.step
         self.clock = Clock(self.device)
         self.profiler = None
@@ -201,7 +201,7 @@ class _Run:
                 if self.profiler is not None and self.profiler.trace(self.state.step):
                     yield self._profiled(self.profiler)
                 if improvement is not None:
-                    yield BankImproved(step=self.state.step, epoch=self.epoch, text=improvement)
+                    yield BankAdjusted(step=self.state.step, epoch=self.epoch, text=improvement)
                 if evaluating:
                     yield self._evaluate()
                 if saving:
@@ -221,7 +221,7 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _hold_images(self) -> Iterator[HoldingImages]:
+    def _hold_images(self) -> Iterator[CachingImages]:
         if self.state.step >= self.last_step:
             return
         processes = self.ranks.local_size
@@ -229,7 +229,7 @@ class _Run:
             memory = self.ranks.broadcast_object(cache_size(self.source, self.config, processes=processes))
             if memory is None:
                 return
-            yield HoldingImages(images=len(self.source), memory=memory)
+            yield CachingImages(images=len(self.source), memory=memory)
             if memory:
                 self.source = cache_decoded(self.source, self.config, processes=processes)
 
@@ -273,7 +273,7 @@ class _Run:
                 steps_per_epoch=self.steps_per_epoch,
                 total_steps=self.schedule_steps,
             ),
-            momentum=target_momentum(step, config=config.target, total_steps=self.schedule_steps),
+            momentum=ema_momentum(step, config=config.target, total_steps=self.schedule_steps),
             precision=getattr(torch, config.train.precision),
             share=len(ids) / sum(counts),
             parts=max(1, min(config.train.accumulate, min(counts) // _LEAST_PART)),
@@ -314,7 +314,7 @@ class _Run:
             first_step=self.state.step,
         )
 
-    def _progress(self) -> StepReport:
+    def _progress(self) -> TrainingProgress:
         done, config, bank = self.state.step, self.config, self.state.bank
         seconds, parts = self.clock.read()  # before what is itself timed as reporting, in the time to come
         with self.ranks.report_on_main():
@@ -331,35 +331,35 @@ class _Run:
         newest = bank.reconstruct(bank.newest(max(1, _SPREAD // self.ranks.size)))
         spread = monitor.spread_of(self.ranks.gather_rows(newest))
         self.collapsed = self.collapse.update(spread, done)
-        return StepReport(
+        return TrainingProgress(
             step=done,
             epoch=self.epoch,
             loss=loss,
             purity=neighbors.purity,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
-            target_momentum=target_momentum(done - 1, config=config.target, total_steps=self.schedule_steps),
-            bank_fill=len(bank) / bank.capacity,
-            neighbor_age=neighbors.age,
+            ema_momentum=ema_momentum(done - 1, config=config.target, total_steps=self.schedule_steps),
+            bank_fill_ratio=len(bank) / bank.capacity,
+            neighbor_age_mean=neighbors.age,
             neighbor_age_p95=neighbors.age_p95,
             hubness=neighbors.hubness,
-            recall=self.watch.recall if self.watch else None,
+            recall_at_k=self.watch.recall if self.watch else None,
             embedding_std=spread.std,
             effective_rank=spread.rank,
             collapsing_since=self.collapse.since,
             push_ms=1000 * parts.get("push", 0.0) / steps,
             search_ms=1000 * parts.get("search", 0.0) / steps,
-            bank_readings=_means([readings for readings, _ in everyone]),
+            bank_metrics=_means([readings for readings, _ in everyone]),
             images_per_second=images / seconds,
-            data_share=data / seconds,
-            bank_share=bank_seconds / seconds,
-            model_share=max(0.0, 1 - (data + bank_seconds) / seconds),
-            seconds_left=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
-            unreadable=len(set().union(*(ids for _, ids in everyone))),
+            data_time_ratio=data / seconds,
+            bank_time_ratio=bank_seconds / seconds,
+            model_time_ratio=max(0.0, 1 - (data + bank_seconds) / seconds),
+            eta_seconds=(time.perf_counter() - self.began) / (done - self.first_step) * (self.last_step - done),
+            unreadable_images=len(set().union(*(ids for _, ids in everyone))),
         )
 
-    def _profiled(self, profiler: Profiler) -> Profiled:
+    def _profiled(self, profiler: Profiler) -> StepProfiled:
         with self.clock.paused():
-            return Profiled(
+            return StepProfiled(
                 step=self.state.step,
                 epoch=self.epoch,
                 steps=profiler.steps,
@@ -370,7 +370,7 @@ class _Run:
                 trace=self.ranks.on_main(lambda: profiler.write_trace(self.run_dir)),
             )
 
-    def _evaluate(self) -> Evaluated:
+    def _evaluate(self) -> KnnEvaluated:
         began = time.perf_counter()
         with self.clock.paused(), self.watchdog.paused():
             score = self.ranks.on_main(
@@ -384,7 +384,7 @@ class _Run:
                     limit=self.config.knn.images,
                 ),
             )
-        return Evaluated(
+        return KnnEvaluated(
             step=self.state.step,
             epoch=self.epoch,
             k=self.config.knn.k,
@@ -522,9 +522,9 @@ def _watch(config: Config, ranks: Ranks) -> RecallMonitor | None:
             return None
 
 
-def _collapsing(progress: StepReport) -> Collapsing:
+def _collapsing(progress: TrainingProgress) -> CollapseDetected:
     assert progress.collapsing_since is not None
-    return Collapsing(
+    return CollapseDetected(
         step=progress.step,
         epoch=progress.epoch,
         since=progress.collapsing_since,

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page
 from msf_faiss.config import Config, DemoData
 from msf_faiss.config.load import dump_config, override_config
 from msf_faiss.report.build import write_report
+from msf_faiss.run.metrics_file import HEADER
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<∕script>"
@@ -41,8 +42,8 @@ def write_run(path: Path, steps: Any, *settings: str, name: str = "a bank") -> P
         {"step": step, "epoch": step / 100, "loss": loss(step), "purity": step / 1000, "learning_rate": 0.1}
         for step in steps
     ]
-    lines += [{"step": steps[-1], "epoch": steps[-1] / 100, "bank_improved": name}]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines += [{"step": steps[-1], "epoch": steps[-1] / 100, "bank_adjusted": name}]
+    (path / "metrics.jsonl").write_text(HEADER + "".join(json.dumps(line) + "\n" for line in lines))
     (path / "config.yaml").write_text(dump_config(override_config(Config(data=DemoData()), settings)))
     return path
 

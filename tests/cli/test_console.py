@@ -8,7 +8,7 @@ import pytest
 from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 
-from msf_faiss.run.events import BankImproved, HoldingImages, Profiled, Report, RunStarted, StepReport
+from msf_faiss.run.events import BankAdjusted, CachingImages, Event, RunStarted, StepProfiled, TrainingProgress
 
 STARTED = RunStarted(
     run_dir=Path("runs/one"),
@@ -25,34 +25,34 @@ STARTED = RunStarted(
     total_steps=50,
     first_step=5,
 )
-STEP = StepReport(
+STEP = TrainingProgress(
     step=6,
     epoch=0.6,
     loss=1.25,
     purity=None,
     learning_rate=0.05,
-    target_momentum=0.99,
-    bank_fill=0.5,
-    neighbor_age=1234.5,
+    ema_momentum=0.99,
+    bank_fill_ratio=0.5,
+    neighbor_age_mean=1234.5,
     neighbor_age_p95=4321.0,
     hubness=0.034,
-    recall=0.98765,
+    recall_at_k=0.98765,
     embedding_std=0.876,
     effective_rank=25.4,
     collapsing_since=None,
     push_ms=0.1234,
     search_ms=12.345,
-    bank_readings={"list_imbalance": 1.5, "proved_ratio": 1.0},
+    bank_metrics={"list_imbalance": 1.5, "proved_ratio": 1.0},
     images_per_second=2000.0,
-    data_share=0.1,
-    bank_share=0.2,
-    model_share=0.7,
-    seconds_left=61,
-    unreadable=0,
+    data_time_ratio=0.1,
+    bank_time_ratio=0.2,
+    model_time_ratio=0.7,
+    eta_seconds=61,
+    unreadable_images=0,
 )
 
 
-def shown(reports: Sequence[Report], *, terminal: bool) -> str:
+def shown(reports: Sequence[Event], *, terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None, soft_wrap=True)
     with TrainingDisplay(console) as display:
         for report in reports:
@@ -90,7 +90,7 @@ def test_a_line_in_a_pipe_holds_everything() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_an_improvement_is_told_in_a_line_that_stays(terminal: bool) -> None:
-    improved = BankImproved(step=1200, epoch=1.2, text="recall 0.900 is below 0.95: 32 probes instead of 16")
+    improved = BankAdjusted(step=1200, epoch=1.2, text="recall 0.900 is below 0.95: 32 probes instead of 16")
     text = shown([STARTED, STEP, improved], terminal=terminal)
     assert "step 1,200: bank: recall 0.900 is below 0.95: 32 probes instead of 16" in text
 
@@ -98,7 +98,7 @@ def test_an_improvement_is_told_in_a_line_that_stays(terminal: bool) -> None:
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_profile_is_a_table_that_adds_up(beside: bool) -> None:
     parts = {"data": 0.01, "search": 0.02, "push": 0.005, "online": 0.03, "backward": 0.05, "a new part": 1.0}
-    profiled = Profiled(
+    profiled = StepProfiled(
         step=20, epoch=2.0, steps=4, seconds=0.2, parts=parts, beside=beside, images=100, trace=Path("a/trace.json.gz")
     )
     lines = [line.split() for line in shown([STARTED, profiled], terminal=False).splitlines()]
@@ -113,6 +113,6 @@ def test_a_profile_is_a_table_that_adds_up(beside: bool) -> None:
 
 def test_held_images_are_told_with_their_size() -> None:
     assert "cache    50,000 images are decoded and held, 154 MB" in shown(
-        [STARTED, HoldingImages(images=50_000, memory=153_600_000)], terminal=False
+        [STARTED, CachingImages(images=50_000, memory=153_600_000)], terminal=False
     )
-    assert "cache    none: " in shown([STARTED, HoldingImages(images=50_000, memory=0)], terminal=False)
+    assert "cache    none: " in shown([STARTED, CachingImages(images=50_000, memory=0)], terminal=False)

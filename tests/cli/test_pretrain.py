@@ -14,7 +14,7 @@ def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: P
     assert {path.name for path in tiny_run.iterdir()} == {
         *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "status.json", ".lock")
     }
-    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()[1:]]
     assert lines[-1]["step"] == 6
     assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
 

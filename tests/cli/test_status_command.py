@@ -36,7 +36,7 @@ def test_a_run_is_followed_until_it_is_killed(msf_faiss: Cli, tmp_path: Path) ->
         assert beat["pid"] == process.pid
         assert beat["step"] >= 4
         assert beat["images_per_second"] > 0
-        assert beat["seconds_left"] > 0
+        assert beat["eta_seconds"] > 0
         assert beat["checkpoint_step"] >= 3
         assert beat["loss"] > 0
         process.kill()
@@ -68,7 +68,7 @@ def test_prometheus_reads_the_gauges(msf_faiss: Cli, tmp_path: Path) -> None:
         assert float(gauges["msf_faiss_step"]) >= 36
         assert float(gauges["msf_faiss_training"]) == 1
         assert float(gauges["msf_faiss_checkpoint_step"]) >= 3
-        assert float(gauges["msf_faiss_collapsing_since_step"]) == -1
+        assert float(gauges["msf_faiss_collapsing_since"]) == -1
         assert {"msf_faiss_loss", "msf_faiss_images_per_second", "msf_faiss_embedding_std"} <= gauges.keys()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

@@ -62,8 +62,8 @@ def test_one_run_has_its_curves_config_and_end(make_run: MakeRun) -> None:
     page = render(run)
     charts = [figure["data-name"] for figure in page.all("figure")]
     assert charts[:2] == ["loss", "purity"]
-    assert {"learning_rate", "target_momentum", "images_per_second", "data_share", "effective_rank"} <= set(charts)
-    assert not {"recall", "unreadable", "seconds_left"} & set(charts)
+    assert {"learning_rate", "ema_momentum", "images_per_second", "data_time_ratio", "effective_rank"} <= set(charts)
+    assert not {"recall_at_k", "unreadable_images", "eta_seconds"} & set(charts)
     assert len(page.data["charts"]) == len(charts)
     assert page.data["last"] == 300
     words = page.words
@@ -142,7 +142,7 @@ def test_hostile_names_are_only_text(make_run: MakeRun) -> None:
     def runs(folder: str, text: str) -> list[Path]:
         lines = [
             reading(10) | {f"bank_{text}": 1.0},
-            reading(20) | {"bank_improved": text},
+            reading(20) | {"bank_adjusted": text},
             reading(30) | {"collapse": collapse},
         ]
         made = [
@@ -225,7 +225,7 @@ def test_how_it_ended_is_told(make_run: MakeRun, status: dict[str, Any], words: 
 
 
 def test_a_run_that_trains_has_time_left(make_run: MakeRun) -> None:
-    run = make_run(status=heartbeat("training", seconds_left=3725.2, host=socket.gethostname()))
+    run = make_run(status=heartbeat("training", eta_seconds=3725.2, host=socket.gethostname()))
     with filelock.FileLock(run / ".lock"):
         words = render(run).words
     assert re.search(r"In training on .*, last heard of 2026-09-21 14:14 UTC, about 1:02:05 left\.", words)
@@ -234,7 +234,7 @@ def test_a_run_that_trains_has_time_left(make_run: MakeRun) -> None:
 def test_events_are_marked_in_the_curves_and_listed(make_run: MakeRun) -> None:
     collapse = {"since": 120, "embedding_std": 0.05, "effective_rank": 1.5}
     lines = [reading(10 * place) for place in range(1, 21)]
-    lines += [reading(200) | {"collapse": collapse}, {"step": 100, "epoch": 1.0, "loss": 0.5, "bank_improved": "more"}]
+    lines += [reading(200) | {"collapse": collapse}, {"step": 100, "epoch": 1.0, "loss": 0.5, "bank_adjusted": "more"}]
     page = render(make_run(lines=lines))
     marks = page.all("path", d="M1000 0V400")
     assert len(marks) == len(page.data["charts"]) + 1  # the loss has two scales

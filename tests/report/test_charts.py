@@ -116,16 +116,26 @@ def test_logarithmic_ticks_hold_all_values(low: float, high: float) -> None:
 def test_groups_are_in_reading_order_and_leave_nothing_out() -> None:
     one = [(1, 1.0)]
     drawn = draw(
-        [metrics(bank_probes=one, novel_share=one, loss=one, epoch=one, knn_k=one, recall=one, unreadable=one)]
+        [
+            metrics(
+                bank_probes=one,
+                novel_share=one,
+                loss=one,
+                epoch=one,
+                knn_k=one,
+                recall_at_k=one,
+                unreadable_images=one,
+            )
+        ]
     )
     assert {group: [chart.name for chart in charts] for group, charts in drawn.items()} == {
         "Learning": ["loss"],
-        "Bank": ["recall", "bank_probes"],
-        "Speed": ["unreadable"],
+        "Bank": ["recall_at_k", "bank_probes"],
+        "Speed": ["unreadable_images"],
         "More": ["novel_share"],
     }
     assert drawn["More"][0].measure == Measure("Novel share", format="percent")
-    assert draw([metrics(unreadable=[(1, 0.0)])]) == {}
+    assert draw([metrics(unreadable_images=[(1, 0.0)])]) == {}
     assert draw([]) == draw([metrics()]) == {}
 
 

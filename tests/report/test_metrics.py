@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from runs_on_disk import reading
 
+from msf_faiss.errors import UserError
 from msf_faiss.report.metrics import SMOOTH_SHARE, Curve, read_metrics, smooth, thin
+from msf_faiss.run.metrics_file import HEADER
 
 
 def write(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.write_text(HEADER + text)
     return path
 
 
@@ -30,7 +33,7 @@ def test_every_number_is_a_curve(tmp_path: Path) -> None:
     assert metrics.curves["loss"].values.tolist() == [line["loss"] for line in (lines[0], lines[1], lines[3])]
     assert metrics.curves["bank_probes"].steps.tolist() == [20]
     assert metrics.curves["knn_accuracy"].values.tolist() == [0.5]
-    assert metrics.last("neighbor_age") == 130
+    assert metrics.last("neighbor_age_mean") == 130
     assert metrics.last("no such reading") is None
     assert (metrics.marks, metrics.skipped) == ((), 0)
 
@@ -38,7 +41,7 @@ def test_every_number_is_a_curve(tmp_path: Path) -> None:
 def test_what_was_never_told_is_no_curve_and_what_is_no_number_is_a_gap(tmp_path: Path) -> None:
     lines = [reading(10), reading(20, loss=math.nan, purity=None), reading(30, loss=-math.inf, purity=0.25)]
     metrics = read_metrics(write(tmp_path / "metrics.jsonl", *lines))
-    assert "recall" not in metrics.curves
+    assert "recall_at_k" not in metrics.curves
     assert np.isnan(metrics.curves["loss"].values).tolist() == [False, True, True]
     assert np.isnan(metrics.curves["purity"].values).tolist() == [False, True, False]
     assert metrics.last("loss") is None
@@ -74,7 +77,7 @@ def test_lines_that_are_no_record_are_skipped(tmp_path: Path, line: str, last: b
 
 
 def test_bytes_that_are_no_text_are_skipped(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe{"step": 2}\n')
+    (tmp_path / "metrics.jsonl").write_bytes(HEADER.encode() + b'{"step": 1, "loss": 0.5}\n\xff\xfe{"step": 2}\n')
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     assert (metrics.curves["loss"].steps.tolist(), metrics.skipped) == ([1], 1)
 
@@ -95,7 +98,7 @@ def test_of_a_step_that_is_there_twice_the_last_line_counts(tmp_path: Path) -> N
 def test_events_are_marks(tmp_path: Path) -> None:
     collapse = {"step": 30, "epoch": 0.3, "since": 10, "embedding_std": 0.051, "effective_rank": 1.44}
     lines = [
-        {"step": 40, "epoch": math.nan, "loss": 0.5, "bank_improved": "recall 0.9"},
+        {"step": 40, "epoch": math.nan, "loss": 0.5, "bank_adjusted": "recall 0.9"},
         {"step": 30, "epoch": 0.3, "loss": 0.5, "collapse": collapse},
         {"step": 50, "epoch": 0.5, "loss": math.nan},
         {"step": 60, "epoch": 0.6, "loss": math.nan},
@@ -115,6 +118,14 @@ def test_events_are_marks(tmp_path: Path) -> None:
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl").curves == {}
     assert read_metrics(write(tmp_path / "metrics.jsonl")).curves == {}
+
+
+def test_read_metrics_refuses_other_format_versions(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for first, version in ((reading(10), 1), ({"format": "msf-faiss metrics", "version": 3}, 3)):
+        path.write_text(json.dumps(first) + "\n")
+        with pytest.raises(UserError, match=f"format version {version}, but this msf-faiss reads version 2"):
+            read_metrics(path)
 
 
 @pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 3_000, 20_011])

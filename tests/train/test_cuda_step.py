@@ -20,7 +20,7 @@ from msf_faiss.config import (
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import training_batches
 from msf_faiss.models import memory_format
-from msf_faiss.run.events import Profiled
+from msf_faiss.run.events import StepProfiled
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import LossMonitor, NeighborMonitor
 from msf_faiss.train.overlap import ByThread, InTurn, OnSideStream
@@ -117,7 +117,7 @@ def test_a_side_stream_and_a_thread_give_the_numbers_of_one_after_the_other(accu
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_a_profile_of_a_gpu_run(device: str, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=4096, device=device)})
-    (profiled,) = [each for each in pretrain(config, tmp_path / "run", profile=10) if isinstance(each, Profiled)]
+    (profiled,) = [each for each in pretrain(config, tmp_path / "run", profile=10) if isinstance(each, StepProfiled)]
     assert profiled.beside
     assert {"data", "views", "target", "push", "search", "online", "backward", "optimizer"} <= profiled.parts.keys()
     assert profiled.trace.stat().st_size > 1000

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from msf_faiss.config import OptimizerConfig, TargetConfig
-from msf_faiss.train.optimizer import learning_rate, target_momentum
+from msf_faiss.train.optimizer import ema_momentum, learning_rate
 
 
 def rates(config: OptimizerConfig, steps_per_epoch: int, epochs: int, batch_size: int = 256) -> list[float]:
@@ -46,14 +46,14 @@ def test_a_constant_rate_is_constant_after_its_warm_up() -> None:
 
 
 def test_momentum_rises_to_the_final_one() -> None:
-    assert {target_momentum(s, config=TargetConfig(), total_steps=9) for s in range(9)} == {0.99}
+    assert {ema_momentum(s, config=TargetConfig(), total_steps=9) for s in range(9)} == {0.99}
     rising = TargetConfig(momentum=0.97, final_momentum=1.0)
-    found = [target_momentum(step, config=rising, total_steps=11) for step in range(11)]
+    found = [ema_momentum(step, config=rising, total_steps=11) for step in range(11)]
     assert found[0] == pytest.approx(0.97)
     assert found[5] == pytest.approx(0.985)
     assert found[-1] == 1.0
     assert found == sorted(found)
-    assert target_momentum(0, config=rising, total_steps=1) == 0.97
+    assert ema_momentum(0, config=rising, total_steps=1) == 0.97
 
 
 def test_the_rate_is_scaled_to_the_batch_if_asked() -> None:

@@ -35,16 +35,16 @@ from msf_faiss.config import (
 from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
 from msf_faiss.run.events import (
-    BankImproved,
+    BankAdjusted,
+    CachingImages,
     CheckpointSaved,
-    Collapsing,
-    Evaluated,
-    HoldingImages,
-    Profiled,
-    Report,
+    CollapseDetected,
+    Event,
+    KnnEvaluated,
     RunEnded,
     RunStarted,
-    StepReport,
+    StepProfiled,
+    TrainingProgress,
 )
 from msf_faiss.run.recorder import Recorder
 from msf_faiss.search import torch_engine as tiled
@@ -78,7 +78,7 @@ def run(
     resume: Resume = "never",
     stop_after: int | None = None,
     allow: Sequence[str] = (),
-) -> list[Report]:
+) -> list[Event]:
     """A whole run with its records, or one that is asked to stop after so many steps."""
     asked = itertools.count()
     reports = []
@@ -92,12 +92,12 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Report]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     run_dir = tmp_path_factory.mktemp("runs") / "finished"
     return run_dir, run(CONFIG, run_dir)
 
 
-def test_a_run_tells_what_happens_in_order(finished: tuple[Path, list[Report]]) -> None:
+def test_a_run_tells_what_happens_in_order(finished: tuple[Path, list[Event]]) -> None:
     run_dir, reports = finished
     started, ended = reports[0], reports[-1]
     assert isinstance(started, RunStarted)
@@ -105,38 +105,38 @@ def test_a_run_tells_what_happens_in_order(finished: tuple[Path, list[Report]]) 
     assert started.first_step == 0
     assert isinstance(ended, RunEnded)
     assert (ended.step, ended.epoch, ended.reason) == (12, 3.0, "finished")
-    steps = [report for report in reports if isinstance(report, StepReport)]
+    steps = [report for report in reports if isinstance(report, TrainingProgress)]
     assert [report.step for report in steps] == list(range(1, 13))
-    assert [report.step for report in reports if isinstance(report, Evaluated)] == [8, 12]
+    assert [report.step for report in reports if isinstance(report, KnnEvaluated)] == [8, 12]
     assert [report.step for report in reports if isinstance(report, CheckpointSaved)] == [4, 8, 12]
     for report in steps:
         assert 0 <= report.loss <= 4
         assert report.purity is None or 0 <= report.purity <= 1
-        assert report.data_share + report.bank_share + report.model_share == pytest.approx(1)
+        assert report.data_time_ratio + report.bank_time_ratio + report.model_time_ratio == pytest.approx(1)
         assert report.images_per_second > 0
-    assert [round(report.bank_fill, 2) for report in steps[:8]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0, 1.0]
-    assert steps[-1].seconds_left == 0
+    assert [round(report.bank_fill_ratio, 2) for report in steps[:8]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0, 1.0]
+    assert steps[-1].eta_seconds == 0
     assert ended.checkpoint == run_dir / "checkpoints" / "step-00000012"
 
 
-def test_the_run_directory_holds_the_config_and_the_records(finished: tuple[Path, list[Report]]) -> None:
+def test_the_run_directory_holds_the_config_and_the_records(finished: tuple[Path, list[Event]]) -> None:
     run_dir, reports = finished
     assert load_config(run_dir / "config.yaml") == CONFIG
     assert find_checkpoint(run_dir).config == CONFIG
     lines = metrics(run_dir)
     assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
     assert [line["loss"] for line in lines if "purity" in line] == [
-        r.loss for r in reports if isinstance(r, StepReport)
+        r.loss for r in reports if isinstance(r, TrainingProgress)
     ]
     assert [(line["step"], line["knn_accuracy"]) for line in lines if "knn_accuracy" in line] == [
-        (report.step, report.accuracy) for report in reports if isinstance(report, Evaluated)
+        (report.step, report.accuracy) for report in reports if isinstance(report, KnnEvaluated)
     ]
     assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 7])
 def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
-    finished: tuple[Path, list[Report]], tmp_path: Path, stop_after: int
+    finished: tuple[Path, list[Event]], tmp_path: Path, stop_after: int
 ) -> None:
     """Stopped inside an epoch, at its end, and with a bank that has wrapped around."""
     first = run(CONFIG, tmp_path / "run", stop_after=stop_after)
@@ -157,7 +157,7 @@ def test_a_large_batch_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
     lars = {"kind": "lars", "base_batch_size": 8, "warmup_epochs": 1.5, "schedule": "step"}
     config = changed(train={"accumulate": 3}, optimizer=lars)
     reports = run(config, tmp_path / "whole")
-    rates = [report.learning_rate for report in reports if isinstance(report, StepReport)]
+    rates = [report.learning_rate for report in reports if isinstance(report, TrainingProgress)]
     # The batch is twice the base, and the warm-up ends with step 6.
     assert rates[5] == max(rates) == pytest.approx(2 * config.optimizer.learning_rate)
     run(config, tmp_path / "stopped", stop_after=5)
@@ -177,8 +177,8 @@ def test_held_images_are_announced_and_change_nothing(tmp_path: Path) -> None:
         data = FolderData(path=tmp_path, cache=rule, workers=0, labels="none")
         said[rule] = run(CONFIG.model_copy(update={"data": data}), tmp_path.with_name(f"{tmp_path.name}-{rule}"))
     needed = sum(3 * 24 * (20 + index) for index in range(20))
-    held = {rule: [each for each in reports if isinstance(each, HoldingImages)] for rule, reports in said.items()}
-    told = [HoldingImages(images=20, memory=needed)]
+    held = {rule: [each for each in reports if isinstance(each, CachingImages)] for rule, reports in said.items()}
+    told = [CachingImages(images=20, memory=needed)]
     assert held == {"memory": told, "auto": told, "none": []}
     expected, found = (tensors(tmp_path.with_name(f"{tmp_path.name}-{rule}"), 3) for rule in ("none", "memory"))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -186,7 +186,7 @@ def test_held_images_are_announced_and_change_nothing(tmp_path: Path) -> None:
 
 def test_a_profile_divides_the_time_of_the_steps_that_it_says(tmp_path: Path) -> None:
     reports = list(pretrain(changed(train={"log_every": 100}), tmp_path / "run", profile=3))
-    (profiled,) = [report for report in reports if isinstance(report, Profiled)]
+    (profiled,) = [report for report in reports if isinstance(report, StepProfiled)]
     assert (profiled.step, profiled.steps, profiled.images, profiled.beside) == (11, 3, 16, False)
     parts = {"data", "views", "target", "push", "search", "online", "backward", "optimizer", "reporting"}
     assert profiled.parts.keys() == parts
@@ -199,7 +199,7 @@ def test_a_profile_divides_the_time_of_the_steps_that_it_says(tmp_path: Path) ->
     assert tensors(tmp_path / "run", 12)  # the run went on
 
 
-def test_a_profile_does_not_change_the_run(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+def test_a_profile_does_not_change_the_run(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
     list(pretrain(CONFIG, tmp_path / "run", profile=2))
     expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -221,14 +221,14 @@ def test_reports_do_not_show_an_interruption(tmp_path: Path, stop_after: int) ->
     assert [line["step"] for line in metrics(tmp_path / "whole") if "purity" in line] == [4, 5, 8, 10, 12]
 
 
-def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Report]]) -> None:
+def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Event]]) -> None:
     before = metrics(finished[0])
     reports = run(CONFIG, finished[0], resume="auto")
     assert [type(report) for report in reports] == [RunStarted, RunEnded]
     assert metrics(finished[0]) == before
 
 
-def test_a_run_is_never_overwritten(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+def test_a_run_is_never_overwritten(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
     run_dir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     with pytest.raises(UserError, match="already holds a run; leave out --resume never to continue it"):
@@ -244,9 +244,7 @@ def test_a_run_is_never_overwritten(finished: tuple[Path, list[Report]], tmp_pat
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_other_data_than_before_is_refused(
-    finished: tuple[Path, list[Report]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_data_than_before_is_refused(finished: tuple[Path, list[Event]], monkeypatch: pytest.MonkeyPatch) -> None:
     from msf_faiss.train import resume
 
     found = resume.find_newest_valid
@@ -289,7 +287,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 
 def test_losses_are_known_before_anything_is_evaluated_or_saved(tmp_path: Path) -> None:
     reports = run(changed(train={"log_every": 1000}), tmp_path / "run")
-    assert [report.step for report in reports if isinstance(report, StepReport)] == [4, 8, 12]
+    assert [report.step for report in reports if isinstance(report, TrainingProgress)] == [4, 8, 12]
     assert all(isinstance(line["loss"], float) for line in metrics(tmp_path / "run"))
     from msf_faiss.train import step
 
@@ -309,22 +307,22 @@ def test_a_run_that_saves_at_every_chance_saves_each_step_once(tmp_path: Path) -
 
 
 def test_max_steps_ends_early_with_the_schedule_of_the_whole(
-    finished: tuple[Path, list[Report]], tmp_path: Path
+    finished: tuple[Path, list[Event]], tmp_path: Path
 ) -> None:
     reports = run(changed(train={"max_steps": 6}), tmp_path / "run")
     assert isinstance(reports[-1], RunEnded)
     assert (reports[-1].step, reports[-1].reason) == (6, "finished")
-    rates = [report.learning_rate for report in reports if isinstance(report, StepReport)]
-    assert rates == [r.learning_rate for r in finished[1] if isinstance(r, StepReport)][:6]
+    rates = [report.learning_rate for report in reports if isinstance(report, TrainingProgress)]
+    assert rates == [r.learning_rate for r in finished[1] if isinstance(r, TrainingProgress)][:6]
 
 
 def test_a_run_may_be_left_in_the_middle(tmp_path: Path) -> None:
     reports = list(itertools.islice(pretrain(CONFIG, tmp_path / "run"), 3))
-    assert [type(report) for report in reports] == [RunStarted, StepReport, StepReport]
+    assert [type(report) for report in reports] == [RunStarted, TrainingProgress, TrainingProgress]
     run(CONFIG, tmp_path / "run")  # nothing was saved, so nothing is lost by starting anew
 
 
-def test_training_never_sees_labels(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+def test_training_never_sees_labels(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
     """The same weights, bit for bit, when every label is another."""
 
     from msf_faiss.train import trainer as train
@@ -347,8 +345,8 @@ def test_training_never_sees_labels(finished: tuple[Path, list[Report]], tmp_pat
         reports = run(CONFIG, tmp_path / "run")
     assert isinstance(reports[0], RunStarted)
     assert reports[0].classes is None
-    assert all(report.purity is None for report in reports if isinstance(report, StepReport))
-    assert not any(isinstance(report, Evaluated) for report in reports)
+    assert all(report.purity is None for report in reports if isinstance(report, TrainingProgress))
+    assert not any(isinstance(report, KnnEvaluated) for report in reports)
     expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -378,7 +376,7 @@ def test_bfloat16_and_the_reference_bank_train_too(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_goes_on_with_another_bank(
-    finished: tuple[Path, list[Report]],
+    finished: tuple[Path, list[Event]],
     tmp_path: Path,
     bank: FlatBankConfig | ReferenceBankConfig,
     kept: int,
@@ -440,7 +438,7 @@ def test_a_bank_of_the_size_of_the_data_set_trains(tmp_path: Path) -> None:
     assert len(load_bank(find_checkpoint(tmp_path / "run"), torch.device("cpu"))) == 70
 
 
-def test_engines_are_timed_only_where_one_is_to_be_chosen(finished: tuple[Path, list[Report]], tmp_path: Path) -> None:
+def test_engines_are_timed_only_where_one_is_to_be_chosen(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
     assert isinstance(finished[1][0], RunStarted)
     assert finished[1][0].engine_ms.keys() == {"faiss", "torch"}
     assert next(iter(finished[1][0].engine_ms)) in finished[1][0].bank
@@ -495,13 +493,13 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def test_a_bank_below_its_promise_improves_and_the_run_says_so(forgetful: Config, tmp_path: Path) -> None:
     reports = run(forgetful, tmp_path / "run")
-    improved = [report for report in reports if isinstance(report, BankImproved)]
+    improved = [report for report in reports if isinstance(report, BankAdjusted)]
     assert [(report.step, report.epoch) for report in improved] == [(5, 1.25)]
     text = improved[0].text
     assert text == "recall 0.500 is below 0.9: it pulled itself together"
-    steps = {report.step: report for report in reports if isinstance(report, StepReport)}
+    steps = {report.step: report for report in reports if isinstance(report, TrainingProgress)}
     assert list(steps) == [4, 5, 8, 12]
-    assert [(report.recall, report.bank_readings) for report in steps.values()] == [
+    assert [(report.recall_at_k, report.bank_metrics) for report in steps.values()] == [
         (None, {"lost": 1.0}),
         (None, {"lost": 0.0}),  # what was counted is about the bank as it was
         (None, {"lost": 0.0}),
@@ -509,11 +507,11 @@ def test_a_bank_below_its_promise_improves_and_the_run_says_so(forgetful: Config
     ]
     assert reports.index(improved[0]) == reports.index(steps[5]) + 1
     lines = metrics(tmp_path / "run")
-    assert [line for line in lines if "bank_improved" in line] == [
-        {"step": 5, "epoch": 1.25, "loss": steps[5].loss, "bank_improved": text}
+    assert [line for line in lines if "bank_adjusted" in line] == [
+        {"step": 5, "epoch": 1.25, "loss": steps[5].loss, "bank_adjusted": text}
     ]
     assert [line["bank_lost"] for line in lines if "purity" in line] == [1, 0, 0, 0]
-    assert all({"neighbor_age_p95", "hubness", "recall"} <= line.keys() for line in lines if "purity" in line)
+    assert all({"neighbor_age_p95", "hubness", "recall_at_k"} <= line.keys() for line in lines if "purity" in line)
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 5, 6, 10])
@@ -568,10 +566,10 @@ def test_a_run_with_an_index_records_it_and_resumes_bit_for_bit(scanned: list[in
     run(config, tmp_path / "whole")
     lines = metrics(tmp_path / "whole")
     assert [line["step"] for line in lines] == list(range(1, 13))
-    assert [round(line["bank_fill"], 2) for line in lines[:7]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0]
-    assert [line["recall"] is None for line in lines] == [name == "bf16" or step < 5 for step in range(1, 13)]
-    assert all(name == "bf16" or 0.5 <= line["recall"] <= 1 for line in lines[4:])
-    assert all(0 < line["neighbor_age"] <= line["neighbor_age_p95"] < 100 for line in lines[2:])
+    assert [round(line["bank_fill_ratio"], 2) for line in lines[:7]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, 1.0]
+    assert [line["recall_at_k"] is None for line in lines] == [name == "bf16" or step < 5 for step in range(1, 13)]
+    assert all(name == "bf16" or 0.5 <= line["recall_at_k"] <= 1 for line in lines[4:])
+    assert all(0 < line["neighbor_age_mean"] <= line["neighbor_age_p95"] < 100 for line in lines[2:])
     if name == "bf16":
         assert lines[0]["bank_proved_ratio"] == 1  # nothing is left out of few entries
         assert all(0 <= line["bank_proved_ratio"] <= 1 for line in lines)
@@ -605,12 +603,12 @@ def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: s
         f"the config is another one: bank.kind: flat there, {kind} now",
         "the bank took over the newest 100 entries",
     )
-    steps = [report for report in reports if isinstance(report, StepReport)]
+    steps = [report for report in reports if isinstance(report, TrainingProgress)]
     assert [report.step for report in steps] == [10, 11, 12]
-    assert all(report.bank_fill == 1 for report in steps)
+    assert all(report.bank_fill_ratio == 1 for report in steps)
     if kind == "ivf":
         assert "4 lists, 2 probed" in reports[0].bank
-        assert all(report.bank_readings["exact_ratio"] == 0 for report in steps)
+        assert all(report.bank_metrics["exact_ratio"] == 0 for report in steps)
     else:
         assert scanned == [16] * 3
     assert isinstance(reports[-1], RunEnded)
@@ -627,7 +625,7 @@ def test_a_collapse_is_told_once_and_resumed(tmp_path: Path, monkeypatch: pytest
     )
     first = run(CONFIG, tmp_path / "run", stop_after=5)
     reports = first + run(CONFIG, tmp_path / "run", resume="auto")
-    told = [report for report in reports if isinstance(report, Collapsing)]
+    told = [report for report in reports if isinstance(report, CollapseDetected)]
     assert [(report.step, report.since, report.embedding_std) for report in told] == [(6, 4, 0.01)]
     assert [line["step"] for line in metrics(tmp_path / "run") if "collapse" in line] == [6]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["collapsing_since"] == 4
