@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 from msf_faiss.config import Config, ViewsConfig
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_image
-from msf_faiss.data.train_batches import Crops, ViewMaker
+from msf_faiss.data.view_maker import Crops, ViewMaker
 from msf_faiss.data.workers import load
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.views.random_view import ONLINE, TARGET

@@ -1,9 +1,9 @@
-"""The decoded images of a small data set, held in memory once for all processes that make views of them.
+"""`data.cache`: decode a small data set once and keep its pixels in memory, shared with the worker processes.
 
-The memory is a file without a name (memfd): worker processes get its descriptor and map the same pages, a container's
-small /dev/shm does not limit it, and it is gone when the last process is. Every rank holds its own.
+The pixels are in a nameless file (memfd). Workers get its descriptor and map the same pages; /dev/shm, small in a
+container, does not limit it; and it disappears with the last process. Each rank has its own.
 
-Shapes: N images, H × W pixels of an image.
+Shapes: N images, H, W pixels of an image.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import Config, SourceConfig
+from msf_faiss.data.readable import add_unreadable, decode_readable
 from msf_faiss.data.source import Reduce, Source, UnreadableImageError
-from msf_faiss.data.train_batches import decode_readable, note_unreadable, worker_count
-from msf_faiss.data.workers import load
+from msf_faiss.data.workers import load, worker_count
 
-__all__ = ["DecodedCache", "cache_decoded", "cache_size"]
-
-_SAMPLE = 64  # images that tell how large all are
-_SHARE = 1 / 8  # of the memory that is free, that `auto` may take
-_CHUNK = 128  # images decoded at a time
+_SAMPLE = 64  # images by whose size that of all is estimated
+_AUTO_SHARE = 1 / 8  # of the free memory, at most, for `cache: auto`
+_CHUNK = 128  # images that a worker decodes at a time
 
 
 def cache_size(source: Source, config: Config, *, processes: int = 1) -> int | None:
-    """About how many bytes `cache_decoded` is to take by `data.cache`; None if it is to leave the source as it is.
+    """Estimated bytes of the decoded images to cache; 0: all may be reduced; None: `data.cache` says not to cache.
 
-    `processes`: on this host that do the same, and share its free memory.
+    `processes`: number of processes of this host that cache as much each, and share its free memory.
 
     Raises:
-        UserError: if an image of the sample is unreadable and may not be.
+        UserError: with `unreadable: error`, if an image of the sample is unreadable.
     """
     rule = config.data.cache
     if rule == "none" or source.in_memory:
@@ -50,28 +48,44 @@ def cache_size(source: Source, config: Config, *, processes: int = 1) -> int | N
     if rule == "memory":
         return needed
     free = _free_memory()
-    return needed if needed and free is not None and needed <= _SHARE * free / processes else None
+    return needed if needed and free is not None and needed <= _AUTO_SHARE * free / processes else None
 
 
 def cache_decoded(source: Source, config: Config, *, processes: int = 1) -> DecodedCache:
-    """`source`, with its decoded images in memory. `processes`: on this host that do the same, and share its cores.
+    """Decode the images of `source` into memory. `processes`: as many of this host do so and share its cores.
 
     Raises:
-        UserError: if an image is unreadable and may not be, or more are than may be.
+        UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are.
     """
     workers = min(worker_count(source, config, processes=processes), len(source) // _CHUNK)
-    return _decode_all(source, config.data, config.views.size, workers)
+    decoder = _Decoder(source, config.data, config.views.size)
+    chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+    unreadable: dict[int, str] = {}
+    shapes = []
+    with _nameless_file() as file:
+        for chunk in load(decoder, chunks, workers=workers):
+            add_unreadable(unreadable, chunk.unreadable, config.data)
+            shapes.append(chunk.shapes)
+            file.write(chunk.pixels.numpy().data)
+        file.flush()
+        return DecodedCache(source, os.dup(file.fileno()), np.concatenate(shapes), unreadable)
 
 
 class DecodedCache:
-    """A `Source` whose images were decoded before. Those that may be decoded smaller (see `Reduce`) are left to the
-    source that they come from, so that views are the same bits as without this."""
+    """A `Source` with decoded images. Images that may be reduced (see `Reduce`) are not cached but decoded by the
+    original source each time, so that the views are bit for bit those without a cache."""
 
     in_memory = True
 
     def __init__(self, source: Source, descriptor: int, shapes: NDArray[np.int64], unreadable: dict[int, str]) -> None:
-        """`descriptor`: of a file with the pixels, image after image, which becomes this object's own; `shapes` [N, 2]:
-        H, W, zeros for an image that is not there; `unreadable`: by id, what is wrong with an image."""
+        """Takes over `descriptor`.
+
+        Args:
+            source: the original source.
+            descriptor: of a file with the uint8 pixels [H, W, 3] of one image after another.
+            shapes: [N, 2] H, W of each image; zeros if it is not cached.
+            unreadable: problems of unreadable images by id.
+        """
         self._source, self._shapes, self._unreadable = source, shapes, unreadable
         self._ends = 3 * shapes.prod(1).cumsum()  # [N]
         self.labels, self.classes = source.labels, source.classes
@@ -85,12 +99,12 @@ class DecodedCache:
 
     @property
     def images(self) -> int:
-        """How many are held."""
+        """Number of cached images."""
         return int((self._shapes[:, 0] > 0).sum())
 
     @property
     def bytes(self) -> int:
-        """Memory that they take."""
+        """Memory of the cached images."""
         return int(self._ends[-1])
 
     def __len__(self) -> int:
@@ -125,12 +139,12 @@ class DecodedCache:
 
 class _Chunk(NamedTuple):
     shapes: NDArray[np.int64]  # [n, 2]
-    pixels: Tensor  # uint8, of one image after the other
+    pixels: Tensor  # uint8 [bytes] of one image after another
     unreadable: dict[int, str]
 
 
 class _Decoder:
-    """Decodes some images; pickled into the workers."""
+    """Decodes a chunk of images. Picklable."""
 
     def __init__(self, source: Source, config: SourceConfig, size: int) -> None:
         self._source, self._config, self._size = source, config, size
@@ -139,43 +153,33 @@ class _Decoder:
         readable, images, unreadable = decode_readable(self._source, ids, self._config)
         shapes, pixels = np.zeros((len(ids), 2), np.int64), [torch.empty(0, dtype=torch.uint8)]
         for index, image in zip(readable - ids[0], images, strict=True):
-            if min(image.shape[1:]) < 2 * self._size:  # else it may be decoded smaller
+            if not _may_be_reduced(image.shape, self._size):
                 shapes[index] = image.shape[1:]
                 pixels.append(image.permute(1, 2, 0).reshape(-1))
         return _Chunk(shapes, torch.cat(pixels), unreadable)
 
 
-def _decode_all(source: Source, config: SourceConfig, size: int, workers: int) -> DecodedCache:
-    unreadable: dict[int, str] = {}
-    shapes = []
-    chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    with _nameless_file() as file:
-        for chunk in load(_Decoder(source, config, size), chunks, workers=workers):
-            note_unreadable(unreadable, chunk.unreadable, config)
-            shapes.append(chunk.shapes)
-            file.write(chunk.pixels.numpy().data)
-        file.flush()
-        return DecodedCache(source, os.dup(file.fileno()), np.concatenate(shapes), unreadable)
+def _may_be_reduced(shape: Sequence[int], size: int) -> bool:
+    return min(shape[1:]) >= 2 * size
 
 
 def _nameless_file() -> IO[bytes]:
-    """In memory; elsewhere than on Linux on disk, where its pages stay in memory while there is room."""
+    """In memory on Linux; elsewhere on disk, where the page cache keeps it in memory while there is room."""
     if sys.platform == "linux":
         return os.fdopen(os.memfd_create("msf-faiss"), "w+b")
     return tempfile.TemporaryFile()
 
 
 def _estimate(source: Source, config: SourceConfig, size: int) -> int:
-    """Bytes of the images to be held, by a sample of them; 0 if there are hardly any."""
+    """Bytes of the images to cache, estimated from a sample; 0 if fewer than half of it would be cached."""
     ids = np.linspace(0, len(source) - 1, min(len(source), _SAMPLE)).astype(np.int64)
-    found = [image.shape for image in decode_readable(source, ids, config).images if min(image.shape[1:]) < 2 * size]
-    if 2 * len(found) < len(ids):
-        return 0
-    return round(len(source) * float(np.mean([channels * height * width for channels, height, width in found])))
+    shapes = [image.shape for image in decode_readable(source, ids, config).images]
+    sizes = [shape.numel() for shape in shapes if not _may_be_reduced(shape, size)]
+    return round(len(source) * float(np.mean(sizes))) if 2 * len(sizes) >= len(ids) else 0
 
 
 def _free_memory() -> int | None:
-    """Bytes that this process could still take without anything having to give way; None where that cannot be told."""
+    """Bytes that this process can still allocate without swapping; None if unknown."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])

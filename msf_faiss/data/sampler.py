@@ -1,4 +1,4 @@
-"""The order in which a run sees its images: a pure function of (seed, epoch), so that it can start anywhere."""
+"""The order of the training images: a pure function of (seed, epoch), so that a run can resume at any step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from msf_faiss.counter_rng import hash_counters
 from msf_faiss.errors import UserError
 
-_ORDER = 0  # this module's stream of random numbers; the views' begin at 1
+FEWEST_IMAGES = 2
+"""Images that each rank needs in each batch: batch statistics of a single one are undefined."""
+
+_ORDER = 0  # stream of random numbers; those of views begin at 1
 
 
 class Position(NamedTuple):
-    """One batch of the stream."""
+    """A batch of the stream."""
 
     epoch: int
-    batch: int  # its place in the epoch
+    batch: int  # number in its epoch
     ids: NDArray[np.int64]  # [B]
 
 
@@ -27,12 +30,17 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(hash_counters(seed, epoch, _ORDER, np.arange(count)), kind="stable")
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the images that are left over differ from epoch to epoch.
+def steps_per_epoch(images: int, batch_size: int, *, ranks: int = 1) -> int:
+    """Number of whole batches in an epoch; each epoch leaves out other images.
 
     Raises:
-        UserError: if the images do not fill one batch.
+        UserError: if the images do not fill one batch, or the batch is too small for so many ranks.
     """
+    if batch_size < FEWEST_IMAGES * ranks:
+        raise UserError(
+            f"train.batch_size={batch_size} is too small for {ranks} ranks: each needs at least {FEWEST_IMAGES} images;"
+            f" set train.batch_size to {FEWEST_IMAGES * ranks} or more, or start fewer ranks"
+        )
     if images < batch_size:
         raise UserError(
             f"{images} training images do not fill a batch of {batch_size};"
@@ -42,14 +50,14 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 class BatchStream:
-    """The batches of all epochs from a given step on, without end.
+    """Endless batches of ids, epoch after epoch, from a given step on.
 
     Args:
-        images: size of the data set.
-        batch_size: images of a whole batch.
+        images: number of training images.
+        batch_size: images in a whole batch.
         seed: of the order.
-        start_step: finished steps.
-        share: which of so many images are this rank's; all of them by default.
+        start_step: number of completed steps.
+        share: from a batch size to the slice of the batch that this rank gets; the whole batch by default.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Work done ahead in worker processes, in order, with the mistakes it finds handed on in one piece.
+"""Worker processes: how many to start, and a loader that maps a function over items in them, in order.
 
-Workers come from a fork server: a plain fork may hang or crash once OpenMP, CUDA or another thread has run, and a
-spawned process imports torch anew (seconds); the server imports it once and forks before anything of that happened.
+Workers come from a fork server. A plain fork may hang or crash once OpenMP, CUDA or another thread has run, and a
+spawned process takes seconds to import torch; the server imports it once and forks before any of that has started.
 """
 
 from __future__ import annotations
@@ -19,25 +19,49 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from msf_faiss.config import Config
+from msf_faiss.data.source import Source
 from msf_faiss.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # items that each worker prepares before they are asked for
+_MOST_WORKERS = 16
+_GPU_VIEW_SIZE = 96  # pixels; workers prepare views at least this large for a GPU even if images are in memory
+_PREFETCH = 2  # items that each worker prepares ahead
+_PRELOADED = ["msf_faiss.data.decoded_cache", "msf_faiss.data.eval_batches", "msf_faiss.data.train_batches"]
+
+
+def worker_count(source: Source, config: Config, *, processes: int = 1) -> int:
+    """Number of workers for `source`, where `processes` processes of this host start as many each."""
+    if config.data.workers != "auto":
+        return config.data.workers
+    # For decoded images, sending a view to another process costs as much as making it: not worthwhile on a CPU. A GPU
+    # is kept waiting by views made in the main process, but not by small ones.
+    if source.in_memory and not (uses_cuda(config) and config.views.size >= _GPU_VIEW_SIZE):
+        return 0
+    # The affinity (Linux only) also counts the limits of a container.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // processes, _MOST_WORKERS))
+
+
+def uses_cuda(config: Config) -> bool:
+    """Whether batches go to a GPU."""
+    return config.train.device != "cpu" and torch.cuda.is_available()
 
 
 def load(
     work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, pin_memory: bool = False
 ) -> Generator[Result, None, None]:
-    """`work(item)` for each of `items`, in their order; with `workers` > 0 in so many processes (`work` is pickled).
+    """Yield `work(item)` for each of `items`, in order; computed in `workers` processes, or in this one if 0.
 
-    Closing the iterator ends the processes. Global random states are neither read nor advanced.
+    `work` must be picklable if there are workers. Closing the generator ends them. Global random states are neither
+    read nor advanced.
 
     Raises:
-        UserError: if `work` does, or a worker process dies.
+        UserError: if `work` raises one, or a worker dies.
     """
-    with warnings.catch_warnings(), _signals_held():
+    with warnings.catch_warnings(), _blocked_signals():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         results = iter(_loader(work, items, workers, pin_memory))
     try:
@@ -47,14 +71,14 @@ def load(
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                # A worker that is killed while it hands something over breaks the pipe rather than being missed.
+                # A worker killed while it sends a result breaks the pipe before the loader notices its death.
                 broken = workers > 0 and isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
                 died = broken or str(error).startswith("DataLoader worker")
-                full = "unable to allocate shared memory" in str(error)  # told by a worker that lives on
+                full = "unable to allocate shared memory" in str(error)  # raised in a worker that lives on
                 if not full and ("Caught " in str(error) or not died):
                     raise
                 raise UserError(
-                    f"a process that prepares images died ({error}); often memory ran out, or space in /dev/shm:"
+                    f"a worker process died ({error}), often because memory or /dev/shm is full;"
                     " set data.workers to fewer, or to 0"
                 ) from error
             if isinstance(result, UserError):
@@ -65,26 +89,26 @@ def load(
 
 
 def warm_up() -> None:
-    """Start what worker processes come from, which imports torch while the caller goes on; without this the first
-    batch waits for it (seconds)."""
+    """Start the fork server, which imports torch in the background; else the first batch waits seconds for it."""
     _context()
-    with _signals_held():
+    with _blocked_signals():
         forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Leave SIGTERM and SIGUSR1, which a scheduler may send to every process, to the main one.
+def _blocked_signals() -> Iterator[None]:
+    """Keep SIGTERM and SIGUSR1, which a scheduler may send to every process, from the processes started meanwhile.
 
-    A process inherits which signals are held; the fork server and the workers, started meanwhile, hold them for ever.
+    The fork server and the workers inherit the mask and block both signals for good; only the main process handles
+    them.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    held = {signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    resource_tracker.ensure_running()  # is to hold SIGUSR1 too, and lets go of SIGTERM while it is started
-    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    blocked = {signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    resource_tracker.ensure_running()  # must inherit SIGUSR1 blocked too; unblocks SIGTERM as it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:
@@ -97,17 +121,17 @@ def _loader(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=_identity,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker if workers else None,
         multiprocessing_context=_context() if workers else None,
-        prefetch_factor=_AHEAD if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
         generator=torch.Generator(),
     )
 
 
 class _Work(Dataset[Any], Generic[Item, Result]):
-    """Looks like a data set to the loader: indexed by an item, it does the item's work."""
+    """Poses as a data set to the DataLoader: indexing it with an item does that item's work."""
 
     def __init__(self, work: Callable[[Item], Result]) -> None:
         self._work = work
@@ -115,30 +139,30 @@ class _Work(Dataset[Any], Generic[Item, Result]):
     def __getitem__(self, item: Item) -> Result | UserError:
         try:
             return self._work(item)
-        except UserError as error:  # raised in a worker it would arrive wrapped in a traceback
+        except UserError as error:  # returned, since the DataLoader would wrap a raised one in a traceback
             return error
 
 
-def _unchanged(result: Result) -> Result:
+def _identity(result: Result) -> Result:
     return result
 
 
 def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["msf_faiss.data.decoded_cache"])  # and by it all that makes batches
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 
 def _start_worker(index: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the workers; but end with it if it is killed.
+    """Ignore Ctrl-C, since the main process ends the workers; but exit if the main process is killed.
 
-    The loader's own watch is on the parent, which here is the fork server, and that lives as long as a worker does.
+    The DataLoader's own watch is on the parent, here the fork server, which lives as long as any worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    threading.Thread(target=_exit_with_main_process, daemon=True).start()
 
 
-def _end_with_main_process() -> None:
+def _exit_with_main_process() -> None:
     main = multiprocessing.parent_process()
     assert main is not None
     main.join()

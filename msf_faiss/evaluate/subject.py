@@ -12,7 +12,7 @@ from torch import nn
 from msf_faiss.config import Config
 from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
-from msf_faiss.data.train_batches import worker_count
+from msf_faiss.data.workers import worker_count
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.feature_cache import FeatureCache

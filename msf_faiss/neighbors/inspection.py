@@ -17,9 +17,9 @@ from torch import Tensor
 import msf_faiss
 from msf_faiss.bank import Bank
 from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.data.readable import decode_readable
 from msf_faiss.data.source import Source, UnreadableImageError
 from msf_faiss.data.sources.folder import decode_file
-from msf_faiss.data.train_batches import decode_readable
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.records import (

@@ -130,8 +130,7 @@ class Subject:
             UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
         """
         for batch in eval_batches(self.source, ids, config=self.config, batch_size=_DECODED):
-            assert isinstance(batch.crops, Tensor)
-            yield batch.ids, batch.crops
+            yield batch.ids, batch.crops.pixels
 
 
 def open_subject(

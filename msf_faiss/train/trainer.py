@@ -16,10 +16,11 @@ from msf_faiss.bank.recall_monitor import RecallMonitor
 from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, quarantine, save_checkpoint
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
+from msf_faiss.data.sampler import steps_per_epoch
 from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
-from msf_faiss.data.train_batches import Batch, steps_per_epoch, training_batches, worker_count
-from msf_faiss.data.workers import warm_up
+from msf_faiss.data.train_batches import Batch, training_batches
+from msf_faiss.data.workers import warm_up, worker_count
 from msf_faiss.device import select_device
 from msf_faiss.distributed.ranks import Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
@@ -131,7 +132,7 @@ class _Run:
             self.device = select_device(config.train.device)
             self.source = _training_source(config)
             self.test_source = open_source(config.data, "test")
-            self.steps_per_epoch = steps_per_epoch(self.source, config, ranks)
+            self.steps_per_epoch = steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
         if worker_count(self.source, config, processes=ranks.local_size):
             warm_up()
         self.labelled = self.source.labels is not None and bool((self.source.labels >= 0).any())

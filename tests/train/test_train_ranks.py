@@ -183,7 +183,7 @@ def test_shuffled_batch_norm_trains_and_differs_from_one_rank(pool: RankPool, tm
 
 def test_too_small_a_batch_is_told_once(pool: RankPool, tmp_path: Path) -> None:
     told = pool.run(3, train, config(batch_size=5), tmp_path / "run")
-    assert told[0].startswith("here: a batch of 5 is too small for 3 ranks, each of which needs 2 images")
+    assert told[0].startswith("here: train.batch_size=5 is too small for 3 ranks: each needs at least 2 images")
     assert all(each.startswith("elsewhere: ") for each in told[1:])
     assert not (tmp_path / "run").exists()
 

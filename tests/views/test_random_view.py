@@ -27,6 +27,7 @@ from msf_faiss.views.random_view import (
     crop,
     draw,
     normalize,
+    shrink,
 )
 
 PLAIN = ViewsConfig(mean=(0, 0, 0), std=(1, 1, 1), size=32)
@@ -251,7 +252,13 @@ def test_normalize() -> None:
     assert normalize(interleaved, config).is_contiguous(memory_format=torch.channels_last)
 
 
-# -- finishing
+def test_shrink_scales_boxes_to_reduced_images() -> None:
+    boxes = torch.tensor([[10, 20, 300, 400], [3, 5, 7, 7], [0, 0, 203, 301]])
+    factors = torch.tensor([2, 1, 4])
+    assert shrink(boxes, factors).tolist() == [[5, 10, 150, 200], [3, 5, 7, 7], [0, 0, 51, 75]]
+
+
+# -- augmenting
 
 
 @pytest.mark.parametrize(
