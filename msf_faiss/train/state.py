@@ -125,8 +125,9 @@ class TrainState:
         try:
             self.model.load_state_dict(checkpoint.tensors("model"), strict=True)
             for name, momentum in checkpoint.tensors("optimizer").items():
-                # A copy: what was read is a view of the file, which will be deleted some time.
-                self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(self.device, copy=True)
+                # In the parameter's own layout: the fused step walks through both as they lie in memory.
+                buffer = torch.empty_like(parameters[name], requires_grad=False)
+                self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer.copy_(momentum)
             load_shards(self.bank, len(shards), lambda number: checkpoint.tensors(shards[number]))
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and self.device.type == "cuda":

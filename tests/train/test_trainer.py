@@ -153,6 +153,16 @@ def test_an_interrupted_and_resumed_run_is_the_same_bit_for_bit(
     assert metrics(tmp_path / "run") == metrics(finished[0])
 
 
+def test_a_channels_last_network_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Nets of fewer than 16 channels are contiguous, so the other tests cannot see a buffer restored in that layout."""
+    config = changed(model={"backbone": NarrowBackbone(width=16, depths=(1, 1), strides=(2, 2))})
+    run(config, tmp_path / "whole", stop_after=6)
+    run(config, tmp_path / "stopped", stop_after=3)
+    run(config, tmp_path / "stopped", resume="auto", stop_after=3)
+    expected, found = tensors(tmp_path / "whole", 6), tensors(tmp_path / "stopped", 6)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
 def test_a_large_batch_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
     lars = {"kind": "lars", "base_batch_size": 8, "warmup_epochs": 1.5, "schedule": "step"}
     config = changed(train={"accumulate": 3}, optimizer=lars)
