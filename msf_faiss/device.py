@@ -4,6 +4,8 @@ import torch
 
 from msf_faiss.errors import UserError
 
+CPU = torch.device("cpu")
+
 
 def select_device(name: str) -> torch.device:
     """The device for `train.device` or `--device`: "cpu", "cuda" (the current device), or "auto" (CUDA if available).

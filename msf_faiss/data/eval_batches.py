@@ -17,7 +17,8 @@ from msf_faiss.config import Config, ViewsConfig, WeakView
 from msf_faiss.data.readable import add_unreadable, decode_readable
 from msf_faiss.data.source import Source
 from msf_faiss.data.view_maker import Crops, ViewMaker
-from msf_faiss.data.workers import load, uses_cuda, worker_count
+from msf_faiss.data.workers import load, worker_count
+from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
 from msf_faiss.views.random_view import EVAL, center_crop
 
@@ -39,12 +40,14 @@ def eval_batches(
     ids: NDArray[np.int64],
     *,
     config: Config,
+    device: torch.device = CPU,
     batch_size: int,
     view: WeakView | None = None,
     epoch: int = 0,
 ) -> Generator[EvalBatch, None, None]:
     """Batches of the images `ids` [N], in order. Unreadable images are left out, and batches without any other.
 
+    `device`: where the views go; batches for a CUDA device are pinned, and augmented there.
     `view`: None for centre views, or the kind of random view, drawn from the config's seed, `epoch` and the id. Closing
     the generator ends the workers.
 
@@ -52,10 +55,12 @@ def eval_batches(
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
     """
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    workers = min(worker_count(source, config), len(chunks) // 2)  # a worker for one batch costs more than it saves
-    maker = _EvalBatchMaker(source, config, view, epoch)
+    workers = min(
+        worker_count(source, config, device), len(chunks) // 2
+    )  # a worker for one batch costs more than it saves
+    maker = _EvalBatchMaker(source, config, view, epoch, device)
     unreadable: dict[int, str] = {}
-    for batch in load(maker, chunks, workers=workers, pin_memory=uses_cuda(config)):
+    for batch in load(maker, chunks, workers=workers, pin_memory=device.type == "cuda"):
         add_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids):
             yield batch
@@ -66,9 +71,9 @@ def eval_batches(
 class _EvalBatchMaker:
     """Makes the batch of some ids. Picklable."""
 
-    def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int) -> None:
+    def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int, device: torch.device) -> None:
         self._source, self._config, self._epoch = source, config, epoch
-        self._make = None if view is None else ViewMaker(source, config, {EVAL: view})
+        self._make = None if view is None else ViewMaker(source, config, {EVAL: view}, device)
 
     def __call__(self, ids: NDArray[np.int64]) -> EvalBatch:
         if self._make is None:

@@ -16,7 +16,8 @@ from msf_faiss.data.readable import add_unreadable, list_problems
 from msf_faiss.data.sampler import FEWEST_IMAGES, BatchStream, Position
 from msf_faiss.data.source import Source
 from msf_faiss.data.view_maker import Crops, ViewMaker
-from msf_faiss.data.workers import load, uses_cuda, worker_count
+from msf_faiss.data.workers import load, worker_count
+from msf_faiss.device import CPU
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.views.random_view import ONLINE, TARGET
@@ -48,17 +49,19 @@ def training_batches(
     source: Source,
     config: Config,
     *,
+    device: torch.device = CPU,
     start_step: int = 0,
     ranks: Ranks | None = None,
     unreadable: dict[int, str] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Endless batches from `start_step` on, on the CPU (in pinned memory if a GPU trains).
+    """Endless batches from `start_step` on, on the CPU (in pinned memory for a CUDA device).
 
     Images and views of a batch depend only on the config and the step. Closing the generator ends the workers.
 
     Args:
         source: the training images.
         config: of the run.
+        device: where the batches go; a CUDA device augments the views itself.
         start_step: number of completed steps.
         ranks: yield only this rank's part of each batch; None: the whole batch.
         unreadable: problems of images already known to be unreadable, by id; updated with those of each batch.
@@ -71,10 +74,10 @@ def training_batches(
     stream = BatchStream(
         len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.slice_of
     )
-    maker = _BatchMaker(source, config)
+    maker = _BatchMaker(source, config, device)
     unreadable = {} if unreadable is None else unreadable
-    workers = worker_count(source, config, processes=ranks.local_size)
-    for batch in load(maker, stream, workers=workers, pin_memory=uses_cuda(config)):
+    workers = worker_count(source, config, device, processes=ranks.local_size)
+    for batch in load(maker, stream, workers=workers, pin_memory=device.type == "cuda"):
         add_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids) < FEWEST_IMAGES:
             raise UserError(
@@ -87,10 +90,10 @@ def training_batches(
 class _BatchMaker:
     """Makes the batch at a position of the stream. Picklable."""
 
-    def __init__(self, source: Source, config: Config) -> None:
+    def __init__(self, source: Source, config: Config, device: torch.device) -> None:
         views = config.views
         kinds: dict[View, WeakView] = {"weak": views.weak, "strong": views.strong}
-        self._make = ViewMaker(source, config, {ONLINE: kinds[views.online], TARGET: kinds[views.target]})
+        self._make = ViewMaker(source, config, {ONLINE: kinds[views.online], TARGET: kinds[views.target]}, device)
 
     def __call__(self, position: Position) -> Batch:
         ids, views, unreadable = self._make(position.ids, position.epoch)

@@ -16,7 +16,7 @@ from torch import Tensor
 from msf_faiss.config import Config, ViewsConfig, WeakView
 from msf_faiss.data.readable import decode_readable
 from msf_faiss.data.source import Source
-from msf_faiss.data.workers import uses_cuda
+from msf_faiss.device import CPU
 from msf_faiss.views.random_view import ViewParameters, augment, augment_uint8_, crop, draw, normalize, shrink
 
 _REDUCTIONS = (8, 4, 2)  # factors by which a JPEG decoder can reduce an image
@@ -41,13 +41,15 @@ class Crops(NamedTuple):
 
 
 class ViewMaker:
-    """Makes random views of images for the config's training device. Picklable."""
+    """Makes random views of images: fully augmented for a CPU, only cropped for CUDA. Picklable."""
 
-    def __init__(self, source: Source, config: Config, views: Mapping[int, WeakView]) -> None:
+    def __init__(
+        self, source: Source, config: Config, views: Mapping[int, WeakView], device: torch.device = CPU
+    ) -> None:
         """`views`: by stream, the kinds of view to make of each image."""
         self._source, self._data, self._views = source, config.data, views
         self._seed, self._size = config.seed, config.views.size
-        self._for_gpu = uses_cuda(config)  # asked here: in a worker it would start the GPU's driver
+        self._for_gpu = device.type == "cuda"
 
     def __call__(
         self, ids: NDArray[np.int64], epoch: int

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from msf_faiss.config import Config
 from msf_faiss.data.source import Source
+from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
 
 Item = TypeVar("Item")
@@ -32,22 +33,17 @@ _PREFETCH = 2  # items that each worker prepares ahead
 _PRELOADED = ["msf_faiss.data.decoded_cache", "msf_faiss.data.eval_batches", "msf_faiss.data.train_batches"]
 
 
-def worker_count(source: Source, config: Config, *, processes: int = 1) -> int:
-    """Number of workers for `source`, where `processes` processes of this host start as many each."""
+def worker_count(source: Source, config: Config, device: torch.device = CPU, *, processes: int = 1) -> int:
+    """Number of workers that prepare `source` for `device`; each of `processes` on this host starts as many."""
     if config.data.workers != "auto":
         return config.data.workers
     # For decoded images, sending a view to another process costs as much as making it: not worthwhile on a CPU. A GPU
     # is kept waiting by views made in the main process, but not by small ones.
-    if source.in_memory and not (uses_cuda(config) and config.views.size >= _GPU_VIEW_SIZE):
+    if source.in_memory and not (device.type == "cuda" and config.views.size >= _GPU_VIEW_SIZE):
         return 0
     # The affinity (Linux only) also counts the limits of a container.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // processes, _MOST_WORKERS))
-
-
-def uses_cuda(config: Config) -> bool:
-    """Whether batches go to a GPU."""
-    return config.train.device != "cpu" and torch.cuda.is_available()
 
 
 def load(

@@ -178,8 +178,7 @@ def inputs_of(checkpoint: Checkpoint, data: Path | None, overrides: Sequence[str
         config = override_config(config, overrides)
     if config.train.threads is not None:
         set_threads(config.train.threads)
-    # Batches are pinned for the device of the config, which is the one asked for here.
-    return config.model_copy(update={"train": config.train.model_copy(update={"device": device.type})})
+    return config
 
 
 def embed(

@@ -65,7 +65,7 @@ def stream(
     """
     chosen = np.arange(len(source)) if ids is None else ids.cpu().numpy()
     with _evaluating(encoder):
-        for batch in eval_batches(source, chosen, config=config, batch_size=batch_size):
+        for batch in eval_batches(source, chosen, config=config, device=device, batch_size=batch_size):
             with torch.no_grad():  # not around the yield: it would hold for the caller too
                 embeddings = encoder(batch.views(device, config.views)).to("cpu", torch.float32)
             labels = None if source.labels is None else torch.from_numpy(source.labels[batch.ids])

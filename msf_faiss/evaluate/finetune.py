@@ -174,7 +174,7 @@ def finetuned(
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, settings.milestones, gamma=settings.decay)
         for epoch in range(settings.epochs):
             done = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, images of this rank
-            for batch in _batches(source, ids, epoch, config=config, settings=settings, ranks=ranks):
+            for batch in _batches(source, ids, epoch, config=config, device=device, settings=settings, ranks=ranks):
                 counts = ranks.counts(0 if batch is None else len(batch.ids))
                 if batch is None or min(counts) < _LEAST:
                     continue
@@ -230,7 +230,14 @@ def _synchronise(network: nn.Sequential, ranks: Ranks) -> None:
 
 
 def _batches(
-    source: Source, ids: Tensor, epoch: int, *, config: Config, settings: FinetuneSettings, ranks: Ranks
+    source: Source,
+    ids: Tensor,
+    epoch: int,
+    *,
+    config: Config,
+    device: torch.device,
+    settings: FinetuneSettings,
+    ranks: Ranks,
 ) -> Iterator[EvalBatch | None]:
     """This rank's part of each batch of an epoch; None: it has none, or cannot read any of its images."""
     shuffled = ids.numpy()[epoch_order(len(ids), config.seed, epoch)]
@@ -238,7 +245,13 @@ def _batches(
     parts = [whole[ranks.slice_of(len(whole))] for whole in batches]
     # All parts but the last are as long as the first, so that they are what is read together.
     readable = eval_batches(
-        source, np.concatenate(parts), config=config, batch_size=len(parts[0]), view=settings.view, epoch=epoch
+        source,
+        np.concatenate(parts),
+        config=config,
+        device=device,
+        batch_size=len(parts[0]),
+        view=settings.view,
+        epoch=epoch,
     )
     return _aligned(parts, readable)
 
@@ -272,7 +285,7 @@ def _score(
     mine = ids.numpy()[ranks.slice_of(len(ids))]
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # right, among the first five, images, not finite
     if len(mine):
-        for batch in eval_batches(test, mine, config=config, batch_size=settings.batch_size):
+        for batch in eval_batches(test, mine, config=config, device=device, batch_size=settings.batch_size):
             logits = network(batch.views(device, config.views).contiguous(memory_format=layout))  # [b, C]
             targets = torch.from_numpy(test.labels[batch.ids]).to(device)
             right = logits.topk(min(5, classes), dim=1).indices == targets.unsqueeze(1)  # [b, 5]

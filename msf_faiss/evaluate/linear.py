@@ -173,7 +173,9 @@ def augmented_batches(
         order = train.ids.numpy()[epoch_order(len(train.ids), config.seed, epoch)]
         chunks = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
         mine = np.concatenate([order[:0], *chunks[ranks.rank :: ranks.size]])
-        made = eval_batches(source, mine, config=config, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch)
+        made = eval_batches(
+            source, mine, config=config, device=device, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch
+        )
         with contextlib.closing(made):
             for _ in range(0, len(chunks), ranks.size):
                 features = torch.empty(0, width, device=device)  # [b, F]; a rank may have none in the last turn

@@ -27,7 +27,7 @@ class Subject:
     """Weights and the images that judge them."""
 
     weights: Weights
-    config: Config  # that of the weights, on the device
+    config: Config  # that of the weights
     device: torch.device
     train: Source
     test: Source | None  # None: there are no held-out images with labels
@@ -88,8 +88,6 @@ def open_subject(
     config = weights.config
     if config.train.threads is not None:
         set_threads(config.train.threads)
-    # Batches are pinned for the device of the config, which is the one asked for here.
-    config = config.model_copy(update={"train": config.train.model_copy(update={"device": device.type})})
     with ranks.main_first():
         train = open_source(config.data, "train")
         assert train is not None, "every config names training data"
@@ -97,6 +95,6 @@ def open_subject(
         if test is not None and not is_labelled(test):
             test = None
     if ranks.local_size > 1:  # the host's cores are shared by its ranks
-        workers = worker_count(train, config, processes=ranks.local_size)
+        workers = worker_count(train, config, device, processes=ranks.local_size)
         config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
     return Subject(weights=weights, config=config, device=device, train=train, test=test, cache=cache, ranks=ranks)

@@ -129,7 +129,7 @@ class Subject:
         Raises:
             UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
         """
-        for batch in eval_batches(self.source, ids, config=self.config, batch_size=_DECODED):
+        for batch in eval_batches(self.source, ids, config=self.config, device=self.device, batch_size=_DECODED):
             yield batch.ids, batch.crops.pixels
 
 
@@ -152,8 +152,6 @@ def open_subject(
             )
     device = device or torch.device("cpu")
     config = override_config(checkpoint.config, overrides)
-    # Batches are pinned for the device of the config, which is the one asked for here.
-    config = config.model_copy(update={"train": config.train.model_copy(update={"device": device.type})})
     source = open_source(config.data, "train")
     assert source is not None, "every config names training data"
     return Subject(checkpoint, config, source, searched, device)

@@ -133,7 +133,7 @@ class _Run:
             self.source = _training_source(config)
             self.test_source = open_source(config.data, "test")
             self.steps_per_epoch = steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
-        if worker_count(self.source, config, processes=ranks.local_size):
+        if worker_count(self.source, config, self.device, processes=ranks.local_size):
             warm_up()
         self.labelled = self.source.labels is not None and bool((self.source.labels >= 0).any())
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
@@ -172,7 +172,12 @@ class _Run:
         self.began = self.saved_at = time.perf_counter()
         interrupted = False
         batches = training_batches(
-            self.source, self.config, start_step=self.state.step, ranks=self.ranks, unreadable=self.unreadable
+            self.source,
+            self.config,
+            device=self.device,
+            start_step=self.state.step,
+            ranks=self.ranks,
+            unreadable=self.unreadable,
         )
         with contextlib.closing(batches), self.saver.finishing(), self.watchdog.watching():
             while self.state.step < self.last_step:

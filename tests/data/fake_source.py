@@ -44,13 +44,13 @@ class FakeSource:
         ]
 
 
-def config(batch_size: int = 8, *, size: int = 16, device: str = "cpu", online: str = "strong", **data: Any) -> Config:
+def config(batch_size: int = 8, *, size: int = 16, online: str = "strong", **data: Any) -> Config:
     """`data`: keys of the section `data`."""
     return Config.model_validate(
         {
             "seed": 5,
             "data": {"kind": "folder", "path": "unused", "workers": 0} | data,
             "views": {"size": size, "online": online},
-            "train": {"batch_size": batch_size, "device": device},
+            "train": {"batch_size": batch_size},
         }
     )

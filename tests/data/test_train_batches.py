@@ -91,16 +91,15 @@ def test_a_batch_with_a_single_readable_image_is_refused() -> None:
 def test_batches_reach_a_gpu_without_synchronization() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    on_gpu = config(device="cuda", workers=1)
-    batches = training_batches(FakeSource(30), on_gpu)
-    expected = next(batches).views(on_gpu.views)  # the float32 operations, on the CPU
-    device = torch.device("cuda")
-    next(batches).to(device).views(on_gpu.views)  # initializes cuBLAS
-    batch = next(training_batches(FakeSource(30), on_gpu))
+    settings, device = config(workers=1), torch.device("cuda")
+    batches = training_batches(FakeSource(30), settings, device=device)
+    expected = next(batches).views(settings.views)  # the float32 operations, on the CPU
+    next(batches).to(device).views(settings.views)  # initializes cuBLAS
+    batch = next(training_batches(FakeSource(30), settings, device=device))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = batch.to(device).views(on_gpu.views)
+        found = batch.to(device).views(settings.views)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(found, expected, strict=True):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from fake_source import FakeSource, config
 from PIL import Image
@@ -16,11 +15,11 @@ from msf_faiss.data.view_maker import Reduction, ViewMaker
 from msf_faiss.views.random_view import ONLINE, TARGET, augment, augment_uint8_
 
 
-def test_a_gpu_gets_crops_and_parameters_instead_of_finished_views(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gets_crops_and_parameters_instead_of_finished_views() -> None:
     source, views = FakeSource(30), config().views
     on_cpu = ViewMaker(source, config(), {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    on_gpu = ViewMaker(source, config(device="auto"), {ONLINE: views.strong})(np.arange(30), 2)[1][ONLINE]
+    gpu = torch.device("cuda")
+    on_gpu = ViewMaker(source, config(), {ONLINE: views.strong}, gpu)(np.arange(30), 2)[1][ONLINE]
     assert on_cpu.parameters is None
     assert on_gpu.parameters is not None
     augmented = on_gpu.pixels.clone(memory_format=torch.channels_last)

@@ -50,7 +50,7 @@ def steps(config: Config, count: int, *, in_turn: bool = False, strict: bool = F
         state.retrieve = InTurn(state.bank)
     layout, clock = memory_format(state.model, device), Clock(device)
     losses, neighbors = LossMonitor(), NeighborMonitor(source.labels, state.bank.device)
-    batches = training_batches(source, config)
+    batches = training_batches(source, config, device=device)
     try:
         for number in range(count):
             batch = next(batches)
