@@ -160,9 +160,9 @@ def _settings(config: str | None, overrides: tuple[str, ...], out: Path | None, 
     from msf_faiss.config.load import load_config, override_config
 
     if config is None and resume != "never" and out is not None:
-        from msf_faiss.checkpoint.format import has_checkpoints
+        from msf_faiss.checkpoint.format import list_checkpoints
 
-        if has_checkpoints(out) and (out / "config.yaml").is_file():
+        if list_checkpoints(out) and (out / "config.yaml").is_file():
             return load_config(out / "config.yaml", overrides)
     if config is None and isinstance(resume, Path):
         from msf_faiss.checkpoint.format import find_checkpoint

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank import Bank
-from msf_faiss.checkpoint.format import save_checkpoint
+from msf_faiss.checkpoint.save import save_checkpoint
 from msf_faiss.config import Config
 from msf_faiss.models import build_model
 

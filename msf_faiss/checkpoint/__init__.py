@@ -1,1 +1,1 @@
-"""Checkpoints on disk."""
+"""Checkpoints: their format on disk, how they are saved, and how models and banks are loaded from them."""

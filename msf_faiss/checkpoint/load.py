@@ -1,4 +1,4 @@
-"""The model and the bank of a checkpoint, for those who do not train on with them."""
+"""The model, one encoder or the bank of a checkpoint, for any use but further training."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ import torch
 
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.parallel import load_shards, saved_capacity
-from msf_faiss.checkpoint.format import ENDING, Checkpoint, damaged
+from msf_faiss.checkpoint.format import ENDING, Checkpoint, describe_damage
 from msf_faiss.errors import UserError
 from msf_faiss.models import Encoder, MeanShift, build_model
 
 EncoderName = Literal["online", "target"]
-"""The encoder that is trained, and the moving average that follows it."""
+"""online: the encoder that is trained; target: its exponential moving average."""
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
-    """The model of a checkpoint, in train mode, on `device`. A missing or unexpected weight is an error.
+    """The model of a checkpoint, in train mode, on `device`. Its weights must fit one by one.
 
     Raises:
-        UserError: if the weights do not fit the config, or the file is damaged.
+        UserError: if a weight is missing, unexpected or of another shape, or the file is damaged.
     """
     model = build_model(checkpoint.config.model, seed=0)
     try:
         model.load_state_dict(checkpoint.tensors("model"), strict=True)
     except RuntimeError as error:
-        complaint = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint.path}: the weights do not fit the config saved beside them: {complaint}"
-        ) from error
+        details = " ".join(str(error).split())
+        raise UserError(f"{checkpoint.path}: the weights do not fit the checkpoint's config: {details}") from error
     return model.to(device)
 
 
 def load_encoder(checkpoint: Checkpoint, name: EncoderName) -> Encoder:
-    """One of a checkpoint's two encoders, frozen, in eval mode, on the CPU.
+    """One of the two encoders of a checkpoint, frozen, in eval mode, on the CPU.
 
     Raises:
         UserError: as `load_model` does.
@@ -45,24 +43,23 @@ def load_encoder(checkpoint: Checkpoint, name: EncoderName) -> Encoder:
 
 
 def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
-    """The bank of a checkpoint, whole, on `device`, with the capacity that it had.
+    """The bank of a checkpoint on `device`, all shards merged, with the capacity of the run.
 
     Raises:
-        UserError: if the saved bank does not fit the config, its kind cannot be searched on `device`, or a file is
-            damaged.
+        UserError: if the saved bank does not fit the config, its kind cannot search on `device`, or a file is damaged.
     """
     shards = checkpoint.bank_files
-    where = f"{shards[0]}{ENDING}" if shards else f"bank{ENDING}"
-    state = checkpoint.tensors(where.removesuffix(ENDING))
+    first = shards[0] if shards else "bank"
+    state = checkpoint.tensors(first)
     config = checkpoint.config.bank.model_copy(update={"placement": "replicated"})
     if config.kind == "flat":
-        config = config.model_copy(update={"engine": "auto"})  # the run's may not exist here
+        config = config.model_copy(update={"engine": "auto"})  # the run's engine may not exist on this machine
     try:
         dim = state["embeddings"].shape[1]
         if (capacity := saved_capacity(state)) is not None:
             config = config.model_copy(update={"capacity": capacity})
     except (KeyError, IndexError) as error:
-        raise UserError(damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
+        raise UserError(_not_a_bank(checkpoint, first, error)) from error
     try:
         bank = create_bank(config, dim=dim, device=device, images=checkpoint.dataset_size)
     except ValueError as error:
@@ -72,5 +69,9 @@ def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:
     except UserError:
         raise
     except (KeyError, ValueError) as error:
-        raise UserError(damaged(checkpoint.path, f"{where} holds no bank: {error}")) from error
+        raise UserError(_not_a_bank(checkpoint, first, error)) from error
     return bank
+
+
+def _not_a_bank(checkpoint: Checkpoint, name: str, error: Exception) -> str:
+    return describe_damage(checkpoint.path, f"{name}{ENDING} is not a bank: {error}")

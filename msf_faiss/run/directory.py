@@ -22,7 +22,8 @@ from pathlib import Path
 
 import filelock
 
-from msf_faiss.checkpoint.format import FOLDER, has_checkpoints, remove_incomplete
+from msf_faiss.checkpoint.format import FOLDER, list_checkpoints
+from msf_faiss.checkpoint.save import remove_incomplete
 from msf_faiss.config import Config
 from msf_faiss.config.load import dump_config
 from msf_faiss.errors import UserError
@@ -58,7 +59,7 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
         raise UserError(_cannot_write(run_dir, error)) from error
     with lock:
         _refuse_used(run_dir, resume=resume)  # another process may have been quicker
-        continued = has_checkpoints(run_dir)
+        continued = bool(list_checkpoints(run_dir))
         try:
             remove_incomplete(run_dir)
             if not continued:
@@ -94,7 +95,7 @@ def write_config(run_dir: Path, config: Config) -> None:
 def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     if run_dir.is_file():
         raise UserError(f"{run_dir}: is a file; choose a directory with --out")
-    if has_checkpoints(run_dir):
+    if list_checkpoints(run_dir):
         if resume:
             return
         raise UserError(

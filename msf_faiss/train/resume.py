@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, find_newest_valid, has_checkpoints
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, find_newest_valid, list_checkpoints
 from msf_faiss.config import Config
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
@@ -39,7 +39,7 @@ def find_beginning(run_dir: Path, resume: Resume, ranks: Ranks) -> Beginning | N
             one that began from the checkpoint `resume`.
     """
     path = None if isinstance(resume, str) else resume.resolve()
-    if ranks.broadcast_object(has_checkpoints(run_dir)):
+    if ranks.broadcast_object(bool(list_checkpoints(run_dir))):
         checkpoint, damaged = find_newest_valid(run_dir, ranks)
         if path is not None and not _continues(checkpoint, path):
             raise UserError(
@@ -49,7 +49,7 @@ def find_beginning(run_dir: Path, resume: Resume, ranks: Ranks) -> Beginning | N
         return Beginning(checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin)
     if path is None:
         return None
-    if has_checkpoints(path):
+    if list_checkpoints(path):
         checkpoint, damaged = find_newest_valid(path, ranks)
     else:
         checkpoint, damaged = find_checkpoint(path), {}

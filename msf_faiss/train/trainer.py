@@ -13,7 +13,8 @@ from torch import Tensor
 
 from msf_faiss.bank import ApproximateBank, Bank, FlatBank, ParallelBank
 from msf_faiss.bank.recall_monitor import RecallMonitor
-from msf_faiss.checkpoint.format import Tensors, prune_checkpoints, quarantine, save_checkpoint
+from msf_faiss.checkpoint.format import Tensors
+from msf_faiss.checkpoint.save import prune_checkpoints, quarantine, save_checkpoint
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
 from msf_faiss.data.sampler import steps_per_epoch

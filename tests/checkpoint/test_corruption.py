@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a checkpoint, a run never goes on from them and never ends without words."""
+"""However the bytes of a checkpoint are damaged, no run resumes from them, and no run ends without an error message."""
 
 import json
 import random
@@ -8,17 +8,41 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import CONFIG, metrics, run, tensors
+from runs import metrics, tensors
 
+from msf_faiss.config import (
+    CheckpointConfig,
+    Config,
+    DemoData,
+    FlatBankConfig,
+    KnnConfig,
+    ModelConfig,
+    NarrowBackbone,
+    TrainConfig,
+    ViewsConfig,
+)
 from msf_faiss.errors import UserError
-from msf_faiss.run.events import RunStarted
+from msf_faiss.run.events import Report, RunStarted
+from msf_faiss.run.recorder import Recorder
+from msf_faiss.train.resume import Resume
 from msf_faiss.train.trainer import pretrain
+
+CONFIG = Config(
+    seed=5,
+    data=DemoData(images=70, test_images=20, size=16),
+    views=ViewsConfig(size=16),
+    model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1, 1), strides=(2, 2)), dim=8),
+    bank=FlatBankConfig(capacity=100, k=3),
+    train=TrainConfig(epochs=3, batch_size=16, log_every=1, device="cpu"),
+    checkpoint=CheckpointConfig(every_epochs=1, keep_last=10),
+    knn=KnnConfig(every_epochs=2, k=5),
+)
 
 CASES = 240
 FINISH_EVERY = 10
 
 Damage = Callable[[Path, random.Random], str]
-"""Changes a file of a checkpoint, and says how."""
+"""Changes a file of a checkpoint and describes the change."""
 
 
 def flip(file: Path, chance: random.Random) -> str:
@@ -74,7 +98,7 @@ DAMAGES: list[Damage] = [flip, flip, flip, zero, truncate, append, duplicate, sw
 
 
 def place_in(content: bytes | bytearray, chance: random.Random) -> int:
-    """Anywhere, but as often in the header as in the body, which is many times longer."""
+    """A random position, as often in the header as in the much longer body."""
     length = int.from_bytes(content[:8], "little")
     header = 8 + length if length < len(content) else len(content)
     regions = [(0, min(8, header)), (0, header), (min(header, len(content) - 1), len(content))]
@@ -93,8 +117,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def means_the_same(file: Path, before: bytes) -> bool:
-    """Whether a manifest still says what it said: a blank that became another blank changes nothing."""
+def same_content(file: Path, before: bytes) -> bool:
+    """Whether a manifest has the same content as before, as after a change between blanks."""
     if file.name != "manifest.json" or not file.exists():
         return False
     try:
@@ -107,7 +131,7 @@ def cases(folder: Path, whole: Path) -> Iterator[tuple[int, Path, Path, str, boo
     """Copies of a run with one file of the newest checkpoint damaged.
 
     Yields:
-        Number of the case, the copy, the file in it, what was done to it, and whether it says the same in spite of it.
+        Number of the case, the copy, the changed file, a description of the change, and whether it has no effect.
     """
     chance, number = random.Random(0), 0
     names = sorted(path.name for path in newest(whole).iterdir())
@@ -118,9 +142,18 @@ def cases(folder: Path, whole: Path) -> Iterator[tuple[int, Path, Path, str, boo
         before = file.read_bytes()
         done = chance.choice(DAMAGES)(file, chance)
         if not file.exists() or file.read_bytes() != before:
-            yield number, run_dir, file, f"case {number}: {file.name}: {done}", means_the_same(file, before)
+            yield number, run_dir, file, f"case {number}: {file.name}: {done}", same_content(file, before)
             number += 1
         shutil.rmtree(run_dir)
+
+
+def run(config: Config, run_dir: Path, resume: Resume = "never") -> list[Report]:
+    reports = []
+    with Recorder(run_dir) as record:
+        for report in pretrain(config, run_dir, resume=resume):
+            record(report)
+            reports.append(report)
+    return reports
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +183,7 @@ def same_outcome(run_dir: Path, whole: Path) -> bool:
     )
 
 
-def test_a_damaged_newest_checkpoint_is_never_believed(whole: Path, tmp_path: Path) -> None:
+def test_resume_never_uses_a_damaged_checkpoint(whole: Path, tmp_path: Path) -> None:
     damaged_files, refused, harmless, finished = set(), [], [], 0
     for number, run_dir, file, what, same in cases(tmp_path, whole):
         checkpoint, before = file.parent, contents(run_dir)
@@ -191,7 +224,7 @@ def test_a_damaged_newest_checkpoint_is_never_believed(whole: Path, tmp_path: Pa
     assert refused == []
 
 
-def test_a_run_goes_back_past_two_damaged_checkpoints(whole: Path, tmp_path: Path) -> None:
+def test_resume_skips_two_damaged_checkpoints(whole: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
@@ -208,9 +241,7 @@ def test_a_run_goes_back_past_two_damaged_checkpoints(whole: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_where_all_checkpoints_are_damaged_the_run_ends_and_nothing_is_changed(
-    whole: Path, tmp_path: Path, seed: int
-) -> None:
+def test_resume_fails_and_changes_nothing_if_all_are_damaged(whole: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
@@ -218,15 +249,15 @@ def test_where_all_checkpoints_are_damaged_the_run_ends_and_nothing_is_changed(
         names = sorted(path.name for path in checkpoint.iterdir() if path.name != "manifest.json")
         chance.choice([flip, truncate, append, delete])(checkpoint / chance.choice(names), chance)
     before = contents(run_dir)
-    with pytest.raises(UserError, match="no checkpoint of the run is whole, and nothing was changed") as caught:
+    with pytest.raises(UserError, match="every checkpoint of the run is damaged; nothing was changed") as caught:
         run(CONFIG, run_dir, resume="auto")
     for step in (4, 8, 12):
         assert f"step-{step:08d}: the checkpoint is damaged: " in str(caught.value)
     assert contents(run_dir) == before
 
 
-def test_blanks_in_a_manifest_change_nothing(whole: Path, tmp_path: Path) -> None:
-    """What it says is sealed, not how it is laid out."""
+def test_blanks_in_a_manifest_are_ignored(whole: Path, tmp_path: Path) -> None:
+    """The seal covers the content, not the layout."""
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
     manifest = newest(run_dir) / "manifest.json"

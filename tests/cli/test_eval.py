@@ -195,7 +195,7 @@ def change_weights(run_dir: Path, change: Callable[[dict[str, torch.Tensor]], ob
     manifest = json.loads((folder / "manifest.json").read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    manifest["sha256"] = checkpoint._digest(manifest)
+    manifest["sha256"] = checkpoint.seal_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

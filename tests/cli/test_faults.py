@@ -100,8 +100,8 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, tiny_run: Path, free:
         assert "Traceback" not in told
         last = checkpoints(run_dir)[-1]
         if free:
-            assert f"cannot save step {step_of(last) + 3}: the disk is full; make room" in told
-            assert f"start the same command again (the last good checkpoint is {last})" in told
+            assert f"cannot save step {step_of(last) + 3}: the disk is full; free some space" in told
+            assert f"run the same command again (the last good checkpoint is {last})" in told
         else:  # whichever is written first
             assert "No space left on device" in told or "the disk is full" in told
         remount(folder, f"size={40 * needed + 8192}k")
@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_small_for_a_second_checkpoint(tmp_path: Path, tiny_r
         assert "Traceback" not in ended.stderr
         (only,) = checkpoints(run_dir)
         assert (
-            f"error: {run_dir / 'checkpoints'}: cannot save step 6: the disk is full; make room and start the same "
+            f"error: {run_dir / 'checkpoints'}: cannot save step 6: the disk is full; free some space and run the same "
             f"command again (the last good checkpoint is {only})"
         ) in ended.stderr
         remount(folder, f"size={8 * needed + 1024}k")
@@ -265,6 +265,6 @@ def test_a_pickle_in_the_newest_checkpoint_is_not_executed(tiny_run: Path, tmp_p
     done = msf_faiss("pretrain", *TINY, "--out", run_dir)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert f"error: {newest}: refused: extra.pt does not belong into a checkpoint" in done.stderr
+    assert f"error: {newest}: refused, because extra.pt does not belong in a checkpoint" in done.stderr
     assert not (tmp_path / "executed").exists()
     assert contents(run_dir) == before

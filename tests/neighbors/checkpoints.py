@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from msf_faiss.bank import FlatBank
-from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, save_checkpoint
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
+from msf_faiss.checkpoint.save import save_checkpoint
 from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
 from msf_faiss.models import MeanShift, build_model
 
