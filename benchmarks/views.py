@@ -1,9 +1,9 @@
-"""What the views of one batch cost on the CPU, stage by stage, beside torchvision's v2 transforms image by image.
+"""CPU time of the views of one batch, stage by stage, against torchvision's v2 transforms image by image.
 
     python benchmarks/views.py [--size 32] [--batch 128] [--rounds 15]
 
-Variants take turns within each round, so that a busy machine slows all of them; times are CPU milliseconds of one
-thread for a batch (medians), ratios are medians of the rounds' ratios.
+Variants take turns within each round, so that other load on the machine slows all of them. Times are CPU milliseconds
+of one thread for a batch (medians); ratios are medians of the ratios within each round.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from msf_faiss.config import StrongView, ViewsConfig, WeakView
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.views.random_view import ONLINE, ViewParameters, augment, augment_uint8_, crop, draw, normalize
 
-TWIN = "torchvision v2, strong view"
+BASELINE = "torchvision v2, strong view"
 
 
 def torchvision_strong(config: ViewsConfig) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The strong view of design 1 as torchvision's users write it."""
+    """The strong view (MSF, ICCV 2021, section 4) as composed from torchvision's transforms."""
     strong, size = config.strong, config.size
     jitter = v2.ColorJitter(strong.brightness, strong.contrast, strong.saturation, strong.hue)
     transforms: Callable[[torch.Tensor], torch.Tensor] = v2.Compose(
@@ -42,43 +42,42 @@ def torchvision_strong(config: ViewsConfig) -> Callable[[torch.Tensor], torch.Te
 
 
 def variants(size: int, batch: int) -> dict[str, Callable[[], object]]:
-    """What is measured, by name."""
+    """What to measure, by name."""
     config = ViewsConfig(size=size)
     images = list(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8))
-    grey = StrongView(saturation=0.0, hue=0.0)
 
-    def drawn(view: WeakView) -> ViewParameters:
+    def draw_all(view: WeakView) -> ViewParameters:
         return draw(view, seed=0, epoch=1, ids=range(batch), stream=ONLINE, sizes=[(size, size)] * batch)
 
-    weak, strong, no_hue = drawn(config.weak), drawn(config.strong), drawn(grey)
+    weak, strong, no_hue = draw_all(config.weak), draw_all(config.strong), draw_all(StrongView(saturation=0, hue=0))
     crops = crop(images, weak.boxes, size)
-    twin = torchvision_strong(config)
+    baseline = torchvision_strong(config)
 
-    def whole() -> torch.Tensor:
-        parameters = drawn(config.strong)
+    def for_gpu() -> torch.Tensor:
+        parameters = draw_all(config.strong)
         return augment(crop(images, parameters.boxes, size), parameters, config)
 
-    def bytewise() -> torch.Tensor:
-        parameters = drawn(config.strong)
-        cut = crop(images, parameters.boxes, size)
-        augment_uint8_(cut, parameters)
-        return normalize(cut, config)
+    def for_cpu() -> torch.Tensor:
+        parameters = draw_all(config.strong)
+        views = crop(images, parameters.boxes, size)
+        augment_uint8_(views, parameters)
+        return normalize(views, config)
 
     return {
-        "draw, strong view": lambda: drawn(config.strong),
+        "draw, strong view": lambda: draw_all(config.strong),
         "crop": lambda: crop(images, weak.boxes, size),
         "augment, weak view": lambda: augment(crops, weak, config),
         "augment, strong view": lambda: augment(crops, strong, config),
         "augment, strong view without hue and saturation": lambda: augment(crops, no_hue, config),
-        "all of a strong view, as for a GPU": whole,
-        "all of a strong view, in 8 bits": bytewise,
-        TWIN: lambda: torch.stack([twin(image) for image in images]),
+        "strong view from image to tensor, as for a GPU": for_gpu,
+        "strong view from image to tensor, as for a CPU": for_cpu,
+        BASELINE: lambda: torch.stack([baseline(image) for image in images]),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", type=int, default=32, help="pixels of a side, of images and views")
+    parser.add_argument("--size", type=int, default=32, help="side of images and views, in pixels")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
@@ -92,9 +91,9 @@ def main() -> None:
             if round_number:  # the first warms up
                 times[name].append(1000 * (time.process_time() - start))
     print(f"{arguments.batch} images of {arguments.size} px, torch {torch.__version__}, one thread")
-    for name, found in times.items():
-        ratio = statistics.median(twin / own for twin, own in zip(times[TWIN], found, strict=True))
-        print(f"{statistics.median(found):8.1f} ms  {ratio:6.1f} x  {name}")
+    for name, each in times.items():
+        ratio = statistics.median(slow / own for slow, own in zip(times[BASELINE], each, strict=True))
+        print(f"{statistics.median(each):8.1f} ms  {ratio:6.1f} x  {name}")
 
 
 if __name__ == "__main__":

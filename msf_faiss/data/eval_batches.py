@@ -1,4 +1,4 @@
-"""Evaluation batches: the given images in the given order, as centre views or random ones.
+"""Evaluation batches: the given images in the given order, as center views or random ones.
 
 Shapes: N images, B images of a batch, S pixels of a view's side.
 """
@@ -48,7 +48,7 @@ def eval_batches(
     """Batches of the images `ids` [N], in order. Unreadable images are left out, and batches without any other.
 
     `device`: where the views go; batches for a CUDA device are pinned, and augmented there.
-    `view`: None for centre views, or the kind of random view, drawn from the config's seed, `epoch` and the id. Closing
+    `view`: None for center views, or the kind of random view, drawn from the config's seed, `epoch` and the id. Closing
     the generator ends the workers.
 
     Raises:

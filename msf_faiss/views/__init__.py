@@ -1,1 +1,1 @@
-"""Random augmentations of images and the evaluation view."""
+"""Random augmentations of images, and the center view of evaluations."""

@@ -1,9 +1,9 @@
-"""Colour jitter, grayscale and blur of a single image of 8 bits, by OpenCV.
+"""Color jitter, grayscale and blur of one 8-bit image with OpenCV.
 
-The operations are those of torchvision's 8-bit images, each rounded to 8 bits, as Pillow does it too. They return a new
-image, and wherever nothing changes the same one.
+They match torchvision's operations on uint8 images, each rounded to 8 bits as Pillow does too. Each returns a new
+image, or the given one if nothing changes.
 
-Shapes: S pixels of a side; images are [S, S, 3], RGB.
+Shapes: S pixels of a side; images are RGB [S, S, 3].
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ import numpy as np
 if TYPE_CHECKING:
     from cv2.typing import MatLike
 
-_BLUR_STEPS = 256  # of a blur's weights: OpenCV's sums of 8-bit pixels are then exact whole numbers
+_BLUR_STEPS = 256  # blur weights are multiples of 1/256, so that OpenCV's sums of 8-bit pixels are exact
 
-# Images are dealt with in parallel by worker processes, and a pool of threads in each of them would be in their way.
-cv2.setNumThreads(0)
+cv2.setNumThreads(0)  # the worker processes are the parallelism; threads within them would only compete
 
 
 def gray(image: MatLike) -> MatLike:
-    """Each pixel's luma in all three channels."""
+    """The luma of each pixel in all three channels."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def blend(image: MatLike, factor: float, mean_share: float, gray_share: float) -> MatLike:
-    """factor * image + mean_share * (mean of its grey) + gray_share * (its grey): see `colors.blend_`."""
-    if factor == 1 and not mean_share and not gray_share:
+def blend(image: MatLike, factor: float, mean_weight: float, gray_weight: float) -> MatLike:
+    """factor * image + mean_weight * mean(gray(image)) + gray_weight * gray(image); see `tensor_ops.blend_`."""
+    if factor == 1 and not mean_weight and not gray_weight:
         return image
-    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] if mean_share else 0.0
-    return cv2.addWeighted(image, factor, gray(image) if gray_share else image, gray_share, mean_share * mean)
+    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] if mean_weight else 0.0
+    return cv2.addWeighted(image, factor, gray(image) if gray_weight else image, gray_weight, mean_weight * mean)
 
 
 def shift_hue(image: MatLike, turns: float) -> MatLike:
-    """Rotate the hue by `turns` of the colour wheel, in steps of 1/256; value and saturation (HSV) stay."""
+    """Rotate the hue by `turns` of the color wheel, in steps of 1/256; keep saturation and value (HSV)."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[:, :, 0] += np.uint8(round(256 * turns) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
-def blur(image: MatLike, sigma: float, largest: float) -> MatLike:
-    """Gaussian blur with `sigma` pixels, at most `largest`; edges are reflected. See `colors.blur_`."""
-    radius = min(math.ceil(3 * largest), len(image) - 1)
+def blur(image: MatLike, sigma: float, largest_sigma: float) -> MatLike:
+    """Gaussian blur with standard deviation `sigma` pixels, at most `largest_sigma`; edges are reflected."""
+    radius = min(math.ceil(3 * largest_sigma), len(image) - 1)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights = np.rint(weights * (_BLUR_STEPS / weights.sum()))
     weights[radius] += _BLUR_STEPS - weights.sum()

@@ -1,9 +1,9 @@
-"""Colour jitter, grayscale and blur of a batch in place, each image with parameters of its own.
+"""Color jitter, grayscale and blur of a batch of float32 images in place, each image with its own parameters.
 
-The operations are those of torchvision's float images (values 0 to 1). Every loop and index is known on the CPU, so
-nothing here waits for the device, and no image's result depends on the rest of its batch.
+They match torchvision's operations on float images (values 0 to 1). All loop counts and indices are known on the CPU,
+so nothing here synchronizes with a GPU. The result for an image does not depend on the other images of its batch.
 
-Shapes: B images, n of them concerned, S pixels of a side.
+Shapes: B images, n of them selected by an operation, S pixels of a side.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 _RED, _GREEN, _BLUE = 0.2989, 0.587, 0.114  # ITU-R 601, as torchvision rounds it
-_MEAN_STEPS = 2.0**16  # of a grey value when an image's mean is taken
-_BLUR_STEPS = 2.0**11  # of pixels and weights in the blur: exact in float32, and in TF32 too
+_MEAN_STEPS = 2.0**16  # gray values are rounded to 2^-16 before they are averaged
+_BLUR_STEPS = 2.0**11  # pixels and weights of the blur are rounded to 2^-11: their products are exact even in TF32
 
 
 def gray(images: Tensor) -> Tensor:
@@ -24,25 +24,25 @@ def gray(images: Tensor) -> Tensor:
     return (red * _RED).add_(green * _GREEN).add_(blue * _BLUE)
 
 
-def blend_(images: Tensor, factor: Tensor, mean_share: Tensor, gray_share: Tensor) -> None:
-    """factor * image + mean_share * (mean of its grey) + gray_share * (its grey), cut to 0..1; all [B].
+def blend_(images: Tensor, factor: Tensor, mean_weight: Tensor, gray_weight: Tensor) -> None:
+    """factor * image + mean_weight * mean(gray(image)) + gray_weight * gray(image), clamped to 0..1; all weights [B].
 
-    Brightness, contrast and saturation are all of this form, so images that are due different ones go together.
+    Brightness, contrast and saturation all have this form, so one call can apply a different one to each image.
     """
     luma = gray(images)  # [B, S, S]
-    # Whole numbers add up exactly in float64: the mean does not depend on the order of a device's sum.
+    # Integers add up exactly in float64, so the mean does not depend on the order of summation.
     mean = (luma * _MEAN_STEPS).round_().sum((1, 2), dtype=torch.float64).div_(_MEAN_STEPS * luma[0].numel())
-    offset = luma.mul_(gray_share[:, None, None]).add_((mean.to(torch.float32) * mean_share)[:, None, None])
+    offset = luma.mul_(gray_weight[:, None, None]).add_((mean.to(torch.float32) * mean_weight)[:, None, None])
     images.mul_(factor[:, None, None, None]).add_(offset[:, None]).clamp_(0, 1)
 
 
 def shift_hue_(images: Tensor, rows: Tensor, turns: Tensor) -> None:
-    """Rotate the hue of `images[rows]` by `turns` [n] of the colour wheel; value and saturation (HSV) stay."""
+    """Rotate the hue of `images[rows]` by `turns` [n] of the color wheel; keep saturation and value (HSV)."""
     red, green, blue = images.index_select(0, rows).unbind(1)  # [n, S, S] each
     value = torch.maximum(torch.maximum(red, green), blue)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - lowest
-    divisor = chroma.clamp(min=1e-12)  # of a grey pixel: its hue is 0, and comes to nothing
+    divisor = chroma.clamp(min=1e-12)  # gray pixels get hue 0, which has no effect
     hue = torch.where(
         value == red,
         (green - blue).div_(divisor),
@@ -50,25 +50,25 @@ def shift_hue_(images: Tensor, rows: Tensor, turns: Tensor) -> None:
     )  # in sixths of a turn
     hue.add_(6 * turns[:, None, None])
     hue -= (hue / 6).floor_().mul_(6)
-    shares = torch.stack([(hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()], 1)  # [n, 3, S, S]
-    shifted = shares.clamp_(0, 1).mul_(chroma[:, None]).add_(lowest[:, None])
+    levels = torch.stack([(hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()], 1)  # [n, 3, S, S]
+    shifted = levels.clamp_(0, 1).mul_(chroma[:, None]).add_(lowest[:, None])
     images.index_copy_(0, rows, shifted)
 
 
 def gray_(images: Tensor, rows: Tensor) -> None:
-    """Turn `images[rows]` grey."""
+    """Replace `images[rows]` by their luma."""
     luma = gray(images.index_select(0, rows))
     images.index_copy_(0, rows, luma[:, None].expand(-1, 3, -1, -1))
 
 
-def blur_(images: Tensor, rows: Tensor, sigmas: Tensor, largest: float) -> None:
-    """Gaussian blur of `images[rows]` with `sigmas` [n] pixels, at most `largest`; edges are reflected.
+def blur_(images: Tensor, rows: Tensor, sigmas: Tensor, largest_sigma: float) -> None:
+    """Gaussian blur of `images[rows]` with standard deviations `sigmas` [n] pixels; edges are reflected.
 
-    The kernel reaches 3 * `largest` pixels, less where the image ends before. Pixels and weights are rounded to 2^-11,
-    which makes the two matrix products exact and thus independent of the order in which a BLAS adds.
+    The kernel has a radius of 3 * `largest_sigma` pixels, or S - 1 if that is less. Pixels and weights are rounded to
+    2^-11, so that both matrix products are exact and do not depend on the order in which a BLAS adds.
     """
     size = images.shape[-1]
-    matrices = _blur_matrices(sigmas, size, min(math.ceil(3 * largest), size - 1))  # [n, S, S]
+    matrices = _blur_matrices(sigmas, size, min(math.ceil(3 * largest_sigma), size - 1))  # [n, S, S]
     with torch.autocast(images.device.type, enabled=False):
         pixels = images.index_select(0, rows).mul_(_BLUR_STEPS).round_().view(len(rows), 3 * size, size)
         across = torch.bmm(pixels, matrices.transpose(1, 2)).div_(_BLUR_STEPS).round_()  # [n, 3S, S]
@@ -78,12 +78,12 @@ def blur_(images: Tensor, rows: Tensor, sigmas: Tensor, largest: float) -> None:
 
 
 def _blur_matrices(sigmas: Tensor, size: int, radius: int) -> Tensor:
-    """[n, S, S]: row i holds the weights, in steps of 2^-11, with which the pixels of a line enter pixel i."""
+    """[n, S, S]: row i has the weights of a line's pixels in the blurred pixel i, in units of 2^-11."""
     distance = torch.arange(-radius, radius + 1, device=sigmas.device)
     kernels = (-0.5 * (distance / sigmas[:, None].double()).square()).exp()  # [n, 2 radius + 1]
     kernels = (kernels / kernels.sum(1, keepdim=True)).mul_(_BLUR_STEPS).round_()
     kernels[:, radius] += _BLUR_STEPS - kernels.sum(1)
-    # Rows one longer than the matrix is wide: read at its width, each row begins one further to the right.
+    # Rows of width + 1 elements, read as rows of `width`, shift the kernel one to the right from row to row.
     width = size + 2 * radius
     padded = torch.nn.functional.pad(kernels.to(torch.float32), (0, size))  # [n, width + 1]
     wide = padded.repeat(1, size)[:, : size * width].view(-1, size, width)

@@ -15,7 +15,7 @@ from msf_faiss.views.random_view import center_crop
 CPU = torch.device("cpu")
 
 
-def test_centre_views_come_in_the_order_of_the_ids() -> None:
+def test_center_views_come_in_the_order_of_the_ids() -> None:
     source, ids = FakeSource(30), np.array([5, 29, 5, 0, 7])
     batches = list(eval_batches(source, ids, config=config(), batch_size=2))
     assert [batch.ids.tolist() for batch in batches] == [[5, 29], [5, 0], [7]]
