@@ -1,4 +1,4 @@
-"""A real browser, in which a page may neither complain nor ask for anything."""
+"""Opens pages in Chromium; console messages, dialogs and requests fail the test."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +15,15 @@ Visit = Callable[..., Page]
 
 @pytest.fixture
 def visit(browser: Browser, tmp_path: Path) -> Iterator[Visit]:
-    """Write a page and open it from disk; in the end, nothing may have gone wrong in it."""
+    """Write a page and open it from disk; fail at the end if it reported anything."""
     problems: list[str] = []
     contexts = []
 
     def visit(explorer: Explorer, place: str = "", *, script: str | None = None, **options: Any) -> Page:
         path = tmp_path / f"page-{len(contexts)}.html"
         write_page(explorer, path)
-        usual = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}  # waits for no animation
-        context = browser.new_context(**usual | options)
+        defaults = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}  # no animations to wait for
+        context = browser.new_context(**defaults | options)
         context.set_default_timeout(5_000)
         contexts.append(context)
         if script is not None:

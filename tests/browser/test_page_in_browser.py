@@ -1,4 +1,4 @@
-"""The page of neighbours in a browser: what is clicked, pressed, seen and heard."""
+"""The page of neighbours in Chromium: pointer, keyboard, layout, accessibility and hostile names."""
 
 import re
 from collections.abc import Callable
@@ -29,8 +29,8 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def whole() -> Explorer:
-    """A page with every part."""
+def complete() -> Explorer:
+    """A page with all sections."""
     return random_explorer(60, k=8, with_evolution=True, clusters=4, with_map=True, incomplete=range(40, 60))
 
 
@@ -38,9 +38,9 @@ def neighbors_of(explorer: Explorer, node: int) -> list[int]:
     return [int(other) for other in explorer.graph.neighbors[node] if other >= 0]
 
 
-def near(page: Page) -> Locator:
-    """The neighbours in the view of one query."""
-    return page.locator("#view-image .group:not(.retrieving) .neighbors a")
+def neighbor_tiles(page: Page) -> Locator:
+    """The neighbours of the open query."""
+    return page.locator("#view-image .group:not(.retrievers) .neighbors a")
 
 
 def nodes(tiles: Locator) -> list[int]:
@@ -48,56 +48,56 @@ def nodes(tiles: Locator) -> list[int]:
 
 
 def expect_query(page: Page, explorer: Explorer, node: int) -> None:
-    """The page shows `node` with its neighbours, each with its own picture."""
+    """Check that the page shows `node` as the query, with its neighbours and its own picture."""
     expect(page).to_have_url(re.compile(rf"#image-{node}$"))
-    expect(page.locator("#view-image .path [aria-current]")).to_have_attribute("data-node", str(node))
-    assert nodes(near(page)) == neighbors_of(explorer, node)
+    expect(page.locator("#view-image .trail [aria-current]")).to_have_attribute("data-node", str(node))
+    assert nodes(neighbor_tiles(page)) == neighbors_of(explorer, node)
     label, name = explorer.nodes.labels[node], explorer.nodes.names[node]
     if explorer.classes and label >= 0:
         expect(page.locator("#view-image h2")).to_have_text(explorer.classes[label])
-    expect(page.locator("#view-image .fact .name")).to_contain_text(name)
-    large = page.locator("#view-image .big img").get_attribute("src")
-    assert large == page.locator("#view-image .path [aria-current] img").get_attribute("src")
+    expect(page.locator("#view-image .facts .name")).to_contain_text(name)
+    large = page.locator("#view-image .large img").get_attribute("src")
+    assert large == page.locator("#view-image .trail [aria-current] img").get_attribute("src")
 
 
 def focused(page: Page) -> int | None:
-    """The node that has the focus."""
+    """The focused node."""
     node = page.evaluate("document.activeElement.dataset.node")
     return None if node is None else int(node)
 
 
-def test_ten_clicks_through_the_graph_and_back(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_ten_clicks_and_back(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     first = page.locator("#queries .query").nth(1).locator(".neighbors a").nth(2)
     seen = {}  # source of a node's picture
-    path = [neighbors_of(whole, whole.queries[1])[2]]
+    path = [neighbors_of(complete, complete.queries[1])[2]]
     seen[path[0]] = first.locator("img").get_attribute("src")
     first.click()
     rng = np.random.default_rng(0)
     for _ in range(9):
-        expect_query(page, whole, path[-1])
-        assert page.locator("#view-image .big img").get_attribute("src") == seen[path[-1]]
+        expect_query(page, complete, path[-1])
+        assert page.locator("#view-image .large img").get_attribute("src") == seen[path[-1]]
         rank = int(rng.integers(8))
-        clicked = near(page).nth(rank)
-        path.append(neighbors_of(whole, path[-1])[rank])
+        clicked = neighbor_tiles(page).nth(rank)
+        path.append(neighbors_of(complete, path[-1])[rank])
         assert int(clicked.get_attribute("data-node") or -1) == path[-1]
         seen.setdefault(path[-1], clicked.locator("img").get_attribute("src"))
         clicked.click()
-    expect_query(page, whole, path[-1])
-    assert len(set(seen.values())) == len(seen)  # different images
-    assert nodes(page.locator("#view-image .path li a")) == path
+    expect_query(page, complete, path[-1])
+    assert len(set(seen.values())) == len(seen)  # all pictures differ
+    assert nodes(page.locator("#view-image .trail li a")) == path
     for node in reversed(path[:-1]):
         page.go_back()
-        expect_query(page, whole, node)
+        expect_query(page, complete, node)
     page.go_back()
     expect(page.locator("#view-explore")).to_be_visible()
     page.go_forward()
     page.go_forward()
-    expect_query(page, whole, path[1])
+    expect_query(page, complete, path[1])
 
 
-def test_every_picture_is_the_one_of_its_image(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_pictures_belong_to_their_images(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     pixels = page.evaluate("""async () => {
         const found = {};
         for (const image of document.querySelectorAll("#queries .neighbors img")) {
@@ -110,24 +110,24 @@ def test_every_picture_is_the_one_of_its_image(visit: Visit, whole: Explorer) ->
     }""")
     assert len(pixels) > 20
     for node, color in pixels.items():
-        assert tuple(color) == whole.nodes.pictures[int(node)].getpixel((0, 0))
+        assert tuple(color) == complete.nodes.pictures[int(node)].getpixel((0, 0))
 
 
-def test_the_way_here_leads_back_to_any_step(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#image-0")
+def test_trail_leads_back_to_any_step(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#image-0")
     path = [0]
     for rank in (3, 1, 4):
-        path.append(neighbors_of(whole, path[-1])[rank])
-        near(page).nth(rank).click()
-        expect_query(page, whole, path[-1])
-    page.locator("#view-image .path li a").nth(1).click()
-    expect_query(page, whole, path[1])
-    assert nodes(page.locator("#view-image .path li a")) == path[:2]
+        path.append(neighbors_of(complete, path[-1])[rank])
+        neighbor_tiles(page).nth(rank).click()
+        expect_query(page, complete, path[-1])
+    page.locator("#view-image .trail li a").nth(1).click()
+    expect_query(page, complete, path[1])
+    assert nodes(page.locator("#view-image .trail li a")) == path[:2]
     page.get_by_role("button", name="Back").click()
-    expect_query(page, whole, path[3])
+    expect_query(page, complete, path[3])
 
 
-def test_back_returns_to_where_one_was(visit: Visit) -> None:
+def test_back_restores_scroll_and_focus(visit: Visit) -> None:
     explorer = random_explorer(60, k=8, queries=range(30))
     page = visit(explorer)
     tile = page.locator("#queries .query").nth(17).locator(".neighbors a").nth(5)
@@ -141,13 +141,13 @@ def test_back_returns_to_where_one_was(visit: Visit) -> None:
     assert page.evaluate("scrollY") == 0
     page.go_back()
     expect(tile).to_be_focused()
-    assert abs(page.evaluate(top) - before) < 3  # whole pixels are scrolled
+    assert abs(page.evaluate(top) - before) < 3  # scrolling rounds to whole pixels
 
 
-def test_a_link_opens_its_view_and_a_wrong_one_the_grid(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#image-7")
-    expect_query(page, whole, 7)
-    page.get_by_role("button", name="Back").click()  # nothing was before it
+def test_links_open_their_view_and_invalid_ones_the_grid(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#image-7")
+    expect_query(page, complete, 7)
+    page.get_by_role("button", name="Back").click()  # there is no earlier entry
     expect(page.locator("#view-explore")).to_be_visible()
     for wrong in ("#image-60", "#image--1", "#image-1e1", "#image", "#nowhere", "#view-map", "#%00%F0"):
         page.goto(page.url.partition("#")[0] + wrong)
@@ -156,147 +156,147 @@ def test_a_link_opens_its_view_and_a_wrong_one_the_grid(visit: Visit, whole: Exp
     expect(page.locator("#view-map")).to_be_visible()
 
 
-def test_the_grid_shows_every_neighbour_with_its_numbers(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_grid_shows_neighbors_with_similarity_class_and_age(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     cards = page.locator("#queries .query")
-    expect(cards).to_have_count(len(whole.queries))
-    for place, query in enumerate(whole.queries):
+    expect(cards).to_have_count(len(complete.queries))
+    for place, query in enumerate(complete.queries):
         tiles = cards.nth(place).locator(".neighbors li")
-        assert nodes(tiles.locator("a")) == neighbors_of(whole, query)
+        assert nodes(tiles.locator("a")) == neighbors_of(complete, query)
         words = tiles.all_inner_texts()
         labels = tiles.locator("a").evaluate_all("links => links.map(link => link.ariaLabel)")
         kinds = tiles.evaluate_all(
             "tiles => tiles.map(tile => [tile.className, tile.querySelectorAll('.mark').length])"
         )
-        for rank, node in enumerate(neighbors_of(whole, query)):
-            similarity, age = whole.graph.similarities[query, rank], int(whole.graph.ages[query, rank])
-            same = whole.nodes.labels[query] == whole.nodes.labels[node]
+        for rank, node in enumerate(neighbors_of(complete, query)):
+            similarity, age = complete.graph.similarities[query, rank], int(complete.graph.ages[query, rank])
+            same = complete.nodes.labels[query] == complete.nodes.labels[node]
             assert words[rank].split("\n") == [
                 f"{similarity:.3f}",
-                whole.classes[whole.nodes.labels[node]],
+                complete.classes[complete.nodes.labels[node]],
                 f"age {age:,}",
             ]
             assert kinds[rank] == [f"tile {'match' if same else 'mismatch'}", 1]
             assert labels[rank] == (
                 f"Neighbour {rank + 1}, similarity {similarity:.3f}, age {age:,}, "
-                f"{whole.classes[whole.nodes.labels[node]]}, {'same' if same else 'another'} class"
+                f"{complete.classes[complete.nodes.labels[node]]}, {'same' if same else 'different'} class"
             )
 
 
-def test_what_is_nearest_on_the_page_alone_is_told(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#image-45")
-    expect(page.locator("#view-image .note")).to_contain_text("Nearest among the 60 images of this page")
+def test_incomplete_neighbors_have_a_note(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#image-45")
+    expect(page.locator("#view-image .note")).to_contain_text("Nearest among the 60 images on this page")
     page.goto(page.url.replace("45", "4"))
     expect(page.locator("#view-image .note")).to_have_count(0)
 
 
-def test_who_retrieves_it_and_the_exact_numbers(visit: Visit, whole: Explorer) -> None:
-    node = int(np.bincount(whole.graph.neighbors.ravel()).argmax())
-    page = visit(whole, f"#image-{node}")
-    asking = {int(row) for row in np.flatnonzero((whole.graph.neighbors == node).any(1))}
-    assert set(nodes(page.locator(".retrieving a"))) == asking
+def test_retrievers_and_table_of_neighbors(visit: Visit, complete: Explorer) -> None:
+    node = int(np.bincount(complete.graph.neighbors.ravel()).argmax())
+    page = visit(complete, f"#image-{node}")
+    asking = {int(row) for row in np.flatnonzero((complete.graph.neighbors == node).any(1))}
+    assert set(nodes(page.locator(".retrievers a"))) == asking
     page.get_by_text("Names and numbers").click()
     row = page.locator("#view-image tbody tr").first
-    other = neighbors_of(whole, node)[0]
+    other = neighbors_of(complete, node)[0]
     cells = row.locator("td").all_inner_texts()
     assert cells[0] == "1"
-    assert cells[1] == f"{whole.nodes.ids[other]:,}"
-    assert abs(float(cells[2]) - whole.graph.similarities[node, 0]) < 6e-6
-    assert cells[-1] == whole.nodes.names[other]
+    assert cells[1] == f"{complete.nodes.ids[other]:,}"
+    assert abs(float(cells[2]) - complete.graph.similarities[node, 0]) < 6e-6
+    assert cells[-1] == complete.nodes.names[other]
 
 
-def test_a_walk_with_the_keyboard_alone(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
-    first, second = whole.queries[:2]
+def test_keyboard_navigation(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
+    first, second = complete.queries[:2]
     page.keyboard.press("ArrowRight")
-    assert focused(page) == neighbors_of(whole, first)[0]
+    assert focused(page) == neighbors_of(complete, first)[0]
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
-    assert focused(page) == neighbors_of(whole, first)[2]
+    assert focused(page) == neighbors_of(complete, first)[2]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("ArrowDown")
-    assert focused(page) == neighbors_of(whole, second)[2]
+    assert focused(page) == neighbors_of(complete, second)[2]
     page.keyboard.press("End")
-    assert focused(page) == neighbors_of(whole, second)[7]
+    assert focused(page) == neighbors_of(complete, second)[7]
     page.keyboard.press("Home")
-    node = neighbors_of(whole, second)[0]
+    node = neighbors_of(complete, second)[0]
     assert focused(page) == node
     page.keyboard.press("Enter")
-    expect_query(page, whole, node)
-    expect(page.locator("#said")).to_contain_text("Query: ")
+    expect_query(page, complete, node)
+    expect(page.locator("#announcement")).to_contain_text("Query: ")
     for rank in (0, 1, 2, 3):
-        assert focused(page) == neighbors_of(whole, node)[0]
+        assert focused(page) == neighbors_of(complete, node)[0]
         for _ in range(rank):
             page.keyboard.press("ArrowRight")
-        before, node = node, neighbors_of(whole, node)[rank]
+        before, node = node, neighbors_of(complete, node)[rank]
         page.keyboard.press("Enter")
-        expect_query(page, whole, node)
+        expect_query(page, complete, node)
     page.keyboard.press("Backspace")
-    expect_query(page, whole, before)
-    assert focused(page) == node  # where it was left
+    expect_query(page, complete, before)
+    assert focused(page) == node  # focus is restored
     for _ in range(4):
         page.keyboard.press("Escape")
     expect(page.locator("#view-explore")).to_be_visible()
-    assert focused(page) == neighbors_of(whole, second)[0]
+    assert focused(page) == neighbors_of(complete, second)[0]
 
 
-def test_each_list_is_one_stop_of_tab(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_each_list_is_one_tab_stop(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     page.locator("#order").focus()
     stops = []
     for _ in range(4):
         page.keyboard.press("Tab")
         stops.append(focused(page))
-    one, two = whole.queries[:2]
-    assert stops == [one, neighbors_of(whole, one)[0], two, neighbors_of(whole, two)[0]]
+    one, two = complete.queries[:2]
+    assert stops == [one, neighbors_of(complete, one)[0], two, neighbors_of(complete, two)[0]]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Tab")
-    assert focused(page) == neighbors_of(whole, two)[1]
+    assert focused(page) == neighbors_of(complete, two)[1]
 
 
-def test_finding_an_image(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_search(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     page.keyboard.press("/")
     expect(page.locator("#search")).to_be_focused()
-    page.keyboard.type(str(whole.nodes.ids[33]))
-    assert nodes(page.locator("#found a"))[0] == 33
+    page.keyboard.type(str(complete.nodes.ids[33]))
+    assert nodes(page.locator("#results a"))[0] == 33
     page.keyboard.press("Enter")
-    expect_query(page, whole, 33)
-    expect(page.locator("#found")).to_be_hidden()
+    expect_query(page, complete, 33)
+    expect(page.locator("#results")).to_be_hidden()
     page.keyboard.press("/")
     page.keyboard.type("CLASS 2")
-    expected = np.flatnonzero(whole.nodes.labels == 2).tolist()
-    assert nodes(page.locator("#found a"))[: len(expected)] == expected  # before those with a 2 in their number
+    expected = np.flatnonzero(complete.nodes.labels == 2).tolist()
+    assert nodes(page.locator("#results a"))[: len(expected)] == expected  # before images with a 2 in their number
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    expect_query(page, whole, expected[1])
+    expect_query(page, complete, expected[1])
     page.keyboard.press("/")
     page.keyboard.type("nothing of the kind")
-    expect(page.locator("#found")).to_contain_text("No image")
+    expect(page.locator("#results")).to_contain_text("No image")
     page.keyboard.press("Escape")
-    expect(page.locator("#found")).to_be_hidden()
+    expect(page.locator("#results")).to_be_hidden()
     expect(page.locator("#search")).not_to_be_focused()
-    expect_query(page, whole, expected[1])  # Escape closed the search, no more
+    expect_query(page, complete, expected[1])  # Escape closed only the search
 
 
-def test_the_keys_are_shown(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#image-3")
+def test_keyboard_shortcuts(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#image-3")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    expect_query(page, whole, 3)
+    expect_query(page, complete, 3)
     for place, section in enumerate(SECTIONS, start=1):
         page.keyboard.press(str(place))
         expect(page.locator(f"#view-{section}")).to_be_visible()
         expect(page.locator(f"nav [data-section={section}]")).to_have_attribute("aria-current", "page")
 
 
-def test_filter_and_order_of_the_queries(visit: Visit) -> None:
+def test_filter_and_order_of_queries(visit: Visit) -> None:
     explorer = random_explorer(60, k=8, queries=range(20))
     page = visit(explorer)
     labels = explorer.nodes.labels
@@ -321,7 +321,7 @@ def test_filter_and_order_of_the_queries(visit: Visit) -> None:
         assert sorted(found) == list(range(20))
         assert (np.diff(sign * values[found]) >= -1e-5).all()
     page.locator("#by-class").select_option("1")
-    page.locator("#order").select_option("page")
+    page.locator("#order").select_option("default")
     mine = [query for query in range(20) if labels[query] == 1]
     assert order() == mine
     expect(page.locator("#shown")).to_have_text(f"{len(mine)} of 20 queries")
@@ -329,8 +329,8 @@ def test_filter_and_order_of_the_queries(visit: Visit) -> None:
     assert order() == list(range(20))
 
 
-def test_statistics(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#statistics")
+def test_statistics(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#statistics")
     charts = page.locator("#view-statistics svg.plot")
     labels = charts.evaluate_all("charts => charts.map(chart => chart.ariaLabel)")
     assert [label.split(":")[0].split(",")[0] for label in labels] == [
@@ -339,10 +339,10 @@ def test_statistics(visit: Visit, whole: Explorer) -> None:
         "Similarity",
         "Age",
     ]
-    for rank, purity in enumerate(whole.statistics.purity_by_rank, start=1):
+    for rank, purity in enumerate(complete.statistics.purity_by_rank, start=1):
         assert f"{rank}: {purity:.1%}" in labels[0]
-    assert f"chance {whole.statistics.chance:.1%}" in labels[0]
-    age = whole.statistics.age
+    assert f"chance: {complete.statistics.chance:.1%}" in labels[0]
+    age = complete.statistics.age
     heights = charts.nth(3).evaluate(
         "chart => [...chart.querySelectorAll('.a')].map(bar => +bar.getAttribute('height'))"
     )
@@ -350,57 +350,57 @@ def test_statistics(visit: Visit, whole: Explorer) -> None:
     for details in page.locator("#view-statistics details").all():
         details.locator("summary").click()
         assert details.locator("tbody tr").count() >= 8
-    assert f"{whole.statistics.never_retrieved:.1%} of the images" in page.locator(".wide").inner_text()
-    hub = whole.statistics.hubs[1]
+    assert f"{complete.statistics.never_retrieved:.1%} of the searched images" in page.locator(".wide").inner_text()
+    hub = complete.statistics.hubs[1]
     page.locator(".hubs a").nth(1).click()
-    expect_query(page, whole, hub.node)
-    expect(page.locator("#view-image .fact")).to_contain_text(f"{hub.retrieved} images")
+    expect_query(page, complete, hub.node)
+    expect(page.locator("#view-image .facts")).to_contain_text(f"{hub.retrieved} images")
     page.go_back()
-    worst = whole.statistics.purity_by_class[0][0]
+    worst = complete.statistics.purity_by_class[0][0]
     page.locator(".classes a").first.click()
     expect(page.locator("#view-explore")).to_be_visible()
     headings = page.locator("#queries h3").all_text_contents()
     assert set(headings) == {worst}
 
 
-def test_evolution(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#evolution")
-    card = page.locator("#moments .evolution").nth(2)
-    columns = card.locator(".moment")
+def test_evolution(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#evolution")
+    card = page.locator("#evolutions .evolution").nth(2)
+    columns = card.locator(".checkpoint")
     expect(columns).to_have_count(3)
-    for place, moment in enumerate(whole.evolution):
+    for place, moment in enumerate(complete.evolution):
         assert nodes(columns.nth(place).locator("a")) == moment.neighbors[2, :5].tolist()
         expect(columns.nth(place)).to_contain_text(f"step {moment.step:,}")
     page.locator("#depth").select_option("8")
-    assert nodes(columns.nth(2).locator("a")) == whole.evolution[2].neighbors[2].tolist()
+    assert nodes(columns.nth(2).locator("a")) == complete.evolution[2].neighbors[2].tolist()
     tile = columns.nth(2).locator("a").first
     tile.focus()
     page.keyboard.press("ArrowDown")
-    assert focused(page) == whole.evolution[2].neighbors[2, 1]
+    assert focused(page) == complete.evolution[2].neighbors[2, 1]
     page.keyboard.press("ArrowLeft")
-    assert focused(page) == whole.evolution[1].neighbors[2, 1]
+    assert focused(page) == complete.evolution[1].neighbors[2, 1]
     node = focused(page)
-    assert nodes(card.locator("a.same, .same")) == [node] * card.locator(f'.moment [data-node="{node}"]').count()
+    assert nodes(card.locator("a.same, .same")) == [node] * card.locator(f'.checkpoint [data-node="{node}"]').count()
     page.keyboard.press("Enter")
-    expect_query(page, whole, int(node or -1))
+    expect_query(page, complete, int(node or -1))
     page.go_back()
     assert focused(page) == node
 
 
-def test_clusters(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#clusters")
+def test_clusters(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#clusters")
     cards = page.locator(".cluster")
-    expect(cards).to_have_count(len(whole.clusters))
-    for place, cluster in enumerate(whole.clusters):
+    expect(cards).to_have_count(len(complete.clusters))
+    for place, cluster in enumerate(complete.clusters):
         assert nodes(cards.nth(place).locator("a")) == list(cluster.members)
         expect(cards.nth(place)).to_contain_text(f"{cluster.size} image")
         expect(cards.nth(place)).to_contain_text(f"{cluster.share:.0%} of this class")
     cards.nth(1).locator("a").nth(2).click()
-    expect_query(page, whole, whole.clusters[1].members[2])
+    expect_query(page, complete, complete.clusters[1].members[2])
 
 
-def places_on_the_map(page: Page, explorer: Explorer) -> np.ndarray[Any, Any]:
-    """[M, 2] pixels of the window, where the whole map is shown."""
+def map_positions(page: Page, explorer: Explorer) -> np.ndarray[Any, Any]:
+    """[M, 2] positions in pixels of the window while the map is not zoomed."""
     box = page.locator("#canvas").bounding_box()
     assert box is not None
     x, y = explorer.map.positions.T.astype(float)
@@ -410,13 +410,13 @@ def places_on_the_map(page: Page, explorer: Explorer) -> np.ndarray[Any, Any]:
     return np.stack([across, down], 1)
 
 
-def test_the_map_by_pointer(visit: Visit) -> None:
+def test_map_by_pointer(visit: Visit) -> None:
     explorer = random_explorer(800, k=8, with_map=True)
     page = visit(explorer, "#map")
     canvas = page.locator("#canvas")
-    places = places_on_the_map(page, explorer)
+    places = map_positions(page, explorer)
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
-    node = int(apart.min(1).argmax())  # the one with most room around it
+    node = int(apart.min(1).argmax())  # the one with the most room around it
     x, y = places[node].round().tolist()
     page.mouse.move(x, y)
     expect(canvas).to_have_attribute("data-node", str(node))
@@ -425,8 +425,8 @@ def test_the_map_by_pointer(visit: Visit) -> None:
     expect(canvas).to_have_attribute("data-pictures", "0")
     for _ in range(6):
         page.mouse.wheel(0, -120)
-    expect(canvas).not_to_have_attribute("data-pictures", "0")  # the points are their pictures now
-    page.mouse.move(x + 1, y)  # and the place under the pointer stayed
+    expect(canvas).not_to_have_attribute("data-pictures", "0")  # points have become pictures
+    page.mouse.move(x + 1, y)  # the point under the pointer has not moved
     expect(canvas).to_have_attribute("data-node", str(node))
     page.mouse.down()
     page.mouse.move(x + 60, y + 40, steps=4)
@@ -447,15 +447,15 @@ def test_the_map_by_pointer(visit: Visit) -> None:
     assert explorer.nodes.labels[hovered] == 1
 
 
-# The point that has the focus on the map, once it is drawn.
+# The focused point of the map, after the next frame.
 AFTER_A_FRAME = """new Promise((done) =>
     requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.dataset.node))))"""
 
 
-def test_the_map_by_keyboard(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#map")
+def test_map_by_keyboard(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#map")
     canvas = page.locator("#canvas")
-    places = places_on_the_map(page, whole)
+    places = map_positions(page, complete)
     canvas.focus()
     walked = []
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"):
@@ -465,9 +465,9 @@ def test_the_map_by_keyboard(visit: Visit, whole: Explorer) -> None:
     assert places[walked[1], 0] > places[walked[0], 0]
     assert places[walked[2], 1] < places[walked[1], 1]
     assert places[walked[3], 0] < places[walked[2], 0]
-    expect(page.locator("#said")).to_contain_text(f"image {whole.nodes.ids[walked[3]]:,}")
+    expect(page.locator("#announcement")).to_contain_text(f"image {complete.nodes.ids[walked[3]]:,}")
     page.keyboard.press("Enter")
-    expect_query(page, whole, walked[3])
+    expect_query(page, complete, walked[3])
     page.go_back()
     canvas.focus()
     page.keyboard.press("+")
@@ -476,8 +476,8 @@ def test_the_map_by_keyboard(visit: Visit, whole: Explorer) -> None:
     expect(canvas).to_have_attribute("data-zoom", "1.00")
 
 
-def test_two_fingers_zoom_the_map(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#map", has_touch=True, viewport={"width": 390, "height": 800})
+def test_two_fingers_zoom_map(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#map", has_touch=True, viewport={"width": 390, "height": 800})
     box = page.locator("#canvas").bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -507,8 +507,8 @@ def hostile_explorer() -> Explorer:
     )
 
 
-def test_hostile_names_and_classes_are_text(visit: Visit) -> None:
-    page = visit(hostile_explorer(), script="window.alert = () => { throw new Error('a name was run'); }")
+def test_hostile_names_and_classes_are_shown_as_text(visit: Visit) -> None:
+    page = visit(hostile_explorer(), script="window.alert = () => { throw new Error('a name was executed'); }")
     elements = page.evaluate(
         "document.querySelectorAll('script, iframe, object, svg:not([class]):not([viewBox])').length"
     )
@@ -522,7 +522,7 @@ def test_hostile_names_and_classes_are_text(visit: Visit) -> None:
         assert page.locator("#view-image h2 bdi").count() == 1
     page.keyboard.press("/")
     page.keyboard.type("onerror")
-    assert page.locator("#found a").count() > 0
+    assert page.locator("#results a").count() > 0
     assert page.locator("img:not([src^='data:'])").count() == 0
     assert page.evaluate("document.querySelectorAll('script, iframe, object').length") <= elements
     assert page.evaluate("window.broken") is None
@@ -530,7 +530,7 @@ def test_hostile_names_and_classes_are_text(visit: Visit) -> None:
 
 CONTRASTS = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-    // Any colour that CSS knows, over one below it, as the browser mixes them.
+    // Any CSS colour over another one, mixed by the browser.
     const over = (color, below) => {
         canvas.globalCompositeOperation = "copy";
         canvas.fillStyle = `rgb(${below})`;
@@ -572,8 +572,8 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_can_be_read(visit: Visit, whole: Explorer, scheme: str) -> None:
-    page = visit(whole, color_scheme=scheme)
+def test_text_has_enough_contrast(visit: Visit, complete: Explorer, scheme: str) -> None:
+    page = visit(complete, color_scheme=scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(247, 246, 243)", "dark": "rgb(18, 19, 20)"}[scheme]
     for place in (*SECTIONS, "image-45"):
@@ -595,8 +595,8 @@ def test_everything_can_be_read(visit: Visit, whole: Explorer, scheme: str) -> N
 
 
 @pytest.mark.parametrize("hostile", [False, True])
-def test_a_phone_scrolls_in_one_direction(visit: Visit, whole: Explorer, hostile: bool) -> None:
-    explorer = hostile_explorer() if hostile else whole
+def test_phone_needs_no_horizontal_scrolling(visit: Visit, complete: Explorer, hostile: bool) -> None:
+    explorer = hostile_explorer() if hostile else complete
     page = visit(explorer, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     for place in (*SECTIONS, "image-5"):
         page.goto(page.url.partition("#")[0] + f"#{place}")
@@ -604,8 +604,8 @@ def test_a_phone_scrolls_in_one_direction(visit: Visit, whole: Explorer, hostile
             page.set_viewport_size({"width": width, "height": 740})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, place
     page.set_viewport_size({"width": 360, "height": 740})
-    tile = near(page).nth(1)
-    node = nodes(near(page))[1]
+    tile = neighbor_tiles(page).nth(1)
+    node = nodes(neighbor_tiles(page))[1]
     tile.tap()
     expect_query_by_url(page, node)
 
@@ -614,55 +614,55 @@ def expect_query_by_url(page: Page, node: int) -> None:
     expect(page).to_have_url(re.compile(rf"#image-{node}$"))
 
 
-def test_colours_can_be_chosen_and_are_remembered(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_theme_can_be_switched_and_is_remembered(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     background = "getComputedStyle(document.body).backgroundColor"
     button = page.locator("#theme")
     button.click()
     assert page.evaluate(background) == "rgb(18, 19, 20)"
-    expect(button).to_have_attribute("aria-label", "Colours: dark")
+    expect(button).to_have_attribute("aria-label", "Theme: dark")
     page.reload()
     assert page.evaluate(background) == "rgb(18, 19, 20)"
     page.emulate_media(color_scheme="dark")
     button.click()
-    expect(button).to_have_attribute("aria-label", "Colours: as the system has them")
+    expect(button).to_have_attribute("aria-label", "Theme: system")
     button.click()
     assert page.evaluate(background) == "rgb(247, 246, 243)"
 
 
-def test_no_storage_is_needed(visit: Visit, whole: Explorer) -> None:
+def test_page_works_without_local_storage(visit: Visit, complete: Explorer) -> None:
     script = (
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
     )
-    page = visit(whole, script=script)
+    page = visit(complete, script=script)
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 19, 20)"
     page.locator("#queries .neighbors a").first.click()
-    expect_query(page, whole, neighbors_of(whole, whole.queries[0])[0])
+    expect_query(page, complete, neighbors_of(complete, complete.queries[0])[0])
 
 
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
-def test_motion_only_where_it_is_welcome(visit: Visit, whole: Explorer, motion: str) -> None:
+def test_motion_follows_preference(visit: Visit, complete: Explorer, motion: str) -> None:
     script = """window.moved = 0;
         const start = Document.prototype.startViewTransition;
         Document.prototype.startViewTransition = function (...given) {
             window.moved += 1;
             return start.apply(this, given);
         };"""
-    page = visit(whole, script=script, reduced_motion=motion)
+    page = visit(complete, script=script, reduced_motion=motion)
     transition = page.locator(".frame").first.evaluate("frame => getComputedStyle(frame).transitionDuration")
     page.locator("#queries .neighbors a").nth(1).click()
-    expect_query(page, whole, neighbors_of(whole, whole.queries[0])[1])
+    expect_query(page, complete, neighbors_of(complete, complete.queries[0])[1])
     still = motion == "reduce"
     assert page.evaluate("moved") == (0 if still else 1)
     assert transition == ("0s" if still else "0.12s")
-    page.keyboard.press("Enter")  # never by keys: they may be faster
-    expect_query(page, whole, neighbors_of(whole, neighbors_of(whole, whole.queries[0])[1])[0])
+    page.keyboard.press("Enter")  # keys never animate
+    expect_query(page, complete, neighbors_of(complete, neighbors_of(complete, complete.queries[0])[1])[0])
     assert page.evaluate("moved") == (0 if still else 1)
 
 
-def test_paper_gets_the_grid(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole, "#statistics", color_scheme="dark")
+def test_print_shows_the_grid(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#statistics", color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     expect(page.locator("#view-explore")).to_be_visible()
     for hidden in ("#view-statistics", ".bar", ".toolbar"):
@@ -694,14 +694,14 @@ def test_unusual_pages(visit: Visit, options: dict[str, Any]) -> None:
     if explorer.classes is None:
         assert "match" not in page.locator("body").inner_text()
     if not neighbors_of(explorer, 0):
-        expect(page.locator("#view-image")).to_contain_text("There is no other image to retrieve")
+        expect(page.locator("#view-image")).to_contain_text("There are no other images to retrieve")
     page.locator("#queries").evaluate("queries => queries.scrollIntoView()")
     grid = page.evaluate("document.querySelectorAll('#queries .neighbors a').length")
     assert grid == sum(min(20, len(neighbors_of(explorer, query))) for query in explorer.queries)
 
 
-def test_everything_has_a_name_that_can_be_heard(visit: Visit, whole: Explorer) -> None:
-    page = visit(whole)
+def test_everything_has_an_accessible_name(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete)
     for place in (*SECTIONS, "image-5"):
         page.goto(page.url.partition("#")[0] + f"#{place}")
         nameless = page.evaluate("""() =>

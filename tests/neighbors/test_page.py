@@ -1,4 +1,4 @@
-"""The page of neighbours as a file: complete, escaped, within its size, and without anything outside of it."""
+"""The page of neighbours as a file: complete, escaped, self-contained and within its size limit."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ from PIL import Image
 
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors import page as page_module
-from msf_faiss.neighbors.page import MOST_BYTES, picture_side, render_page, shown, write_page
+from msf_faiss.neighbors.page import MAX_BYTES, displayable, picture_side, render_page, write_page
 from msf_faiss.neighbors.page_content import Explorer
 
 HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
@@ -37,27 +37,27 @@ def decoded(picture: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def test_the_head_tells_run_protocol_and_figures() -> None:
+def test_head_shows_run_protocol_and_figures() -> None:
     explorer = random_explorer()
     words = Page(render_page(explorer)).words
     assert "after step 1,234, epoch 39.81" in words
     assert "compared with the 3,000 entries of the checkpoint’s bank" in words
     assert f"{explorer.statistics.purity:.1%}" in words
-    assert "33.3% would by chance" in words
+    assert "chance: 33.3%" in words
     assert "73% full: 3,000 of 4,096 entries, bfloat16" in words
     mean = np.mean(explorer.statistics.similarity_by_rank)
-    assert f"{mean:.3f} mean cosine" in words
+    assert f"{mean:.3f} mean cosine between" in words
 
 
-def test_a_searched_data_set_has_no_ages() -> None:
+def test_searched_dataset_has_no_ages() -> None:
     page = Page(render_page(random_explorer(aged=False)))
-    assert "all 3,000 training images, embedded alike" in page.words
+    assert "all 3,000 training images, except itself" in page.words
     assert "age" not in re.findall(r"\w+", page.words)
     assert page.documents[0]["ages"] is None
     assert page.documents[0]["statistics"]["age"] is None
 
 
-def test_the_data_are_the_explorers() -> None:
+def test_data_matches_explorer() -> None:
     explorer = random_explorer(
         20, k=30, with_evolution=True, clusters=4, with_map=True, incomplete=[3, 5], queries=[7, 2], order="worst"
     )
@@ -67,7 +67,7 @@ def test_the_data_are_the_explorers() -> None:
     assert data["order"] == "worst"
     assert data["complete"] == [0 if node in (3, 5) else 1 for node in range(20)]
     assert data["names"] == list(explorer.nodes.names)
-    for node in range(20):  # only 19 others are there to retrieve
+    for node in range(20):  # there are only 19 other images
         assert data["neighbors"][node] == graph.neighbors[node, :19].tolist()
         assert data["ages"][node] == graph.ages[node, :19].tolist()
         # written in steps of 1e-5
@@ -80,7 +80,7 @@ def test_the_data_are_the_explorers() -> None:
     np.testing.assert_allclose(np.array(data["map"]["positions"]) / 1e4, explorer.map.positions, atol=6e-5)
 
 
-def test_parts_that_are_not_there_have_no_section() -> None:
+def test_missing_parts_have_no_section() -> None:
     every = {"explore", "statistics", "evolution", "clusters", "map"}
     for options, missing in (
         ({}, {"evolution", "clusters", "map"}),
@@ -95,7 +95,7 @@ def test_parts_that_are_not_there_have_no_section() -> None:
         }
 
 
-def test_nothing_is_loaded_and_nothing_else_runs() -> None:
+def test_security_policy_allows_only_the_pages_own_style_and_script() -> None:
     page = Page(render_page(random_explorer(with_evolution=True, clusters=2, with_map=True)))
     (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
@@ -115,11 +115,13 @@ def test_nothing_is_loaded_and_nothing_else_runs() -> None:
         assert "style" not in attributes
         assert (attributes.get("href") or "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
-    assert set(re.findall(r"https?://[^\"'\s]+", code + style)) == {"http://www.w3.org/2000/svg"}  # a name, not a place
+    assert set(re.findall(r"https?://[^\"'\s]+", code + style)) == {
+        "http://www.w3.org/2000/svg"
+    }  # a namespace, not an address
     assert not re.search(r"innerHTML|insertAdjacent|document\.write|\beval\b|Function\(|url\(|@import", code + style)
 
 
-def test_hostile_names_are_only_text() -> None:
+def test_hostile_names_are_escaped() -> None:
     count = 6
     names = [HOSTILE] * count
     classes = (HOSTILE, "dots", "rings")
@@ -134,7 +136,7 @@ def test_hostile_names_are_only_text() -> None:
 
     plain, hostile = page(), page(names=names, classes=classes, run=HOSTILE.replace("/", "|"))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
-    assert not any(set("<>&") & set(text) for text in hostile.texts["script"][1:])  # the JSON cannot end its element
+    assert not any(set("<>&") & set(text) for text in hostile.texts["script"][1:])  # the JSON cannot close its element
     data, _ = hostile.documents
     assert data["names"] == names
     assert data["classes"][0].startswith(HOSTILE[:50])
@@ -154,8 +156,8 @@ def test_hostile_names_are_only_text() -> None:
         ("a" * 5000 + "b" * 5000, "a" * 160 + "…" + "b" * 79),
     ],
 )
-def test_what_steers_a_display_is_replaced(name: str, as_shown: str) -> None:
-    assert shown(name) == as_shown
+def test_control_characters_are_replaced(name: str, as_shown: str) -> None:
+    assert displayable(name) == as_shown
     explorer = random_explorer(2, names=[name, "b"], kinds=1, classes=(name,), run=name)
     page = Page(render_page(explorer).encode().decode())  # valid UTF-8
     assert page.documents[0]["names"][0] == as_shown
@@ -163,14 +165,14 @@ def test_what_steers_a_display_is_replaced(name: str, as_shown: str) -> None:
 
 
 @pytest.mark.parametrize("side", [8, 28, 64])
-def test_small_pictures_are_kept_as_they_are(side: int) -> None:
+def test_small_pictures_are_lossless(side: int) -> None:
     _, pictures = Page(render_page(random_explorer(5, pictures=drawn(5, side)))).documents
     assert (pictures["side"], pictures["small"]) == (side, True)
     for written, picture in zip(pictures["images"], drawn(5, side), strict=True):
         np.testing.assert_array_equal(np.asarray(decoded(written)), np.asarray(picture))
 
 
-def test_large_pictures_look_the_same() -> None:
+def test_large_pictures_are_nearly_lossless() -> None:
     _, pictures = Page(render_page(random_explorer(3, pictures=drawn(3, 192)))).documents
     assert (pictures["side"], pictures["small"]) == (192, False)
     for written, picture in zip(pictures["images"], drawn(3, 192), strict=True):
@@ -178,7 +180,7 @@ def test_large_pictures_look_the_same() -> None:
         assert np.abs(np.asarray(decoded(written), float) - np.asarray(picture, float)).mean() < 6
 
 
-def test_the_side_follows_from_the_number() -> None:
+def test_picture_side_shrinks_with_number_of_pictures() -> None:
     sides = [picture_side(192, count) for count in (1, 1_600, 3_000, 4_000, 10_000, 300_000, 10**9)]
     assert sides == [192, 192, 141, 122, 77, 16, 16]
     assert picture_side(32, 3_000) == 32
@@ -187,16 +189,16 @@ def test_the_side_follows_from_the_number() -> None:
 
 
 @pytest.mark.parametrize("side", [48, 128])
-def test_pictures_of_noise_are_made_smaller_until_they_fit(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise is the worst that there is: no photograph takes as much."""
+def test_pictures_shrink_until_page_fits(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise is the worst case: no photograph needs as many bytes."""
     rng = np.random.default_rng(0)
     noise = tuple(Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(30))
     explorer = random_explorer(30, pictures=noise)
     free = len(render_page(explorer).encode())
-    budget = 200_000  # some 100,000 of them for the page itself
+    budget = 200_000  # the page itself takes about 100,000
     assert free > budget
-    monkeypatch.setattr(page_module, "MOST_BYTES", budget)
-    monkeypatch.setattr(page_module, "_RESERVE", 130_000)
+    monkeypatch.setattr(page_module, "MAX_BYTES", budget)
+    monkeypatch.setattr(page_module, "_RESERVED_BYTES", 130_000)
     page = render_page(explorer)
     assert len(page.encode()) <= budget
     _, pictures = Page(page).documents
@@ -205,30 +207,30 @@ def test_pictures_of_noise_are_made_smaller_until_they_fit(side: int, monkeypatc
     assert pictures["small"] == (side <= 64)
 
 
-def test_the_pages_own_text_stays_within_its_reserve() -> None:
+def test_text_style_and_script_stay_within_reserved_bytes() -> None:
     long = "\N{CJK UNIFIED IDEOGRAPH-6F22}" * 10_000
     explorer = random_explorer(1, run=long, clusters=1, with_map=True)
     data, pictures = Page(page := render_page(explorer)).documents
     rest = len(page.encode()) - len(json.dumps(data)) - len(json.dumps(pictures))
-    assert rest < page_module._RESERVE
+    assert rest < page_module._RESERVED_BYTES
 
 
-def test_three_thousand_long_names_and_fifty_neighbours_fit() -> None:
+def test_long_names_and_many_neighbors_leave_room_for_pictures() -> None:
     count = 3_000
     explorer = random_explorer(count, k=50, names=["\N{CJK UNIFIED IDEOGRAPH-6F22}" * 10_000] * count)
-    data = page_module._json(page_module._contents(explorer))
-    assert len(data.encode()) < MOST_BYTES / 4  # the pictures take up to four fifths
+    data = page_module._to_json(page_module._page_data(explorer))
+    assert len(data.encode()) < MAX_BYTES / 4  # pictures take up to four fifths
 
 
-def test_one_image_without_neighbours_or_label() -> None:
+def test_single_image_has_no_neighbors_and_no_purity() -> None:
     for kinds in (0, 1):
         page = Page(render_page(random_explorer(1, kinds=kinds, with_map=True, clusters=1)))
         assert page.documents[0]["neighbors"] == [[]]
         assert "Purity" not in page.words
-    assert "Of the neighbours of 1 image, drawn" in page.words
+    assert "From the neighbours of 1 random image." in page.words
 
 
-def test_the_file_appears_whole_in_a_new_folder_and_replaces_an_older_one(tmp_path: Path) -> None:
+def test_write_page_replaces_older_file_and_leaves_no_temporary(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "page.html"
     path.parent.mkdir(parents=True)
     path.write_text("old")
@@ -238,7 +240,7 @@ def test_the_file_appears_whole_in_a_new_folder_and_replaces_an_older_one(tmp_pa
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_unwritable_place_is_an_error_in_words(tmp_path: Path) -> None:
+def test_unwritable_path_is_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"page\.html: cannot be written: "):
         write_page(random_explorer(2), tmp_path / "file" / "page.html")

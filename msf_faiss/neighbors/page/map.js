@@ -2,371 +2,366 @@
 
 // Ten colours can be told apart, each in a light and a dark shade. More classes are shown one at a time.
 const palette = [
-  ["#2563eb", "#60a5fa"], ["#ea580c", "#fb923c"], ["#15803d", "#4ade80"], ["#dc2626", "#f87171"], ["#7c3aed", "#a78bfa"],
-  ["#854d0e", "#d6a45a"], ["#db2777", "#f472b6"], ["#0891b2", "#22d3ee"], ["#737312", "#d9d94a"], ["#475569", "#a8b3c2"],
+  ["#2563eb", "#60a5fa"], ["#ea580c", "#fb923c"], ["#15803d", "#4ade80"], ["#dc2626", "#f87171"],
+  ["#7c3aed", "#a78bfa"], ["#854d0e", "#d6a45a"], ["#db2777", "#f472b6"], ["#0891b2", "#22d3ee"],
+  ["#737312", "#d9d94a"], ["#475569", "#a8b3c2"],
 ];
+let imageMap = null; // { resize, focus }, once the map has been built
 
-function drawMap() {
+// The visible part of the map. Both axes have one scale, since distances mean the same in both.
+class Camera {
+  constructor(points) {
+    const range = (values) => [Math.min(...values, 1), Math.max(...values, 0)];
+    [this.west, this.east] = range(points.map((point) => point.x));
+    [this.north, this.south] = range(points.map((point) => point.y));
+    this.across = Math.max(0.02, this.east - this.west);
+    this.down = Math.max(0.02, this.south - this.north);
+    this.width = this.height = 0; // of the canvas, in CSS pixels
+    this.fit();
+  }
+
+  fit() {
+    this.zoom = 1;
+    this.moveTo((this.west + this.east) / 2, (this.north + this.south) / 2);
+  }
+
+  // CSS pixels of one unit.
+  get scale() {
+    const margin = 72;
+    return Math.max(1, Math.min((this.width - margin) / this.across, (this.height - margin) / this.down)) * this.zoom;
+  }
+
+  toPixels(point) {
+    const { scale } = this;
+    return [this.width / 2 + (point.x - this.x) * scale, this.height / 2 + (point.y - this.y) * scale];
+  }
+
+  moveTo(x, y) {
+    this.x = Math.max(this.west, Math.min(this.east, x));
+    this.y = Math.max(this.north, Math.min(this.south, y));
+  }
+
+  // The point at pixel (x, y) stays there.
+  zoomBy(factor, x = this.width / 2, y = this.height / 2) {
+    const before = this.scale;
+    this.zoom = Math.max(0.8, Math.min(60, this.zoom * factor));
+    const change = 1 / before - 1 / this.scale;
+    this.moveTo(this.x + (x - this.width / 2) * change, this.y + (y - this.height / 2) * change);
+  }
+}
+
+function buildMap() {
   const canvas = byId("canvas");
   const context = canvas.getContext("2d");
-  const { nodes, positions } = data.map;
-  const points = nodes.map((node, place) => {
-    const [x, y] = positions[place];
+  const points = data.map.nodes.map((node, place) => {
+    const [x, y] = data.map.positions[place];
     return { node, x: x / 10000, y: 1 - y / 10000 };
   });
-  const at = new Map(points.map((point) => [point.node, point]));
-  const present = [...new Set(nodes.map((node) => labels[node]))].filter((label) => label >= 0);
+  const pointOf = new Map(points.map((point) => [point.node, point]));
+  const present = [...new Set(points.map((point) => labels[point.node]))].filter((label) => label >= 0);
   present.sort((one, two) => one - two);
-  const coloured = present.length <= palette.length;
-  const images = new Map();
-  const margin = 36;
-  const extent = (axis) => {
-    const values = points.map((point) => point[axis]);
-    return [Math.min(...values, 1), Math.max(...values, 0)];
-  };
-  const [[west, east], [north, south]] = [extent("x"), extent("y")];
-  const centre = { x: (west + east) / 2, y: (north + south) / 2 };
-  let middle = centre;
-  let width = 0;
-  let height = 0;
-  let zoom = 1; // 1: all of it
-  let chosen = null; // the point with the focus or under the pointer
-  let ringed = null; // the node that the page came here from
-  let only = null; // the class that is shown
-  let waiting = false;
+  const colored = present.length <= palette.length;
+  const camera = new Camera(points);
+  const images = new Map(); // by node
+  let hovered = null; // the point under the pointer, or with the keyboard's focus
+  let ringed = null; // the point that "Show on the map" asked for
+  let onlyLabel = null; // the one class that is shown
+  let frameRequested = false;
 
-  // All of it fits; both directions have the same scale, as distances mean the same in both.
-  const scale = () => {
-    const [wide, high] = [east - west, south - north].map((length) => Math.max(0.02, length));
-    return Math.max(1, Math.min((width - 2 * margin) / wide, (height - 2 * margin) / high)) * zoom;
-  };
-  const toX = (point) => width / 2 + (point.x - middle.x) * scale();
-  const toY = (point) => height / 2 + (point.y - middle.y) * scale();
-  const colour = (label) => {
-    if (label < 0 || (!coloured && label !== only)) return isDark() ? "#8b8f94" : "#8a857e";
-    return coloured ? palette[present.indexOf(label)][isDark() ? 1 : 0] : isDark() ? "#2dd4bf" : "#0f766e";
+  const isShown = (point) => onlyLabel === null || labels[point.node] === onlyLabel;
+  const colorOf = (label) => {
+    if (label < 0 || (!colored && label !== onlyLabel)) return isDark() ? "#8b8f94" : "#8a857e";
+    return colored ? palette[present.indexOf(label)][isDark() ? 1 : 0] : isDark() ? "#2dd4bf" : "#0f766e";
   };
 
-  function later() {
-    if (waiting) return;
-    waiting = true;
+  // -------------------------------------------------------------- Drawing
+
+  function redraw() {
+    if (frameRequested) return;
+    frameRequested = true;
     requestAnimationFrame(() => {
-      waiting = false;
+      frameRequested = false;
       draw();
     });
   }
 
-  // Pictures appear where none covers another, the same ones while the map is moved. Closer in there is room for
-  // more of them, until every point is its picture. `near`: of zooms that show the same ones.
-  let kept = { key: "", found: new Set() };
-  function pictured(size, near) {
-    const cell = (size + 6) / ((scale() / zoom) * near);
-    const key = [cell, only].join(" ");
-    if (kept.key === key) return kept.found;
+  // Points that are drawn as pictures: as many as fit without overlap, chosen in a fixed order, so that panning does
+  // not change them. They change only when `zoomLevel`, the zoom rounded down, does.
+  let thumbnails = { key: "", points: new Set() };
+  function choosePictured(size, zoomLevel) {
+    const cell = (size + 6) / ((camera.scale / camera.zoom) * zoomLevel);
+    const key = [cell, onlyLabel].join(" ");
+    if (thumbnails.key === key) return thumbnails.points;
     const taken = new Map();
     const around = [-1, 0, 1];
-    const free = (x, y) =>
+    const isFree = ({ x, y }) =>
       around.every((column) =>
         around.every((row) => {
           const other = taken.get(`${Math.floor(x / cell) + column} ${Math.floor(y / cell) + row}`);
-          return !other || Math.abs(other[0] - x) >= cell || Math.abs(other[1] - y) >= cell;
+          return !other || Math.abs(other.x - x) >= cell || Math.abs(other.y - y) >= cell;
         }),
       );
-    const found = new Set();
-    for (const point of points) {
-      const [x, y] = [point.x, point.y];
-      if ((only !== null && labels[point.node] !== only) || !free(x, y)) continue;
-      taken.set(`${Math.floor(x / cell)} ${Math.floor(y / cell)}`, [x, y]);
-      found.add(point);
+    for (const point of points.filter(isShown)) {
+      if (isFree(point)) taken.set(`${Math.floor(point.x / cell)} ${Math.floor(point.y / cell)}`, point);
     }
-    kept = { key, found };
-    return found;
+    thumbnails = { key, points: new Set(taken.values()) };
+    return thumbnails.points;
   }
 
   function draw() {
+    const { width, height, zoom } = camera;
     const ratio = devicePixelRatio || 1;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
-    const near = 2 ** (Math.floor(2 * Math.log2(zoom) + 1e-9) / 2);
-    const area = Math.max(0.02, east - west) * Math.max(0.02, south - north);
-    const spacing = (near / zoom) * scale() * Math.sqrt(area / Math.max(1, points.length));
-    const size = Math.min(side(64), Math.max(24, spacing * 0.9));
+    const zoomLevel = 2 ** (Math.floor(2 * Math.log2(zoom) + 1e-9) / 2);
+    const density = Math.sqrt((camera.across * camera.down) / Math.max(1, points.length));
+    const spacing = (zoomLevel / zoom) * camera.scale * density; // pixels between points, on average
+    const size = Math.min(snapSide(64), Math.max(24, spacing * 0.9));
     const withPictures = zoom > 1.3 || spacing > 30;
-    const shown = withPictures ? pictured(size, near) : new Set();
-    const inside = (x, y) => x > -size && y > -size && x < width + size && y < height + size;
+    const pictured = withPictures ? choosePictured(size, zoomLevel) : new Set();
+    const isVisible = ([x, y]) => x > -size && y > -size && x < width + size && y < height + size;
     const radius = Math.max(2.2, Math.min(5, spacing * 0.16));
-    context.globalAlpha = 0.9;
     for (const dim of [true, false]) {
+      context.globalAlpha = dim ? 0.16 : 0.88;
       for (const point of points) {
-        const label = labels[point.node];
-        if ((only !== null && label !== only) !== dim || shown.has(point)) continue;
-        const x = toX(point);
-        const y = toY(point);
-        if (!inside(x, y)) continue;
-        context.globalAlpha = dim ? 0.16 : 0.88;
-        context.fillStyle = colour(label);
+        const [x, y] = camera.toPixels(point);
+        if (isShown(point) === dim || pictured.has(point) || !isVisible([x, y])) continue;
+        context.fillStyle = colorOf(labels[point.node]);
         context.beginPath();
         context.arc(x, y, radius, 0, 7);
         context.fill();
       }
     }
     context.globalAlpha = 1;
-    for (const point of shown) if (inside(toX(point), toY(point))) thumbnail(point, size);
-    const hub = chosen ?? at.get(ringed);
-    if (hub) links(hub, size, withPictures);
-    canvas.dataset.pictures = shown.size;
+    for (const point of pictured) if (isVisible(camera.toPixels(point))) drawThumbnail(point, size);
+    const query = hovered ?? ringed;
+    if (query) drawNeighbors(query, size, withPictures);
+    canvas.dataset.pictures = pictured.size;
     canvas.dataset.zoom = zoom.toFixed(2);
-    canvas.dataset.node = chosen ? chosen.node : "";
+    canvas.dataset.node = hovered ? hovered.node : "";
   }
 
-  function thumbnail(point, size) {
-    const x = Math.round(toX(point) - size / 2);
-    const y = Math.round(toY(point) - size / 2);
-    const image = loaded(point.node);
+  function drawThumbnail(point, size) {
+    const [x, y] = camera.toPixels(point).map((center) => Math.round(center - size / 2));
+    const image = loadImage(point.node);
     const edge = present.length ? 2 : 0;
-    context.fillStyle = colour(labels[point.node]);
+    context.fillStyle = colorOf(labels[point.node]);
     context.fillRect(x - edge, y - edge, size + 2 * edge, size + 2 * edge);
     if (!image) return;
     context.imageSmoothingEnabled = !pictures.small || size < pictures.side;
     context.drawImage(image, x, y, size, size);
   }
 
-  function loaded(node) {
+  function loadImage(node) {
     let image = images.get(node);
     if (!image) {
       image = new Image();
-      image.src = source(node);
+      image.src = imageUrl(node);
       images.set(node, image);
-      image.decode().then(later, () => {});
+      image.decode().then(redraw, () => {});
     }
     return image.complete && image.naturalWidth ? image : null;
   }
 
-  function links(hub, size, withPictures) {
-    const ink = getComputedStyle(canvas).color;
-    context.strokeStyle = ink;
+  function drawNeighbors(query, size, withPictures) {
+    const [x, y] = camera.toPixels(query);
+    const onMap = neighbors[query.node].map((node) => pointOf.get(node)).filter(Boolean);
+    context.strokeStyle = getComputedStyle(canvas).color;
     context.lineWidth = 1;
     context.globalAlpha = 0.55;
     context.beginPath();
-    for (const node of neighbors[hub.node]) {
-      const other = at.get(node);
-      if (!other) continue;
-      context.moveTo(toX(hub), toY(hub));
-      context.lineTo(toX(other), toY(other));
+    for (const neighbor of onMap) {
+      context.moveTo(x, y);
+      context.lineTo(...camera.toPixels(neighbor));
     }
     context.stroke();
     context.globalAlpha = 1;
-    for (const node of [...neighbors[hub.node]].reverse()) {
-      if (at.has(node)) thumbnail(at.get(node), withPictures ? size : side(32));
-    }
-    if (withPictures) thumbnail(hub, size);
+    // The nearest is drawn last, on top of the others.
+    for (const neighbor of onMap.reverse()) drawThumbnail(neighbor, withPictures ? size : snapSide(32));
+    if (withPictures) drawThumbnail(query, size);
     context.lineWidth = 2.5;
     context.beginPath();
-    if (withPictures) context.rect(toX(hub) - size / 2 - 3, toY(hub) - size / 2 - 3, size + 6, size + 6);
-    else context.arc(toX(hub), toY(hub), 8, 0, 7);
+    if (withPictures) context.rect(x - size / 2 - 3, y - size / 2 - 3, size + 6, size + 6);
+    else context.arc(x, y, 8, 0, 7);
     context.stroke();
   }
 
-  function choose(point, spoken) {
-    if (point === chosen) return;
-    chosen = point;
-    const box = byId("map-card");
+  // -------------------------------------------------------------- Choosing a point
+
+  function hover(point, spoken = false) {
+    if (point === hovered) return;
+    hovered = point;
     canvas.classList.toggle("over", point !== null);
-    box.hidden = point === null;
-    if (point) {
-      const near = neighbors[point.node].filter((node) => at.has(node)).length;
-      box.replaceChildren(
-        picture(point.node),
-        el("b", null, name(title(point.node))),
-        span(name(brief(point.node))),
-        span(score(point.node) || plural(near, "neighbour")),
-      );
-      const x = toX(point);
-      const y = toY(point);
-      const high = box.offsetHeight;
-      box.style.left = `${Math.max(8, Math.min(width - 160, x + (x + 190 > width ? -176 : 24)))}px`;
-      box.style.top = `${Math.max(8, Math.min(height - high - 8, y - high / 2))}px`;
-      if (spoken) say(`${title(point.node)}, ${called(point.node)}. ${score(point.node)}`);
-    }
-    later();
+    byId("map-card").hidden = point === null;
+    if (point) showCard(point);
+    if (point && spoken) announce(`${title(point.node)}, ${idOrName(point.node)}. ${matchText(summaries[point.node])}`);
+    redraw();
   }
 
-  function nearest(x, y, reach) {
-    let best = null;
-    let least = reach * reach;
+  function showCard(point) {
+    const { node } = point;
+    const onMap = neighbors[node].filter((other) => pointOf.has(other)).length;
+    const box = byId("map-card");
+    box.replaceChildren(
+      picture(node),
+      el("b", null, isolate(title(node))),
+      span(isolate(shortName(node))),
+      span(matchText(summaries[node]) || plural(onMap, "neighbour")),
+    );
+    const [x, y] = camera.toPixels(point);
+    const { width, height } = camera;
+    box.style.left = `${Math.max(8, Math.min(width - 160, x + (x + 190 > width ? -176 : 24)))}px`;
+    box.style.top = `${Math.max(8, Math.min(height - box.offsetHeight - 8, y - box.offsetHeight / 2))}px`;
+  }
+
+  // The shown point with the lowest cost; null: none below `limit`.
+  function cheapest(limit, costOf) {
+    let [best, lowest] = [null, limit];
     for (const point of points) {
-      if (only !== null && labels[point.node] !== only) continue;
-      const distance = (toX(point) - x) ** 2 + (toY(point) - y) ** 2;
-      if (distance < least) [best, least] = [point, distance];
+      const cost = isShown(point) ? costOf(point, ...camera.toPixels(point)) : Infinity;
+      if (cost < lowest) [best, lowest] = [point, cost];
     }
     return best;
   }
 
-  // Zoom by a factor, so that the place under (x, y) stays where it is.
-  function magnify(factor, x = width / 2, y = height / 2) {
-    const next = Math.max(0.8, Math.min(60, zoom * factor));
-    const place = { x: middle.x + (x - width / 2) / scale(), y: middle.y + (y - height / 2) / scale() };
-    zoom = next;
-    middle = { x: place.x - (x - width / 2) / scale(), y: place.y - (y - height / 2) / scale() };
-    clamp();
-    choose(null);
-    later();
+  const nearest = ([x, y], reach) => cheapest(reach, (_, pointX, pointY) => Math.hypot(pointX - x, pointY - y));
+
+  // The next point in a direction; a point straight ahead comes before one to the side.
+  function step([dx, dy]) {
+    const from = hovered ?? ringed;
+    if (!from) return hover(nearest([camera.width / 2, camera.height / 2], Infinity), true);
+    const [fromX, fromY] = camera.toPixels(from);
+    const next = cheapest(Infinity, (point, x, y) => {
+      const ahead = (x - fromX) * dx + (y - fromY) * dy;
+      const aside = Math.abs((x - fromX) * dy) + Math.abs((y - fromY) * dx);
+      return point === from || ahead <= 0 || aside > ahead * 1.5 ? Infinity : ahead + 2 * aside;
+    });
+    if (!next) return;
+    const [x, y] = camera.toPixels(next);
+    if (x < 20 || x > camera.width - 20 || y < 20 || y > camera.height - 20) camera.moveTo(next.x, next.y);
+    hover(next, true);
   }
 
-  function clamp() {
-    const within = (value, low, high) => Math.max(low, Math.min(high, value));
-    middle = { x: within(middle.x, west, east), y: within(middle.y, north, south) };
+  // -------------------------------------------------------------- Pointer and keys
+
+  function zoomBy(factor, x, y) {
+    camera.zoomBy(factor, x, y);
+    hover(null);
+    redraw();
   }
 
-  function all() {
-    zoom = 1;
-    middle = centre;
-    choose(null);
-    later();
+  function fit() {
+    camera.fit();
+    hover(null);
+    redraw();
   }
 
-  const spot = (event) => {
+  const position = (event) => {
     const box = canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  const pointers = new Map();
-  let moved = 0;
+  const pointers = new Map(); // [x, y] of those that are down
+  let moved = 0; // pixels since the first came down
   canvas.addEventListener("pointerdown", (event) => {
-    pointers.set(event.pointerId, spot(event));
+    pointers.set(event.pointerId, position(event));
     canvas.setPointerCapture(event.pointerId);
     if (pointers.size === 1) moved = 0;
   });
   canvas.addEventListener("pointermove", (event) => {
-    const [x, y] = spot(event);
+    const [x, y] = position(event);
     const before = pointers.get(event.pointerId);
-    if (!before) return choose(nearest(x, y, 18));
-    const others = [...pointers].filter(([id]) => id !== event.pointerId).map(([, where]) => where);
+    if (!before) return hover(nearest([x, y], 18));
     moved += Math.hypot(x - before[0], y - before[1]);
-    if (others.length) {
-      const [ox, oy] = others[0];
-      const apart = Math.hypot(before[0] - ox, before[1] - oy);
-      if (apart > 1) magnify(Math.hypot(x - ox, y - oy) / apart, (x + ox) / 2, (y + oy) / 2);
+    const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, where]) => where);
+    if (other) {
+      const apart = Math.hypot(before[0] - other[0], before[1] - other[1]);
+      const nowApart = Math.hypot(x - other[0], y - other[1]);
+      if (apart > 1) zoomBy(nowApart / apart, (x + other[0]) / 2, (y + other[1]) / 2);
     } else if (moved > 4) {
       canvas.classList.add("dragging");
-      choose(null);
-      middle = { x: middle.x - (x - before[0]) / scale(), y: middle.y - (y - before[1]) / scale() };
-      clamp();
-      later();
+      hover(null);
+      camera.moveTo(camera.x - (x - before[0]) / camera.scale, camera.y - (y - before[1]) / camera.scale);
+      redraw();
     }
     pointers.set(event.pointerId, [x, y]);
   });
-  const released = (event) => {
+  const release = (event) => {
     if (!pointers.delete(event.pointerId)) return;
     canvas.classList.remove("dragging");
-    if (event.type === "pointerup" && pointers.size === 0 && moved <= 4) {
-      const point = nearest(...spot(event), event.pointerType === "touch" ? 28 : 18);
-      if (point && event.button === 0) follow(point.node);
-    }
+    if (event.type !== "pointerup" || pointers.size || moved > 4 || event.button !== 0) return;
+    const point = nearest(position(event), event.pointerType === "touch" ? 28 : 18);
+    if (point) openQuery(point.node);
   };
-  canvas.addEventListener("pointerup", released);
-  canvas.addEventListener("pointercancel", released);
-  canvas.addEventListener("pointerleave", () => pointers.size || choose(null));
-  canvas.addEventListener("blur", () => choose(null));
-  canvas.addEventListener("wheel", (event) => {
+  canvas.addEventListener("pointerup", release);
+  canvas.addEventListener("pointercancel", release);
+  canvas.addEventListener("pointerleave", () => pointers.size || hover(null));
+  canvas.addEventListener("blur", () => hover(null));
+  const turnWheel = (event) => {
     event.preventDefault();
-    const lines = event.deltaMode === 1 ? 16 : 1;
-    magnify(Math.exp(-Math.max(-240, Math.min(240, event.deltaY * lines)) * (event.ctrlKey ? 0.01 : 0.0022)), ...spot(event));
-  }, { passive: false });
+    const pixels = Math.max(-240, Math.min(240, event.deltaY * (event.deltaMode === 1 ? 16 : 1)));
+    zoomBy(Math.exp(-pixels * (event.ctrlKey ? 0.01 : 0.0022)), ...position(event)); // Ctrl: a trackpad's pinch
+  };
+  canvas.addEventListener("wheel", turnWheel, { passive: false });
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (way) step(way);
-    else if (event.key === "+" || event.key === "=") magnify(1.5);
-    else if (event.key === "-") magnify(1 / 1.5);
-    else if (event.key === "0") all();
-    else if (event.key === "Enter" && chosen) follow(chosen.node);
-    else if (event.key === "Escape" && chosen) choose(null);
+    const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (direction) step(direction);
+    else if (event.key === "+" || event.key === "=") zoomBy(1.5);
+    else if (event.key === "-") zoomBy(1 / 1.5);
+    else if (event.key === "0") fit();
+    else if (event.key === "Enter" && hovered) openQuery(hovered.node);
+    else if (event.key === "Escape" && hovered) hover(null);
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
+  byId("zoom-in").addEventListener("click", () => zoomBy(1.6));
+  byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.6));
+  byId("zoom-fit").addEventListener("click", fit);
 
-  // The nearest point in a direction, those straight ahead before those aside.
-  function step([dx, dy]) {
-    const from = chosen ?? at.get(ringed) ?? null;
-    if (!from) return choose(nearest(width / 2, height / 2, Infinity), true);
-    let best = null;
-    let least = Infinity;
-    for (const point of points) {
-      if (point === from || (only !== null && labels[point.node] !== only)) continue;
-      const x = toX(point) - toX(from);
-      const y = toY(point) - toY(from);
-      const ahead = x * dx + y * dy;
-      const aside = Math.abs(x * dy) + Math.abs(y * dx);
-      if (ahead <= 0 || aside > ahead * 1.5) continue;
-      if (ahead + 2 * aside < least) [best, least] = [point, ahead + 2 * aside];
-    }
-    if (!best) return;
-    if (toX(best) < 20 || toX(best) > width - 20 || toY(best) < 20 || toY(best) > height - 20) {
-      middle = { x: best.x, y: best.y };
-    }
-    choose(best, true);
+  // -------------------------------------------------------------- Legend
+
+  function showOnly(label) {
+    onlyLabel = label;
+    hover(null);
+    redraw();
   }
 
-  function legend() {
-    const box = byId("map-legend");
-    const named = present.map((label) => [label, classOf(nodes.find((node) => labels[node] === label))]);
-    if (!named.length) return;
-    if (!coloured) {
-      const select = el(
-        "select",
-        null,
-        el("option", { value: "" }, `All ${whole(named.length)} classes`),
-        ...named.map(([label, text]) => el("option", { value: label }, text)),
-      );
-      select.addEventListener("change", () => {
-        only = select.value === "" ? null : Number(select.value);
-        choose(null);
-        later();
-      });
-      box.append(el("label", null, "Show one class ", select));
-      return;
-    }
-    const chips = named.map(([label, text]) => {
-      const dot = el("i");
-      const chip = el("button", { type: "button", class: "chip", "aria-pressed": "false", title: text }, dot, name(text));
-      chip.recolour = () => (dot.style.background = colour(label));
-      chip.addEventListener("click", () => {
-        only = only === label ? null : label;
-        for (const other of chips) other.setAttribute("aria-pressed", String(other === chip && only !== null));
-        choose(null);
-        later();
-      });
-      return chip;
+  const named = present.map((label) => [label, classOf(points.find(({ node }) => labels[node] === label).node)]);
+  const chips = (colored ? named : []).map(([label, text]) => {
+    const dot = el("i");
+    const attributes = { type: "button", class: "chip", "aria-pressed": "false", title: text };
+    const chip = el("button", attributes, dot, isolate(text));
+    chip.recolor = () => (dot.style.background = colorOf(label));
+    chip.addEventListener("click", () => {
+      showOnly(onlyLabel === label ? null : label);
+      for (const other of chips) other.setAttribute("aria-pressed", String(other === chip && onlyLabel !== null));
     });
-    box.append(...chips);
-    mapView.chips = chips;
+    return chip;
+  });
+  byId("map-legend").append(...chips);
+  if (!colored) {
+    const options = named.map(([label, text]) => el("option", { value: label }, text));
+    const select = el("select", null, el("option", { value: "" }, `All ${integer(named.length)} classes`), ...options);
+    select.addEventListener("change", () => showOnly(select.value === "" ? null : Number(select.value)));
+    byId("map-legend").append(el("label", null, "Show one class ", select));
   }
 
-  byId("zoom-in").addEventListener("click", () => magnify(1.6));
-  byId("zoom-out").addEventListener("click", () => magnify(1 / 1.6));
-  byId("zoom-fit").addEventListener("click", all);
-  mapView = {
-    chips: [],
+  imageMap = {
     resize() {
       const box = byId("map-box");
-      width = box.clientWidth;
-      height = box.clientHeight;
+      [camera.width, camera.height] = [box.clientWidth, box.clientHeight];
       const ratio = devicePixelRatio || 1;
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-      for (const chip of mapView.chips) chip.recolour();
+      [canvas.width, canvas.height] = [camera.width, camera.height].map((pixels) => Math.round(pixels * ratio));
+      for (const chip of chips) chip.recolor();
       draw();
     },
-    ring(node) {
-      ringed = node;
-      const point = at.get(node);
-      if (!point) return;
-      middle = { x: point.x, y: point.y };
-      zoom = 4;
-      clamp();
-      later();
+    focus(node) {
+      ringed = pointOf.get(node) ?? null;
+      if (!ringed) return;
+      camera.zoom = 4;
+      camera.moveTo(ringed.x, ringed.y);
+      redraw();
     },
   };
-  legend();
 }

@@ -1,225 +1,213 @@
-// Where we are: history, search, pointer and keys. Starts the page.
+// Navigation: the history of views, search, pointer and keys. This part starts the page.
 
-// ---------------------------------------------------------------- Where we are
-
-const views = new Map([
+const builders = new Map([ // by view, in the order of the sections; null: nothing to build
   ["explore", null],
   ["image", null],
-  ["statistics", statistics],
-  ["evolution", evolution],
-  ["clusters", clusters],
-  ["map", drawMap],
+  ["statistics", buildStatistics],
+  ["evolution", buildEvolution],
+  ["clusters", buildClusters],
+  ["map", buildMap],
 ]);
-const built = new Set(["explore", "image"]);
-const left = new Map(); // by entry of the history: where it was scrolled to, and what had the focus
-let entry = { view: "explore", node: null, trail: [], key: 0, depth: 0 };
+let current = { view: "explore", node: null, trail: [], key: 0, depth: 0 };
 let lastKey = Date.now();
-let mapView = null;
+const savedPositions = new Map(); // by key of a history entry: scroll position and focus
 history.scrollRestoration = "manual";
 
-function place(hash) {
+function parseHash(hash) {
   const image = /^#image-(\d{1,9})$/.exec(hash);
-  if (image && Number(image[1]) < count) return { view: "image", node: Number(image[1]) };
+  if (image && Number(image[1]) < imageCount) return { view: "image", node: Number(image[1]) };
   const view = hash.slice(1);
-  return { view: view !== "image" && views.has(view) && byId(`view-${view}`) ? view : "explore", node: null };
+  return { view: view !== "image" && builders.has(view) && byId(`view-${view}`) ? view : "explore", node: null };
 }
 
-function go(hash, trail = []) {
-  leave();
-  history.pushState({ trail, depth: entry.depth + 1, key: ++lastKey }, "", hash);
-  show(true);
+function goTo(hash, trail = []) {
+  savePosition();
+  history.pushState({ trail, depth: current.depth + 1, key: ++lastKey }, "", hash);
+  showCurrent("forward");
 }
 
-function follow(node) {
-  if (entry.view === "image" && entry.node === node) return;
-  go(`#image-${node}`, entry.view === "image" ? [...entry.trail, node].slice(-200) : [node]);
+function openQuery(node) {
+  if (current.view === "image" && current.node === node) return;
+  goTo(`#image-${node}`, current.view === "image" ? [...current.trail, node].slice(-200) : [node]);
 }
 
-function back() {
-  if (entry.depth > 0) history.back();
-  else go("#explore"); // the page was opened at this image: there is nothing before it
+function goBack() {
+  if (current.depth > 0) history.back();
+  else goTo("#explore"); // the page was opened at this image
 }
 
-function leave() {
-  const active = document.activeElement;
-  const list = active?.closest("[data-rove]");
-  const lists = list ? [...byId(`view-${entry.view}`).querySelectorAll("[data-rove]")] : [];
-  const kept = { list: lists.indexOf(list), node: active?.dataset?.node, link: active };
-  left.set(entry.key, { ...kept, scroll: scrollY, top: active?.getBoundingClientRect().top });
-}
-
-function show(forward) {
-  const found = place(location.hash);
+function showCurrent(direction) {
+  const target = parseHash(location.hash);
   let state = history.state;
-  if (!state || typeof state.key !== "number" || !Array.isArray(state.trail)) {
-    state = { trail: found.node === null ? [] : [found.node], depth: 0, key: ++lastKey };
+  if (typeof state?.key !== "number" || !Array.isArray(state.trail)) {
+    state = { trail: target.node === null ? [] : [target.node], depth: 0, key: ++lastKey };
     history.replaceState(state, "", location.hash || "#explore");
   }
-  const trail = state.trail.filter((node) => Number.isInteger(node) && node >= 0 && node < count);
-  const known = found.node === null || trail.at(-1) === found.node;
-  entry = { ...found, trail: known ? trail : [found.node], key: state.key, depth: state.depth };
-  document.body.dataset.view = entry.view;
-  for (const view of views.keys()) {
-    const section = byId(`view-${view}`);
-    if (section) section.hidden = view !== entry.view;
+  const trail = state.trail.filter((node) => Number.isInteger(node) && node >= 0 && node < imageCount);
+  const isValid = target.node === null || trail.at(-1) === target.node;
+  current = { ...target, trail: isValid ? trail : [target.node], key: state.key, depth: state.depth };
+  const { view, node } = current;
+  document.body.dataset.view = view;
+  for (const name of builders.keys()) {
+    const section = byId(`view-${name}`);
+    if (section) section.hidden = name !== view;
   }
   for (const anchor of document.querySelectorAll("[data-section]")) {
-    const current = anchor.dataset.section === (entry.view === "image" ? "explore" : entry.view);
-    if (current) anchor.setAttribute("aria-current", "page");
-    else anchor.removeAttribute("aria-current");
-    if (current) anchor.parentElement.scrollLeft = anchor.offsetLeft - anchor.parentElement.clientWidth / 2;
+    if (anchor.dataset.section === (view === "image" ? "explore" : view)) {
+      anchor.setAttribute("aria-current", "page");
+      anchor.parentElement.scrollLeft = anchor.offsetLeft - anchor.parentElement.clientWidth / 2;
+    } else anchor.removeAttribute("aria-current");
   }
-  closeFound();
-  if (entry.view === "image") one();
-  else if (!built.has(entry.view)) {
-    built.add(entry.view);
-    views.get(entry.view)();
-  }
-  redraw();
-  const section = `${entry.view[0].toUpperCase()}${entry.view.slice(1)} · `;
-  const here = entry.view === "image" ? `${title(entry.node)} · ` : entry.view === "explore" ? "" : section;
-  document.title = `${here}${data.title} · neighbours`;
-  restore(forward);
+  closeResults();
+  if (view === "image") showQuery(node);
+  builders.get(view)?.();
+  builders.set(view, null);
+  resize();
+  const heading = { image: () => title(node), explore: () => "" }[view]?.() ?? view[0].toUpperCase() + view.slice(1);
+  document.title = [heading, data.title, "neighbours"].filter(Boolean).join(" · ");
+  restorePosition(direction);
 }
 
-function restore(forward) {
-  const kept = forward ? undefined : left.get(entry.key);
-  scrollTo(0, kept?.scroll ?? 0);
-  const section = byId(`view-${entry.view}`);
+function resize() {
+  redrawCharts();
+  if (current.view === "map") imageMap.resize();
+}
+
+function savePosition() {
+  const active = document.activeElement;
+  const list = active?.closest("[data-roving]");
+  const lists = list ? [...byId(`view-${current.view}`).querySelectorAll("[data-roving]")] : [];
+  const focus = { element: active, list: lists.indexOf(list), node: active?.dataset?.node };
+  savedPositions.set(current.key, { ...focus, scroll: scrollY, top: active?.getBoundingClientRect().top });
+}
+
+// Scroll and focus as they were when this entry was left ("back"), or at the start of the view ("forward").
+function restorePosition(direction) {
+  const saved = direction === "forward" ? undefined : savedPositions.get(current.key);
+  scrollTo(0, saved?.scroll ?? 0);
+  const section = byId(`view-${current.view}`);
   let target = null;
-  if (kept?.link?.isConnected && section.contains(kept.link)) target = kept.link;
-  else if (kept && kept.list >= 0) {
-    target = section.querySelectorAll("[data-rove]")[kept.list]?.querySelector(`[data-node="${Number(kept.node)}"]`);
+  if (saved?.element?.isConnected && section.contains(saved.element)) target = saved.element;
+  else if (saved && saved.list >= 0) {
+    const list = section.querySelectorAll("[data-roving]")[saved.list]; // it has been rebuilt
+    target = list?.querySelector(`[data-node="${Number(saved.node)}"]`);
   }
-  if (entry.view === "image" && forward !== undefined) {
+  if (current.view === "image" && direction) {
     target ??= section.querySelector(".neighbors a") ?? section.querySelector("h2");
-    const [matching, compared] = agreement[entry.node];
-    const agreed = compared ? `${matching} of ${compared} neighbours match.` : "";
-    say(`Query: ${title(entry.node)}, ${called(entry.node)}. ${agreed}`);
+    const { matching, compared } = summaries[current.node];
+    const score = compared ? `${matching} of ${compared} neighbours match.` : "";
+    announce(`Query: ${title(current.node)}, ${idOrName(current.node)}. ${score}`);
   }
   target?.focus({ preventScroll: true });
-  // Cards above that were not drawn yet may be higher or lower than thought: what had the focus is where it was.
-  if (kept && target) scrollBy(0, target.getBoundingClientRect().top - kept.top);
+  // Cards above that had not been drawn yet may change their height: move the focused element back to where it was.
+  if (saved && target) scrollBy(0, target.getBoundingClientRect().top - saved.top);
 }
 
-function say(text) {
-  byId("said").textContent = text;
-}
-
-// The picture that is clicked grows into the query, where the browser can and motion is welcome.
-function morph(from, update) {
-  if (!from || still.matches || !document.startViewTransition) return update();
-  const big = document.querySelector("#view-image:not([hidden]) .big img");
-  if (big) big.style.viewTransitionName = "none";
-  from.style.viewTransitionName = "query";
+// The clicked picture grows into the query, if the browser can animate it and the user allows motion.
+function withTransition(image, update) {
+  if (!image || reducedMotion.matches || !document.startViewTransition) return update();
+  const large = document.querySelector("#view-image:not([hidden]) .large img");
+  if (large) large.style.viewTransitionName = "none";
+  image.style.viewTransitionName = "query";
   const transition = document.startViewTransition(() => {
-    from.style.viewTransitionName = "";
+    image.style.viewTransitionName = "";
     update();
   });
-  // A transition that the next one cuts short is no error.
+  // They reject if the next transition interrupts this one, which is no error.
   for (const promise of [transition.ready, transition.finished]) promise.catch(() => {});
 }
 
-// ---------------------------------------------------------------- Finding
+// ---------------------------------------------------------------- Search
 
-const words = names.map((text, node) => `${text} ${classOf(node) ?? ""}`.toLowerCase());
+const searchTexts = names.map((text, node) => `${text} ${classOf(node) ?? ""}`.toLowerCase());
 
-function find() {
-  const asked = byId("search").value.trim().toLowerCase();
-  if (!asked) return closeFound();
-  const terms = asked.split(/\s+/);
-  const number = /^#?\d+$/.test(asked) ? Number(asked.replace("#", "")) : -1;
-  const exact = ids.indexOf(number);
-  // The number, then those of the class, then those that have these words in a row, then those that have them at all.
+function search() {
+  const query = byId("search").value.trim().toLowerCase();
+  if (!query) return closeResults();
+  const terms = query.split(/\s+/);
+  const byNumber = /^#?\d+$/.test(query) ? ids.indexOf(Number(query.replace("#", ""))) : -1;
+  // In this order: the number, the class, all words in a row, all words in any order.
   const rank = (node) => {
-    if (number >= 0 && node === exact) return 0;
-    if (classOf(node)?.toLowerCase() === asked) return 1;
-    return words[node].includes(asked) ? 2 : terms.every((term) => words[node].includes(term)) ? 3 : 4;
+    if (node === byNumber) return 0;
+    if (classOf(node)?.toLowerCase() === query) return 1;
+    return searchTexts[node].includes(query) ? 2 : terms.every((term) => searchTexts[node].includes(term)) ? 3 : 4;
   };
-  const found = [[], [], [], [], []];
-  for (let node = 0; node < count; node += 1) found[rank(node)].push(node);
-  found.pop();
-  showFound(found.flat());
+  const byRank = [[], [], [], [], []];
+  for (let node = 0; node < imageCount; node += 1) byRank[rank(node)].push(node);
+  showResults(byRank.slice(0, 4).flat());
 }
 
-function showFound(found) {
+function showResults(nodes) {
   const most = 60;
-  const items = found.slice(0, most).map((node) => {
-    const number = ids[node] >= 0 ? whole(ids[node]) : "";
-    return tile(node, null, called(node), span(name(classOf(node) ?? "")), span(number));
+  const items = nodes.slice(0, most).map((node) => {
+    const number = ids[node] >= 0 ? integer(ids[node]) : "";
+    return tile(node, null, idOrName(node), span(isolate(classOf(node) ?? "")), span(number));
   });
-  const told = `${plural(found.length, "image")}${found.length > most ? `, the first ${most}` : ""}`;
-  const without = "No image of this page has such a number, name or class.";
-  byId("found").replaceChildren(
-    el("p", { role: "status" }, found.length ? told : without),
-    tiles({}, items),
-  );
-  byId("found").hidden = false;
+  const total = `${plural(nodes.length, "image")}${nodes.length > most ? `; the first ${most}` : ""}`;
+  const none = "No image on this page has this number, name or class.";
+  byId("results").replaceChildren(el("p", { role: "status" }, nodes.length ? total : none), tileList({}, items));
+  byId("results").hidden = false;
 }
 
-function closeFound() {
-  byId("found").hidden = true;
-  byId("found").replaceChildren();
+function closeResults() {
+  byId("results").hidden = true;
+  byId("results").replaceChildren();
 }
 
-byId("search").addEventListener("input", find);
-byId("search").addEventListener("focus", find);
+function openResult(anchor) {
+  byId("search").value = "";
+  openQuery(Number(anchor.dataset.node));
+  closeResults();
+}
+
+byId("search").addEventListener("input", search);
+byId("search").addEventListener("focus", search);
 byId("search").addEventListener("keydown", (event) => {
-  const first = byId("found").querySelector("[data-node]");
+  const first = byId("results").querySelector("[data-node]");
   if (event.key === "Escape") {
     event.preventDefault();
     byId("search").value = "";
-    closeFound();
+    closeResults();
     byId("search").blur();
-  } else if (event.key === "Enter" && first) pick(first);
+  } else if (event.key === "Enter" && first) openResult(first);
   else if (event.key === "ArrowDown" && first) {
     event.preventDefault();
     first.focus();
   }
 });
 document.addEventListener("pointerdown", (event) => {
-  if (!event.target.closest(".find")) closeFound();
+  if (!event.target.closest(".search")) closeResults();
 });
-
-function pick(anchor) {
-  byId("search").value = "";
-  follow(Number(anchor.dataset.node));
-  closeFound();
-}
 
 // ---------------------------------------------------------------- Pointer and keys
 
 document.addEventListener("click", (event) => {
   const anchor = event.target.closest("a");
   if (!anchor || event.defaultPrevented || event.button) return;
-  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // a new tab, say
-  if (anchor.id === "skip") {
-    event.preventDefault();
-    byId("main").focus();
-    return;
-  }
+  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // such as for a new tab
   event.preventDefault();
-  if (anchor.dataset.sectionLink) {
-    go("#map");
-    mapView.ring(Number(anchor.dataset.sectionLink));
+  if (anchor.id === "skip") byId("main").focus();
+  else if (anchor.dataset.mapNode) {
+    goTo("#map");
+    imageMap.focus(Number(anchor.dataset.mapNode));
   } else if (anchor.dataset.class) {
     byId("by-class").value = anchor.dataset.class;
-    arrange();
-    go("#explore");
+    showCards();
+    goTo("#explore");
     byId("view-explore").scrollIntoView();
   } else if (anchor.dataset.step) {
-    const trail = entry.trail.slice(0, Number(anchor.dataset.step) + 1);
-    if (trail.length < entry.trail.length) go(`#image-${trail.at(-1)}`, trail);
-  } else if (anchor.closest(".found")) pick(anchor);
+    const trail = current.trail.slice(0, Number(anchor.dataset.step) + 1);
+    if (trail.length < current.trail.length) goTo(`#image-${trail.at(-1)}`, trail);
+  } else if (anchor.closest(".results")) openResult(anchor);
   else if (anchor.dataset.node) {
-    const node = Number(anchor.dataset.node);
-    morph(event.detail > 0 ? anchor.querySelector("img") : null, () => follow(node));
+    const byPointer = event.detail > 0; // keys may be faster than the animation
+    withTransition(byPointer ? anchor.querySelector("img") : null, () => openQuery(Number(anchor.dataset.node)));
   } else if (anchor.hash === location.hash) scrollTo(0, 0);
-  else go(anchor.hash);
+  else goTo(anchor.hash);
 });
 
 document.addEventListener("focusin", (event) => {
-  const list = event.target.closest?.("[data-rove]");
+  const list = event.target.closest?.("[data-roving]");
   if (!list || !event.target.dataset.node) return;
   for (const other of list.querySelectorAll('[tabindex="0"]')) other.setAttribute("tabindex", "-1");
   event.target.setAttribute("tabindex", "0");
@@ -229,64 +217,54 @@ document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
   const active = document.activeElement;
   if (active.matches("input, select, textarea")) return;
-  const digit = Number(event.key);
+  const { key } = event;
   const sections = [...document.querySelectorAll("nav [data-section]")];
-  if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") {
-    if (active.matches("[data-rove] [data-node]")) arrow(active, event.key);
-    else if (active === document.body && event.key === "ArrowRight") enter();
-    else return;
-  } else if (event.key === "Escape" && !byId("found").hidden) {
-    closeFound();
+  if (/^Arrow|^Home$|^End$/.test(key) && active.matches("[data-roving] [data-node]")) moveFocus(active, key);
+  else if (key === "ArrowRight" && active === document.body) focusFirstTile();
+  else if (key === "Escape" && !byId("results").hidden) {
+    closeResults();
     byId("search").focus();
-  } else if ((event.key === "Escape" || event.key === "Backspace") && entry.view === "image") back();
-  else if (event.key === "/") byId("search").focus();
-  else if (event.key === "?") byId("keys").showModal();
-  else if (digit >= 1 && digit <= sections.length) go(sections[digit - 1].hash);
+  } else if ((key === "Escape" || key === "Backspace") && current.view === "image") goBack();
+  else if (key === "/") byId("search").focus();
+  else if (key === "?") byId("keys").showModal();
+  else if (Number(key) >= 1 && Number(key) <= sections.length) goTo(sections[Number(key) - 1].hash);
   else return;
   event.preventDefault();
 });
 
-function enter() {
-  byId(`view-${entry.view}`).querySelector("[data-rove] [data-node]")?.focus();
+function focusFirstTile() {
+  byId(`view-${current.view}`).querySelector("[data-roving] [data-node]")?.focus();
 }
 
-function arrow(active, key) {
-  const list = active.closest("[data-rove]");
-  const own = [...list.querySelectorAll("[data-node]")];
-  const place = own.indexOf(active);
-  let target = null;
-  if (key === "Home") target = own[0];
-  else if (key === "End") target = own.at(-1);
-  else {
-    target = ahead(active, key);
-    if (!target && key === "ArrowRight") target = own[place + 1];
-    if (!target && key === "ArrowLeft") target = own[place - 1];
-    const aside = target && target.closest("[data-area]") !== active.closest("[data-area]");
-    if (aside && /Left|Right/.test(key)) target = own[place + (key === "ArrowRight" ? 1 : -1)];
-  }
+function moveFocus(active, key) {
+  const tiles = [...active.closest("[data-roving]").querySelectorAll("[data-node]")];
+  const place = tiles.indexOf(active);
+  const inList = { Home: tiles[0], End: tiles.at(-1), ArrowRight: tiles[place + 1], ArrowLeft: tiles[place - 1] }[key];
+  let target = key.startsWith("Arrow") ? nearestTile(active, key) ?? inList : inList;
+  const leavesArea = target && target.closest("[data-area]") !== active.closest("[data-area]");
+  if (leavesArea && /Left|Right/.test(key)) target = inList;
   if (!target) return;
   target.focus({ preventScroll: true });
-  target.scrollIntoView({ block: "nearest", inline: "nearest", behavior: still.matches ? "auto" : "smooth" });
+  target.scrollIntoView({ block: "nearest", inline: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
 }
 
-// The nearest tile in a direction, in this part of the page or the next ones.
-function ahead(active, key) {
+// The nearest tile in the direction of an arrow key, in this part of the page or an adjacent one; null: there is none.
+function nearestTile(active, key) {
   const area = active.closest("[data-area]");
-  const areas = area ? [area, area.previousElementSibling, area.nextElementSibling] : [active.closest("[data-rove]")];
+  const areas = area ? [area, area.previousElementSibling, area.nextElementSibling] : [active.closest("[data-roving]")];
   const from = active.getBoundingClientRect();
-  const across = key === "ArrowLeft" || key === "ArrowRight";
+  const sideways = key === "ArrowLeft" || key === "ArrowRight";
   const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
-  let best = null;
-  let least = Infinity;
-  for (const candidate of areas.flatMap((part) => [...(part?.querySelectorAll("[data-rove] [data-node]") ?? [])])) {
-    const to = candidate.getBoundingClientRect();
+  let [best, lowest] = [null, Infinity];
+  for (const tile of areas.flatMap((part) => [...(part?.querySelectorAll("[data-roving] [data-node]") ?? [])])) {
+    const to = tile.getBoundingClientRect();
     const dx = to.left + to.width / 2 - from.left - from.width / 2;
     const dy = to.top + to.height / 2 - from.top - from.height / 2;
-    const along = sign * (across ? dx : dy);
-    const aside = Math.abs(across ? dy : dx);
-    if (along < 8 || (across && aside > from.height / 2)) continue;
-    const cost = across ? along : along * 4 + aside; // the next line first, and there the tile below
-    if (cost < least) [best, least] = [candidate, cost];
+    const along = sign * (sideways ? dx : dy);
+    const aside = Math.abs(sideways ? dy : dx);
+    if (along < 8 || (sideways && aside > from.height / 2)) continue;
+    const cost = sideways ? along : along * 4 + aside; // up and down: the next row first, then the nearest column
+    if (cost < lowest) [best, lowest] = [tile, cost];
   }
   return best;
 }
@@ -294,26 +272,13 @@ function ahead(active, key) {
 byId("help").addEventListener("click", () => byId("keys").showModal());
 byId("close-keys").addEventListener("click", () => byId("keys").close());
 byId("keys").addEventListener("click", (event) => event.target === byId("keys") && byId("keys").close());
-
-function paint() {
-  root.dataset.theme = theme;
-  const words = `Colours: ${{ system: "as the system has them", light: "light", dark: "dark" }[theme]}`;
-  byId("theme").title = words;
-  byId("theme").setAttribute("aria-label", words);
-  if (entry.view === "map") mapView?.resize();
-}
-byId("theme").addEventListener("click", () => {
-  nextTheme();
-  paint();
-});
-darkSystem.addEventListener("change", paint);
-addEventListener("resize", redraw);
+addEventListener("resize", resize);
+root.addEventListener("themechange", resize);
 addEventListener("popstate", () => {
-  leave();
-  show(false);
+  savePosition();
+  showCurrent("back");
 });
 
 byId("summary").append(purityByRank() ?? similarityByRank() ?? "");
-explore();
-paint();
-show();
+buildExplore();
+showCurrent();

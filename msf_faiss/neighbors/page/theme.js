@@ -1,28 +1,43 @@
-// The colours: light, dark, or the system's. Runs before anything is drawn.
+// The theme: light, dark, or the system's. This part runs before the page is drawn, so that no other theme flashes up.
 
 const root = document.documentElement;
-const darkSystem = matchMedia("(prefers-color-scheme: dark)");
-let theme = rememberedTheme();
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+let theme = loadTheme();
 root.dataset.theme = theme;
 
-function rememberedTheme() {
+function loadTheme() {
   try {
-    const remembered = localStorage.getItem("msf-faiss-theme");
-    return ["light", "dark"].includes(remembered) ? remembered : "system";
+    const saved = localStorage.getItem("msf-faiss-theme");
+    return ["light", "dark"].includes(saved) ? saved : "system";
   } catch {
-    return "system"; // storage is optional
+    return "system"; // the browser may deny access to its storage
   }
 }
 
-function nextTheme() {
-  // First to the opposite of the system's, so that every click changes something visible.
-  const order = darkSystem.matches ? ["system", "light", "dark"] : ["system", "dark", "light"];
+const isDark = () => theme === "dark" || (theme === "system" && systemDark.matches);
+
+function applyTheme() {
+  root.dataset.theme = theme;
+  const button = document.getElementById("theme");
+  button.title = `Theme: ${theme}`;
+  button.setAttribute("aria-label", button.title);
+  root.dispatchEvent(new Event("themechange"));
+}
+
+function switchTheme() {
+  // First to the opposite of the system's theme, so that every click changes something visible.
+  const order = systemDark.matches ? ["system", "light", "dark"] : ["system", "dark", "light"];
   theme = order[(order.indexOf(theme) + 1) % 3];
   try {
     localStorage.setItem("msf-faiss-theme", theme);
   } catch {
-    // The page then opens in the system's colours the next time.
+    // The theme then lasts until the page is closed.
   }
+  applyTheme();
 }
 
-const isDark = () => theme === "dark" || (theme === "system" && darkSystem.matches);
+addEventListener("DOMContentLoaded", () => {
+  document.getElementById("theme").addEventListener("click", switchTheme);
+  systemDark.addEventListener("change", applyTheme);
+  applyTheme();
+});

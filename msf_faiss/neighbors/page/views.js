@@ -1,201 +1,198 @@
-// The views made of tiles: explore, one query, evolution, clusters.
+// The views made of tiles: explore, one query, evolution and clusters.
+
+const noNeighbors = () => el("p", { class: "empty" }, "There are no other images to retrieve.");
+const searched = data.searched === "bank" ? "the whole bank" : "all searched images";
+const incompleteNote = () =>
+  el("p", { class: "note" }, `Nearest among the ${integer(imageCount)} images on this page, not in ${searched}.`);
+
+function queryHeading(query, ...details) {
+  return el(
+    "div",
+    { class: "query-head" },
+    link(query, { title: "Open this query", "aria-label": `Query: ${title(query)}. Open` }, picture(query)),
+    el("div", null, el("h3", null, isolate(title(query))), ...details),
+  );
+}
 
 // ---------------------------------------------------------------- Explore
 
-const cards = new Map();
-const mostInGrid = 20; // neighbours; the others are in the view of the query alone
+const cards = new Map(); // by query, built when first shown
+const maxInCard = 20; // neighbours; the query's own view shows all
 const orders = [
-  ["page", { random: "As drawn", chosen: "As chosen", worst: "Worst first" }[data.order]],
+  ["default", { random: "Random", chosen: "As chosen", worst: "Worst first" }[data.order]],
   ...(labelled ? [["purity-up", "Purity, lowest first"], ["purity-down", "Purity, highest first"]] : []),
   ["similarity-up", "Similarity, lowest first"],
   ["similarity-down", "Similarity, highest first"],
 ];
 
-function explore() {
-  const present = [...new Set(data.queries.map((query) => labels[query]))].filter((label) => label >= 0);
-  const counts = (label) => data.queries.filter((query) => labels[query] === label).length;
-  const named = present.map((label) => [label, classOf(data.queries.find((query) => labels[query] === label))]);
-  named.sort((one, two) => one[0] - two[0]);
+function buildExplore() {
+  const byLabel = new Map(); // number of queries
+  for (const query of data.queries) byLabel.set(labels[query], (byLabel.get(labels[query]) ?? 0) + 1);
+  const present = [...byLabel.keys()].filter((label) => label >= 0).sort((one, two) => one - two);
+  const nameOf = (label) => classOf(data.queries.find((query) => labels[query] === label));
   byId("by-class").append(
     el("option", { value: "" }, "All classes"),
-    ...named.map(([label, text]) => el("option", { value: label }, `${text} (${counts(label)})`)),
+    ...present.map((label) => el("option", { value: label }, `${nameOf(label)} (${byLabel.get(label)})`)),
   );
   byId("order").append(...orders.map(([value, text]) => el("option", { value }, text)));
-  byId("by-class").addEventListener("change", arrange);
-  byId("order").addEventListener("change", arrange);
-  arrange();
+  for (const id of ["by-class", "order"]) byId(id).addEventListener("change", showCards);
+  showCards();
 }
 
-function arrange() {
+function showCards() {
   const label = byId("by-class").value;
-  const [by, way] = byId("order").value.split("-");
+  const [by, direction] = byId("order").value.split("-");
   const value = (node) => {
-    const [matching, compared, mean] = agreement[node];
-    return by === "purity" ? (compared ? matching / compared : null) : mean;
+    const { matching, compared, meanSimilarity } = summaries[node];
+    return by === "purity" ? (compared ? matching / compared : null) : meanSimilarity;
   };
-  const some = data.queries.filter((query) => label === "" || labels[query] === Number(label));
-  if (way) {
-    const known = some.filter((query) => value(query) !== null);
-    known.sort((one, two) => (way === "up" ? 1 : -1) * (value(one) - value(two)));
-    some.splice(0, some.length, ...known, ...some.filter((query) => value(query) === null));
+  let queries = data.queries.filter((query) => label === "" || labels[query] === Number(label));
+  if (direction) {
+    const known = queries.filter((query) => value(query) !== null);
+    known.sort((one, two) => (direction === "up" ? 1 : -1) * (value(one) - value(two)));
+    queries = [...known, ...queries.filter((query) => value(query) === null)];
   }
-  const fewest = Math.min(...some.map((query) => (data.complete[query] ? neighbors[query].length : data.k)));
-  const short = some.length > 0 && fewest < data.k;
-  const partOf = some.length < data.queries.length ? `${whole(some.length)} of ` : "";
-  const missing = `; ${whole(data.k)} neighbours were asked for, but there are not so many other images`;
-  const all = plural(data.queries.length, "query", "queries");
-  byId("shown").textContent = `${partOf}${all}${short ? missing : ""}`;
-  byId("queries").replaceChildren(...some.map(card));
+  const few = queries.some((query) => data.complete[query] && neighbors[query].length < data.k);
+  const partOf = queries.length < data.queries.length ? `${integer(queries.length)} of ` : "";
+  const missing = few ? `; there are fewer images than the ${integer(data.k)} neighbours requested` : "";
+  byId("shown").textContent = partOf + plural(data.queries.length, "query", "queries") + missing;
+  byId("queries").replaceChildren(...queries.map(card));
 }
 
 function card(query) {
-  if (!cards.has(query)) {
-    const shownName = names[query] === title(query) ? null : el("p", { class: "name", title: names[query] }, name(brief(query)));
-    const row = neighbors[query];
-    const items = row.slice(0, mostInGrid).map((_, rank) => neighborTile(query, rank));
-    const rest = row.length - items.length;
-    const further = { "aria-label": `${plural(rest, "more neighbour")} of ${title(query)}` };
-    const more = rest > 0 ? el("p", { class: "more" }, link(query, further, `${whole(rest)} more`)) : null;
-    const spoken = `Query: ${title(query)}. Look at it alone`;
-    cards.set(
-      query,
-      el(
-        "article",
-        { class: "query", "data-area": true, "data-query": query, "aria-label": `Query: ${title(query)}` },
-        el(
-          "div",
-          { class: "asked" },
-          link(query, { title: "Look at this query", "aria-label": spoken }, picture(query)),
-          el("div", null, el("h3", null, name(title(query))), el("p", { class: "score" }, score(query)), shownName),
-        ),
-        el(
-          "div",
-          { class: "group" },
-          items.length ? tiles({ class: "neighbors" }, items) : nothing(),
-          more,
-          data.complete[query] ? null : partly(),
-        ),
-      ),
-    );
-  }
+  if (!cards.has(query)) cards.set(query, buildCard(query));
   return cards.get(query);
 }
 
-const nothing = () => el("p", { class: "none" }, "There is no other image to retrieve.");
-const searched = data.searched === "bank" ? "the bank holds" : "were searched";
-const partly = () =>
-  el("p", { class: "note" }, `Nearest among the ${whole(count)} images of this page, not among all that ${searched}.`);
-
-// ---------------------------------------------------------------- One query
-
-function one() {
-  const node = entry.node;
-  const [matching, compared, mean] = agreement[node];
-  const row = neighbors[node];
-  const facts = [];
-  if (compared) facts.push(["Matching", `${matching} of ${compared}`]);
-  if (mean !== null) facts.push(["Mean similarity", cosine(mean)]);
-  if (ages !== null && row.length) {
-    const total = ages[node].reduce((sum, age) => sum + age, 0);
-    facts.push(["Mean age", whole(Math.round(total / row.length))]);
-  }
-  facts.push(["Retrieved by", plural(retrievedBy[node].length, "image")]);
-  const numbered = ids[node] >= 0 && classOf(node) !== null; // otherwise the number is the heading
-  const number = numbered ? `Image ${whole(ids[node])} · ` : "";
-  const onMap = data.map !== null && data.map.nodes.includes(node);
-  const toMap = onMap ? el("a", { href: "#map", class: "button", "data-section-link": node }, "Show on the map") : null;
-  const asker = el(
-    "div",
-    { class: "asker" },
-    el("div", { class: "big" }, picture(node, `Query: ${title(node)}`)),
+function buildCard(query) {
+  const name = names[query] === title(query) ? null : shortName(query);
+  const tiles = neighbors[query].slice(0, maxInCard).map((_, rank) => neighborTile(query, rank));
+  const rest = neighbors[query].length - tiles.length;
+  const label = `${plural(rest, "more neighbour")} of ${title(query)}`;
+  return el(
+    "article",
+    { class: "query", "data-area": true, "data-query": query, "aria-label": `Query: ${title(query)}` },
+    queryHeading(
+      query,
+      el("p", { class: "score" }, matchText(summaries[query])),
+      name && el("p", { class: "name", title: names[query] }, isolate(name)),
+    ),
     el(
       "div",
-      { class: "fact" },
-      el("h2", { tabindex: "-1" }, name(title(node))),
-      el("p", { class: "name" }, number, name(names[node])),
-      el("dl", null, ...facts.flatMap(([term, text]) => [el("dt", null, term), el("dd", null, text)])),
-      toMap,
+      { class: "group" },
+      tiles.length ? tileList({ class: "neighbors" }, tiles) : noNeighbors(),
+      rest > 0 ? el("p", { class: "more" }, link(query, { "aria-label": label }, `${integer(rest)} more`)) : null,
+      data.complete[query] ? null : incompleteNote(),
     ),
-  );
-  const group = el(
-    "div",
-    { class: "group" },
-    el("h3", null, "Neighbours", span(row.length ? "the most similar first" : "")),
-    data.complete[node] ? null : partly(),
-    row.length ? tiles({ class: "neighbors" }, row.map((_, rank) => neighborTile(node, rank))) : nothing(),
-  );
-  const asking = retrievedBy[node].slice(0, 36);
-  const some = asking.length < retrievedBy[node].length ? `${asking.length} of ` : "";
-  const reverse = asking.length
-    ? el(
-        "div",
-        { class: "group retrieving" },
-        el("h3", null, "Retrieved by", span(`${some}${plural(retrievedBy[node].length, "image")} of this page`)),
-        tiles(
-          { class: "neighbors" },
-          asking.map(([rank, other]) => {
-            const spoken = `Retrieves it as neighbour ${rank + 1}`;
-            return tile(other, matches(node, other), spoken, span(`as no. ${rank + 1}`));
-          }),
-        ),
-      )
-    : null;
-  const aged = ages === null ? [] : ["Age"];
-  const columns = ["Rank", "Image", "Similarity", ...aged, ...(labelled ? ["Class", "Match"] : []), "Name"];
-  const table = row.length
-    ? details(
-        "Names and numbers",
-        columns,
-        row.map((other, rank) => {
-          const match = matches(node, other);
-          return [
-            String(rank + 1),
-            ids[other] >= 0 ? whole(ids[other]) : "–",
-            similarity(node, rank).toFixed(5),
-            ...(ages === null ? [] : [whole(ages[node][rank])]),
-            ...(labelled ? [name(classOf(other) ?? "–"), match === null ? "–" : match ? "yes" : "no"] : []),
-            name(names[other]),
-          ];
-        }),
-      )
-    : null;
-  byId("view-image").replaceChildren(
-    trail(),
-    el("div", { class: "one", "data-area": true }, asker, el("div", null, group, reverse, table)),
   );
 }
 
+// ---------------------------------------------------------------- One query
+
+function showQuery(node) {
+  const row = neighbors[node];
+  const group = el(
+    "div",
+    { class: "group" },
+    el("h3", null, "Neighbours", span(row.length ? "most similar first" : "")),
+    data.complete[node] ? null : incompleteNote(),
+    row.length ? tileList({ class: "neighbors" }, row.map((_, rank) => neighborTile(node, rank))) : noNeighbors(),
+  );
+  const content = el("div", null, group, retrievers(node), row.length ? neighborTable(node) : null);
+  const panes = el("div", { class: "single", "data-area": true }, queryPane(node), content);
+  byId("view-image").replaceChildren(trail(), panes);
+}
+
+function queryPane(node) {
+  const { matching, compared, meanSimilarity } = summaries[node];
+  const facts = [];
+  if (compared) facts.push(["Same class", `${matching} of ${compared}`]);
+  if (meanSimilarity !== null) facts.push(["Mean similarity", cosine(meanSimilarity)]);
+  if (ages?.[node].length) facts.push(["Mean age", integer(Math.round(sum(ages[node]) / ages[node].length))]);
+  facts.push(["Retrieved by", plural(retrievedBy[node].length, "image")]);
+  const number = ids[node] >= 0 && classOf(node) !== null ? `Image ${integer(ids[node])} · ` : ""; // if not the title
+  const onMap = data.map !== null && data.map.nodes.includes(node);
+  return el(
+    "div",
+    { class: "query-pane" },
+    el("div", { class: "large" }, picture(node, `Query: ${title(node)}`)),
+    el(
+      "div",
+      { class: "facts" },
+      el("h2", { tabindex: "-1" }, isolate(title(node))),
+      el("p", { class: "name" }, number, isolate(names[node])),
+      el("dl", null, ...facts.flatMap(([term, text]) => [el("dt", null, term), el("dd", null, text)])),
+      onMap ? el("a", { href: "#map", class: "button", "data-map-node": node }, "Show on the map") : null,
+    ),
+  );
+}
+
+function retrievers(node) {
+  const all = retrievedBy[node];
+  const shown = all.slice(0, 36);
+  if (!shown.length) return null;
+  const partOf = shown.length < all.length ? `${shown.length} of ` : "";
+  const items = shown.map(([rank, other]) => {
+    const label = `Retrieves this image as neighbour ${rank + 1}`;
+    return tile(other, matches(node, other), label, span(`rank ${rank + 1}`));
+  });
+  return el(
+    "div",
+    { class: "group retrievers" },
+    el("h3", null, "Retrieved by", span(`${partOf}${plural(all.length, "image")} on this page`)),
+    tileList({ class: "neighbors" }, items),
+  );
+}
+
+function neighborTable(node) {
+  const classColumns = labelled ? ["Class", "Match"] : [];
+  const columns = ["Rank", "Image", "Similarity", ...(ages === null ? [] : ["Age"]), ...classColumns, "Name"];
+  const rows = neighbors[node].map((other, rank) => {
+    const match = matches(node, other);
+    return [
+      String(rank + 1),
+      ids[other] >= 0 ? integer(ids[other]) : "–",
+      similarity(node, rank).toFixed(5),
+      ...(ages === null ? [] : [integer(ages[node][rank])]),
+      ...(labelled ? [isolate(classOf(other) ?? "–"), match === null ? "–" : match ? "yes" : "no"] : []),
+      isolate(names[other]),
+    ];
+  });
+  return dataTable("Names and numbers", columns, rows);
+}
+
+// The queries visited on the way to this one.
 function trail() {
-  const first = Math.max(0, entry.trail.length - 16);
-  const steps = entry.trail.slice(first).map((node, step) => {
-    const last = first + step === entry.trail.length - 1;
-    const properties = {
-      "data-step": first + step,
-      "aria-current": last ? "step" : null,
-      "aria-label": `${last ? "Now" : "Back to"} ${title(node)}`,
+  const first = Math.max(0, current.trail.length - 16);
+  const steps = current.trail.slice(first).map((node, place) => {
+    const step = first + place;
+    const isLast = step === current.trail.length - 1;
+    const attributes = {
+      "data-step": step,
+      "aria-current": isLast ? "step" : null,
+      "aria-label": `${isLast ? "Current query:" : "Back to"} ${title(node)}`,
       title: title(node),
     };
-    return el("li", null, link(node, properties, picture(node)));
+    return el("li", null, link(node, attributes, picture(node)));
   });
-  const arrowLeft = el("span", { "aria-hidden": "true" }, "←");
-  const button = el("button", { type: "button", class: "button", "aria-label": "Back" }, arrowLeft, "Back");
-  button.addEventListener("click", back);
-  const list = el("ol", { "data-trail": true }, first ? el("li", null, `… ${whole(first)} more`) : null, ...steps);
+  const arrow = el("span", { "aria-hidden": "true" }, "←");
+  const button = el("button", { type: "button", class: "button", "aria-label": "Back" }, arrow, "Back");
+  button.addEventListener("click", goBack);
+  const list = el("ol", null, first ? el("li", null, `… ${integer(first)} more`) : null, ...steps);
   requestAnimationFrame(() => (list.scrollLeft = list.scrollWidth));
-  return el("nav", { class: "path", "aria-label": "The way here" }, button, list);
+  return el("nav", { class: "trail", "aria-label": "Visited queries" }, button, list);
 }
 
 // ---------------------------------------------------------------- Evolution
 
-function evolution() {
-  const moments = data.evolution;
-  const points = moments.map((moment) => {
-    return { at: moment.step, value: moment.purity, label: whole(moment.step), name: `Step ${whole(moment.step)}` };
-  });
-  const explained = "Share of these queries’ neighbours that have their class.";
-  const purity =
-    moments.length > 1 ? curve("Purity over the run", explained, points, true, ["Step", "Purity"], 130) : null;
-  const deepest = Math.max(0, ...moments.flatMap((moment) => moment.neighbors.map((row) => row.length)));
+function buildEvolution() {
+  const checkpoints = data.evolution;
+  const points = checkpoints.map(({ step, purity }) => ({ x: step, value: purity, label: integer(step) }));
+  const description = "Share of these queries’ neighbours with the same class as their query.";
+  const options = { isPercent: true, height: 130 };
+  const purity = points.length > 1 ? lineChart("Purity over the run", description, points, "Step", options) : null;
+  if (purity) byId("evolution-head").append(purity);
+  const deepest = Math.max(0, ...checkpoints.flatMap((checkpoint) => checkpoint.neighbors.map((row) => row.length)));
   const depths = [3, 5, 10].filter((depth) => depth < deepest);
   const select = byId("depth");
   select.append(
@@ -203,73 +200,66 @@ function evolution() {
     el("option", { value: deepest }, depths.length ? `all ${deepest}` : String(deepest)),
   );
   if (depths.includes(5)) select.value = "5";
-  const rows = byId("moments");
-  const wide = side(96) + 62 + moments.length * (Math.max(side(70) + 6, 70) + 10);
-  rows.style.setProperty("--evolution", `${wide}px`);
-  const fill = () => rows.replaceChildren(...data.queries.map((query, place) => evolved(query, place, Number(select.value))));
-  select.addEventListener("change", fill);
-  fill();
-  if (purity) byId("opening").append(purity);
+  const rows = byId("evolutions");
+  const width = snapSide(96) + 62 + checkpoints.length * (Math.max(snapSide(70) + 6, 70) + 10);
+  rows.style.setProperty("--evolution", `${width}px`);
+  const show = () =>
+    rows.replaceChildren(...data.queries.map((query, place) => evolutionCard(query, place, Number(select.value))));
+  select.addEventListener("change", show);
+  show();
   for (const [kind, on] of [["pointerover", true], ["focusin", true], ["pointerout", false], ["focusout", false]]) {
     rows.addEventListener(kind, (event) => {
-      const anchor = event.target.closest(".moment [data-node]");
-      const alike = anchor?.closest(".columns").querySelectorAll(`[data-node="${anchor.dataset.node}"]`) ?? [];
-      for (const other of alike) other.classList.toggle("same", on);
+      const anchor = event.target.closest(".checkpoint [data-node]");
+      const same = anchor?.closest(".columns").querySelectorAll(`[data-node="${anchor.dataset.node}"]`) ?? [];
+      for (const other of same) other.classList.toggle("same", on);
     });
   }
 }
 
-function evolved(query, place, depth) {
-  const columns = data.evolution.map((moment) => {
-    const row = moment.neighbors[place];
-    const compared = row.map((node) => matches(query, node)).filter((match) => match !== null);
+function evolutionCard(query, place, depth) {
+  const columns = data.evolution.map((checkpoint) => {
+    const row = checkpoint.neighbors[place];
+    const { matching, compared } = countMatches(query, row);
     const items = row.slice(0, depth).map((node, rank) => {
-      const like = cosine(moment.similarities[place][rank] / 100000);
-      const spoken = `Step ${whole(moment.step)}, neighbour ${rank + 1}, similarity ${like}`;
-      return tile(node, matches(query, node), spoken, el("b", null, like));
+      const value = cosine(checkpoint.similarities[place][rank] / 100000);
+      const label = `Step ${integer(checkpoint.step)}, neighbour ${rank + 1}, similarity ${value}`;
+      return tile(node, matches(query, node), label, el("b", null, value));
     });
     return el(
       "div",
-      { class: "moment" },
-      el("h4", null, span("step"), ` ${whole(moment.step)}`),
-      el("p", null, `epoch ${Number(moment.epoch.toPrecision(3))}`),
-      compared.length ? el("p", null, `${compared.filter(Boolean).length} of ${compared.length}`) : null,
-      items.length ? tiles({}, items) : el("p", null, "none"),
+      { class: "checkpoint" },
+      el("h4", null, span("step"), ` ${integer(checkpoint.step)}`),
+      el("p", null, `epoch ${Number(checkpoint.epoch.toPrecision(3))}`),
+      compared ? el("p", null, `${matching} of ${compared}`) : null,
+      items.length ? tileList({}, items) : el("p", null, "none"),
     );
   });
   return el(
     "article",
     { class: "evolution", "data-area": true, "aria-label": `Query: ${title(query)}` },
-    el(
-      "div",
-      { class: "asked" },
-      link(query, { "aria-label": `Query: ${title(query)}. Look at it alone` }, picture(query)),
-      el("div", null, el("h3", null, name(title(query)))),
-    ),
+    queryHeading(query),
     el("div", { class: "columns" }, ...columns),
   );
 }
 
 // ---------------------------------------------------------------- Clusters
 
-function clusters() {
-  byId("cluster-cards").append(
-    ...data.clusters.map((cluster, place) => {
-      const bar = el("i");
-      bar.style.width = percent(cluster.share ?? 0);
-      return el(
-        "article",
-        { class: "cluster", "data-area": true },
-        el("h3", null, cluster.name === null ? `Cluster ${place + 1}` : name(cluster.name)),
-        el(
-          "p",
-          null,
-          span(`${cluster.name === null ? "" : `Cluster ${place + 1}, `}${plural(cluster.size, "image")}`),
-          cluster.share === null ? null : span(`${percent(cluster.share, 0)} of this class`),
-        ),
-        cluster.share === null ? null : el("div", { class: "meter", "aria-hidden": "true" }, bar),
-        tiles({}, cluster.members.map((node) => tile(node, null, "Member"))),
-      );
-    }),
-  );
+function buildClusters() {
+  const clusterCard = ({ name, size, share, members }, place) => {
+    const number = `Cluster ${place + 1}`;
+    return el(
+      "article",
+      { class: "cluster", "data-area": true },
+      el("h3", null, name === null ? number : isolate(name)),
+      el(
+        "p",
+        null,
+        span(`${name === null ? "" : `${number}, `}${plural(size, "image")}`),
+        share === null ? null : span(`${percent(share, 0)} of this class`),
+      ),
+      share === null ? null : bar(share),
+      tileList({}, members.map((node) => tile(node, null, "Cluster member"))),
+    );
+  };
+  byId("cluster-cards").append(...data.clusters.map(clusterCard));
 }
