@@ -1,4 +1,4 @@
-"""A picture of an inspection: one row a query, the query at the left, its neighbours to the right of it."""
+"""An inspection as a PNG: one row for each query, with its neighbours to its right. All sizes are in pixels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, write_output
 from msf_faiss.text import replace_unprintable
 
-_TILE = 112  # side of a picture, about
-_COLUMNS = 10  # neighbours in a line; further ones go into the next
-_FRAME = 4  # width of the coloured frame, outside of the picture
-_GAP = 14  # between two frames
-_LINE = 19  # height of a line of text
-_TEXT = 2 * _LINE + 6  # below a picture: two lines
+_TILE = 112  # approximate side of a picture
+_COLUMNS = 10  # neighbours in a line; a query with more has several lines
+_FRAME = 4  # width of the coloured frame around a picture
+_GAP = 14  # between frames
+_TEXT_LINE = 19
+_CAPTION = 2 * _TEXT_LINE + 6
 _MARGIN = 32
 _HEADER = 92
-_LEAST_WIDTH = 720
-_MARK = 22  # side of a tick or a cross
+_MIN_WIDTH = 720
+_MARK = 22  # side of a tick or cross
 
 _PAPER = "#ffffff"
 _INK = "#1c1b1a"
@@ -35,7 +35,9 @@ Font = ImageFont.FreeTypeFont
 
 
 def write_sheet(inspection: Inspection, path: Path) -> None:
-    """Draw the inspection as a PNG. Frames say whether labels match by colour and by a mark, a tick or a cross.
+    """Write the inspection as a PNG.
+
+    The frame of a neighbour shows by its colour and by a tick or cross whether it has the query's label.
 
     Raises:
         ValueError: if the inspection has no thumbnails.
@@ -47,37 +49,37 @@ def write_sheet(inspection: Inspection, path: Path) -> None:
 
 
 def draw_sheet(inspection: Inspection) -> Image.Image:
-    """The picture, RGB. See `write_sheet`."""
+    """Return the sheet as an RGB image; see `write_sheet`."""
     thumbnails = inspection.thumbnails
     if thumbnails is None:
-        raise ValueError("a sheet needs the thumbnails, which this inspection left out")
+        raise ValueError("a sheet needs thumbnails, but this inspection has none")
     side = thumbnails.shown(_TILE)
     step = side + 2 * _FRAME + _GAP
     columns = max(1, min(_COLUMNS, max(len(query.neighbors) for query in inspection.queries)))
     lines = [max(1, math.ceil(len(query.neighbors) / columns)) for query in inspection.queries]
-    left = _MARGIN + step + 2 * _GAP  # of the neighbours
-    width = max(left + columns * step - _GAP + _MARGIN, _LEAST_WIDTH)
-    height = _HEADER + sum(_GAP + count * (step + _TEXT) for count in lines) + _MARGIN
+    left = _MARGIN + step + 2 * _GAP  # edge of the neighbours
+    width = max(left + columns * step - _GAP + _MARGIN, _MIN_WIDTH)
+    height = _HEADER + sum(_GAP + count * (step + _CAPTION) for count in lines) + _MARGIN
     sheet = _Sheet(width, height, side)
     sheet.header(inspection)
     top = _HEADER
     for query, image, count in zip(inspection.queries, thumbnails.queries, lines, strict=True):
         sheet.rule(top)
         top += _GAP
-        sheet.query(query, image, _MARGIN, top, room=step + _GAP)
+        sheet.query(query, image, _MARGIN, top, step + _GAP)
         for place, neighbor in enumerate(query.neighbors):
             line, column = divmod(place, columns)
-            sheet.neighbor(neighbor, thumbnails.images[neighbor.id], left + column * step, top + line * (step + _TEXT))
-        if not query.neighbors:
-            sheet.text(
-                "there is no other image to retrieve", left, top + side // 2, _font(15), _MUTED, room=width - left
+            sheet.neighbor(
+                neighbor, thumbnails.images[neighbor.id], left + column * step, top + line * (step + _CAPTION)
             )
-        top += count * (step + _TEXT)
+        if not query.neighbors:
+            sheet.text("no other images to retrieve", left, top + side // 2, _font(15), _MUTED, width - left)
+        top += count * (step + _CAPTION)
     return sheet.image
 
 
 class _Sheet:
-    """The sheet while it is drawn. All places are in pixels, from the top left corner of what is drawn."""
+    """A sheet being drawn. `x` and `y` are the top left corner of an element, `max_width` the space for its text."""
 
     def __init__(self, width: int, height: int, side: int) -> None:
         self.image = Image.new("RGB", (width, height), _PAPER)
@@ -87,8 +89,8 @@ class _Sheet:
 
     def header(self, inspection: Inspection) -> None:
         protocol, summary = inspection.protocol, inspection.summary
-        where = "entries of the bank" if protocol.searched == "bank" else "training images"
-        facts = [f"{summary.queries} queries among {protocol.entries:,} {where}"]
+        searched = "bank entries" if protocol.searched == "bank" else "training images"
+        facts = [f"{summary.queries} queries among {protocol.entries:,} {searched}"]
         if summary.purity is not None:
             chance = "" if summary.chance is None else f" (chance {summary.chance:.1%})"
             facts.append(f"purity {summary.purity:.1%}{chance}")
@@ -96,22 +98,22 @@ class _Sheet:
             facts.append(f"mean similarity {summary.similarity:.3f}")
         if summary.age is not None:
             facts.append(f"mean age {summary.age:,.0f} entries")
-        room = self.image.width - 2 * _MARGIN
+        max_width = self.image.width - 2 * _MARGIN
         title = f"{protocol.name}  ·  step {protocol.step:,}"
-        self.text(title, _MARGIN, 24, _font(22, bold=True), _INK, room)
-        self.text("  ·  ".join(facts), _MARGIN, 58, _font(15), _MUTED, room)
+        self.text(title, _MARGIN, 24, _font(22, bold=True), _INK, max_width)
+        self.text("  ·  ".join(facts), _MARGIN, 58, _font(15), _MUTED, max_width)
 
     def rule(self, y: int) -> None:
         self._draw.line((_MARGIN, y, self.image.width - _MARGIN, y), _RULE)
 
-    def query(self, query: QueryRecord, image: Image.Image, x: int, y: int, room: int) -> None:
+    def query(self, query: QueryRecord, image: Image.Image, x: int, y: int, max_width: int) -> None:
         self._picture(image, x, y, _INK)
         name = query.class_name or (Path(query.name).name if query.id is None else f"image {query.id:,}")
         compared = sum(neighbor.matches is not None for neighbor in query.neighbors)
         y += self._framed + 5
-        self.text(name, x, y, _font(15, bold=True), _INK, room)
+        self.text(name, x, y, _font(15, bold=True), _INK, max_width)
         if compared:
-            self.text(f"{query.matching} of {compared} match", x, y + _LINE, _font(14), _MUTED, room)
+            self.text(f"{query.matching} of {compared} match", x, y + _TEXT_LINE, _font(14), _MUTED, max_width)
 
     def neighbor(self, neighbor: NeighborRecord, image: Image.Image, x: int, y: int) -> None:
         color = {True: _MATCH, False: _MISMATCH, None: _NEUTRAL}[neighbor.matches]
@@ -120,16 +122,15 @@ class _Sheet:
             self.image.paste(_mark(neighbor.matches, color), (x + self._framed - _MARK, y))
         y += self._framed + 5
         self.text(f"{neighbor.similarity:.3f}", x, y, _font(15, bold=True), _INK, self._framed)
-        self.text(neighbor.class_name or f"{neighbor.id:,}", x, y + _LINE, _font(14), _MUTED, self._framed)
+        self.text(neighbor.class_name or f"{neighbor.id:,}", x, y + _TEXT_LINE, _font(14), _MUTED, self._framed)
 
-    def text(self, text: str, x: int, y: int, font: Font, color: str, room: int) -> None:
-        """One line, its end left out if it is wider than `room`."""
+    def text(self, text: str, x: int, y: int, font: Font, color: str, max_width: int) -> None:
+        """Draw one line of text, cut off with an ellipsis if it is too wide."""
         text = replace_unprintable(text)
-        if font.getlength(text) > room:
-            keep = len(text) - 1
-            while keep and font.getlength(text[:keep] + "…") > room:
-                keep -= 1
-            text = text[:keep] + "…"
+        if font.getlength(text) > max_width:
+            while text and font.getlength(text + "…") > max_width:
+                text = text[:-1]
+            text += "…"
         self._draw.text((x, y), text, color, font)
 
     def _picture(self, image: Image.Image, x: int, y: int, color: str) -> None:
@@ -139,7 +140,7 @@ class _Sheet:
 
 
 def _mark(matches: bool, color: str) -> Image.Image:
-    """A tick or a cross, drawn four times as large and reduced, for smooth edges."""
+    """Return a tick or cross, drawn four times as large and reduced for smooth edges."""
     mark = Image.new("RGB", (88, 88), color)
     draw = ImageDraw.Draw(mark)
     strokes = [[(24, 46), (39, 61), (66, 28)]] if matches else [[(28, 28), (60, 60)], [(60, 28), (28, 60)]]
@@ -150,6 +151,6 @@ def _mark(matches: bool, color: str) -> Image.Image:
 
 @cache
 def _font(size: int, *, bold: bool = False) -> Font:
-    """DejaVu Sans, from the package: Pillow's own font has no letters beyond ASCII."""
+    """Return DejaVu Sans from this package, since Pillow's own font covers only ASCII."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(__file__).with_name("fonts") / name), size)

@@ -1,4 +1,4 @@
-"""The picture sheet."""
+"""The sheet: size, layout, frames, and odd inspections."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ def colors(sheet: Image.Image) -> dict[tuple[int, ...], int]:
     return {color: count for count, color in sheet.getcolors(maxcolors=1 << 24)}
 
 
-def test_the_file_is_a_png_of_the_expected_size(make_inspection, tmp_path: Path) -> None:
+def test_sheet_is_png_of_expected_size(make_inspection, tmp_path: Path) -> None:
     path = tmp_path / "new" / "sheet.png"
     write_sheet(make_inspection(queries=3, k=8), path)
     with Image.open(path) as sheet:
-        # 32 px shown as 128 in a frame of 4: 136, and 14 to the next; at the left 32 + the query's 150 + 28
+        # 32 px are enlarged to 128; with frames 136, with a gap 150. Left of the neighbours: 32 + 150 + 28
         assert sheet.format == "PNG"
         assert sheet.size == (210 + 8 * 150 - 14 + 32, 92 + 3 * (14 + 150 + 44) + 32)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_further_neighbours_go_into_the_next_line(make_inspection) -> None:
+def test_eleventh_neighbor_starts_a_new_line(make_inspection) -> None:
     ten, eleven = (draw_sheet(make_inspection(queries=1, k=k)) for k in (10, 11))
     assert ten.width == eleven.width
     assert eleven.height - ten.height == 150 + 44
 
 
-def test_pictures_are_enlarged_pixel_by_pixel(make_inspection) -> None:
+def test_small_pictures_are_enlarged_without_smoothing(make_inspection) -> None:
     inspection = make_inspection(queries=1, k=1)
     sheet = draw_sheet(inspection)
     query = inspection.thumbnails.queries[0]
@@ -36,7 +36,7 @@ def test_pictures_are_enlarged_pixel_by_pixel(make_inspection) -> None:
     assert shown.tobytes() == query.resize((128, 128), Image.Resampling.NEAREST).tobytes()
 
 
-def test_frames_tell_matches(make_inspection) -> None:
+def test_frame_colors_show_matches(make_inspection) -> None:
     green, orange, grey = (15, 118, 110), (194, 65, 12), (201, 197, 192)
     matched = colors(draw_sheet(make_inspection(classes=("dots",))))
     assert matched[green] > 1000
@@ -59,12 +59,12 @@ def test_frames_tell_matches(make_inspection) -> None:
         {"classes": ("a very long name of a class that has no room below its picture", "", "\n\x1b[31m ünï 中")},
     ],
 )
-def test_odd_inspections_can_be_drawn(make_inspection, options) -> None:
+def test_unusual_inspections_can_be_drawn(make_inspection, options) -> None:
     sheet = draw_sheet(make_inspection(**options))
     assert sheet.mode == "RGB"
     assert min(sheet.size) > 300
 
 
-def test_a_sheet_needs_thumbnails(make_inspection) -> None:
-    with pytest.raises(ValueError, match="needs the thumbnails"):
+def test_sheet_needs_thumbnails(make_inspection) -> None:
+    with pytest.raises(ValueError, match="needs thumbnails"):
         draw_sheet(make_inspection(thumbnails=False))
