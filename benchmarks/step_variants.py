@@ -29,7 +29,7 @@ from torch import Tensor
 from msf_faiss.bank import Bank, create_bank
 from msf_faiss.config import Config, ParquetData
 from msf_faiss.device import select_device
-from msf_faiss.models import build_model, memory_format
+from msf_faiss.models import best_memory_format, build_model
 from msf_faiss.run.events import TrainingProgress
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train import state as training_state
@@ -134,7 +134,7 @@ class Ceiling:
     def __init__(self, config: Config) -> None:
         self.device = select_device(config.train.device)
         model = build_model(config.model, seed=config.seed)
-        self.layout = memory_format(model, self.device)
+        self.layout = best_memory_format(model, self.device)
         self.model = model.to(self.device, memory_format=self.layout)
         size = config.views.size
         views = torch.randn(2, config.train.batch_size, 3, size, size, device=self.device)

@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of counters: no state, no order of calls, the same in every process.
+"""Random numbers as a pure function of counters: stateless, independent of call order, the same in every process.
 
 A SplitMix64 hash (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014) over a chain of
-counters: whoever knows (seed, epoch, stream, id) can draw that sample's numbers again.
+counters: (seed, epoch, stream, id) alone reproduces the numbers drawn for that sample.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 def hash_counters(*counters: ArrayLike) -> NDArray[np.uint64]:
-    """64 mixed bits for each element of the broadcast `counters`, integers >= 0; at least [1]."""
+    """A 64-bit hash for each element of the broadcast `counters`, which are integers >= 0; scalars give [1]."""
     key = np.zeros(1, np.uint64)
     for counter in counters:
         key = _mix(key + _GAMMA * (np.atleast_1d(np.asarray(counter, np.uint64)) + np.uint64(1)))
@@ -23,9 +23,9 @@ def hash_counters(*counters: ArrayLike) -> NDArray[np.uint64]:
 
 
 def uniform(*counters: ArrayLike, count: int) -> NDArray[np.float64]:
-    """[count, B] numbers in [0, 1) for `counters` that broadcast to [B]; a further counter makes a further number.
+    """[count, B] numbers, uniform in [0, 1), for `counters` that broadcast to [B].
 
-    Numbers lie row by row so that every slice of draws is contiguous: numpy may round a strided `exp` differently.
+    Each row is contiguous, because numpy may round a strided `exp` differently.
     """
     bits = hash_counters(*counters, np.arange(count, dtype=np.uint64)[:, None])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

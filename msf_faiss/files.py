@@ -1,4 +1,4 @@
-"""Writing files so that they appear complete or not at all."""
+"""Atomic writes: a file appears complete, or not at all."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> None:
-    """Write beside `path`, sync, rename; missing folders are made, an older file gives way. Text is UTF-8.
+    """Write `content` to a temporary file and rename it to `path`; missing folders are created. Text is UTF-8.
 
-    Without `sync` the disk is not waited for: readers still see the old file or the new one, but a machine that fails
-    may lose both.
+    Without `sync` the call does not wait for the disk: other processes still see either the old file or the new one,
+    but a power failure may lose both.
 
     Raises:
-        OSError: if the file cannot be written; an older one is then intact, and nothing half-written stays.
+        OSError: if the file cannot be written. An existing file stays intact, and no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = _temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -34,16 +34,17 @@ def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> None
 
 @contextlib.contextmanager
 def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary names beside `paths`, for the block to write files to; missing folders are made. If it ends well, each
-    is synced and takes its own name, the first one last, and older files give way; if not, nothing is left of them.
+    """Temporary names for the block to write to; if it succeeds, the files are synced and renamed to `paths`.
+
+    The first path is renamed last; existing files are replaced, missing folders created. If the block fails, the
+    temporary files are deleted.
 
     Raises:
-        OSError: if a folder cannot be made, or a file was not written or cannot be renamed.
+        OSError: if a folder cannot be created, or a file was not written or cannot be renamed.
     """
-    temporary = []
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.append(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+    temporary = [_temporary_name(path) for path in paths]
     try:
         yield tuple(temporary)
         for name, path in reversed(list(zip(temporary, paths, strict=True))):
@@ -54,3 +55,7 @@ def atomic_paths(*paths: Path) -> Iterator[tuple[Path, ...]]:
         for name in temporary:
             with contextlib.suppress(OSError):
                 name.unlink()
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

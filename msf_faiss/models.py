@@ -1,7 +1,6 @@
-"""Encoders, heads, and the pair of networks that mean shift trains.
+"""Backbones, heads, and the pair of encoders that mean shift trains.
 
-Shapes: B images, S height and width of a view, F features of the backbone, H hidden width of the heads, D dimensions
-of an embedding.
+Shapes: B images, S height and width of a view, F features of the backbone, D dimensions of an embedding.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
 
 class NarrowResNet(nn.Module):
-    """Residual net of basic blocks: [B, 3, S, S] -> [B, F] with F = width * 2^(stages - 1).
+    """A small ResNet of basic blocks: [B, 3, S, S] -> [B, F], F = width * 2^(stages - 1).
 
-    A 3×3 stem without pooling, then one stage for each of `depths`, then the mean over all positions.
+    A 3×3 stem without pooling, one stage for each of `depths`, then global average pooling.
     """
 
     def __init__(self, width: int, depths: tuple[int, ...], strides: tuple[int, ...]) -> None:
@@ -46,7 +45,7 @@ class NarrowResNet(nn.Module):
                 channels = out
         self.stages = nn.Sequential(*stages)
         self.feature_dim = channels
-        for module in self.modules():  # as torchvision initialises its own ResNets
+        for module in self.modules():  # the initialisation of torchvision's ResNets
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -56,7 +55,7 @@ class NarrowResNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: [B, 3, S, S] -> [B, D], not normalised."""
+    """A backbone followed by a projector: [B, 3, S, S] -> [B, D], not normalised."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int, hidden: int, dim: int) -> None:
         super().__init__()
@@ -71,9 +70,10 @@ class Encoder(nn.Module):
 
 
 class MeanShift(nn.Module):
-    """The online encoder g with its predictor h, and the target encoder f that follows g (design 1; paper, section 3).
+    """The online encoder g with its predictor h, and the target encoder f, a moving average of g.
 
-    All three train in train mode: the target's batch statistics are its own, from its own forwards.
+    MSF (Koohpayegani et al., ICCV 2021), section 3. All three run in train mode: the target's BatchNorm statistics come
+    from its own forward passes.
     """
 
     def __init__(self, online: Encoder, hidden: int) -> None:
@@ -83,22 +83,22 @@ class MeanShift(nn.Module):
         self.target = copy.deepcopy(online).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Query embeddings v = normalize(h(g(x))): [B, 3, S, S] -> [B, D], float32 at least, with gradients."""
+        """Query embeddings v = normalize(h(g(x))), with gradients: [B, 3, S, S] -> [B, D], float32 or float64."""
         return _normalize(self.predictor(self.online(images)))
 
     @torch.no_grad()
     def embed_target(self, images: Tensor) -> Tensor:
-        """Target embeddings u = normalize(f(x)): [B, 3, S, S] -> [B, D], float32 at least, without gradients."""
+        """Target embeddings u = normalize(f(x)), without gradients: [B, 3, S, S] -> [B, D], float32 or float64."""
         return _normalize(self.target(images))
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
-        """Move the target's parameters: f <- momentum f + (1 - momentum) g. Batch statistics stay its own."""
+        """EMA update of the target's parameters: f <- momentum f + (1 - momentum) g; buffers stay as they are."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - momentum)
 
 
 def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
-    """A freshly initialised model on the CPU: the same seed, the same weights. Torch's own generator is left alone."""
+    """A new model on the CPU. `seed` alone determines its weights; torch's global generator is left as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone, feature_dim = build_backbone(config.backbone)
@@ -107,11 +107,11 @@ def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
         return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden)
 
 
-def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """The faster layout of a model's weights and images: channels last, but where that is not safe.
+def best_memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """The memory format in which `model` runs fastest on `device`: channels last, unless that is unsafe.
 
-    On the CPU the backward of a strided 1×1 convolution of fewer than 16 channels writes out of bounds in that layout
-    (seen with torch 2.15 at 128 px: the process crashes).
+    On the CPU, in channels last, the backward of a strided 1×1 convolution with fewer than 16 channels writes out of
+    bounds (with torch 2.15 at 128 px the process crashes).
     """
     unsafe = device.type == "cpu" and any(
         isinstance(module, nn.Conv2d)
@@ -124,22 +124,22 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
 
 
 def compile_model(model: MeanShift) -> None:
-    """Have torch.compile write kernels for both forwards of `model` when they are first called. Names stay as they are.
+    """Compile both forwards of `model` when they are first called, by torch.compile; its state_dict keeps its names.
 
     Raises:
-        UserError: if the model is on the CPU and there is no C++ compiler.
+        UserError: if the model is on the CPU and no C++ compiler is installed.
     """
     if next(model.parameters()).device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
         raise UserError(
-            f"train.compile needs a C++ compiler on the CPU, and there is neither {' nor '.join(_COMPILERS)}; install "
-            "one, or set train.compile=false"
+            f"train.compile: on the CPU it needs a C++ compiler, but neither {' nor '.join(_COMPILERS)} is installed; "
+            "install one, or set train.compile=false"
         )
     model.compile()
     model.target.compile()
 
 
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
-    """A backbone [B, 3, S, S] -> [B, F], and F. Draws its weights from torch's global generator."""
+    """A backbone [B, 3, S, S] -> [B, F], and F. Its weights are drawn from torch's global generator."""
     if isinstance(config, NarrowBackbone):
         narrow = NarrowResNet(config.width, config.depths, config.strides)
         return narrow, narrow.feature_dim
@@ -154,7 +154,7 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear - BN - ReLU - Linear, the shape of the projector and of the predictor."""
+    """Linear - BatchNorm - ReLU - Linear: the architecture of the projector and the predictor."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
     )

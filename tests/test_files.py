@@ -8,7 +8,7 @@ from msf_faiss import files
 from msf_faiss.files import atomic_paths, write_atomic
 
 
-def test_folders_are_made_and_older_files_give_way(tmp_path: Path) -> None:
+def test_write_atomic_creates_folders_and_replaces_files(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "c.txt"
     write_atomic(path, "ä")
     write_atomic(path, b"\x00\x01")
@@ -16,7 +16,7 @@ def test_folders_are_made_and_older_files_give_way(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["c.txt"]
 
 
-def test_an_older_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_atomic_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.txt"
     write_atomic(path, "old")
 
@@ -30,7 +30,7 @@ def test_an_older_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: 
     assert [file.name for file in tmp_path.iterdir()] == ["c.txt"]
 
 
-def test_a_process_killed_while_it_writes_leaves_the_older_file(tmp_path: Path) -> None:
+def test_killed_write_atomic_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "c.txt"
     write_atomic(path, "old")
     code = (
@@ -44,7 +44,7 @@ def test_a_process_killed_while_it_writes_leaves_the_older_file(tmp_path: Path) 
     assert path.read_text() == "newer"
 
 
-def test_large_files_appear_together_at_the_end(tmp_path: Path) -> None:
+def test_atomic_paths_renames_all_files_at_the_end(tmp_path: Path) -> None:
     one, two = tmp_path / "new" / "a.bin", tmp_path / "b.bin"
     two.write_text("old")
     with atomic_paths(one, two) as names:
@@ -56,17 +56,17 @@ def test_large_files_appear_together_at_the_end(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.bin", "b.bin", "new"]
 
 
-def test_large_files_that_fail_leave_the_older_ones(tmp_path: Path) -> None:
+def test_failed_atomic_paths_leaves_the_old_files(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_text("old")
 
-    def fill() -> None:
+    def write() -> None:
         with atomic_paths(path, tmp_path / "b.bin") as names:
             for name in names:
                 name.write_text("new")
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        fill()
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

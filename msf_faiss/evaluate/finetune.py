@@ -31,7 +31,7 @@ from msf_faiss.distributed.batch_norm import synchronize_batch_norm
 from msf_faiss.distributed.ranks import Ranks, data_parallel
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.linear import AUGMENTATION, LinearScore
-from msf_faiss.models import memory_format
+from msf_faiss.models import best_memory_format
 
 _LEAST_FOR_ONE_PERCENT = 5_000  # images
 _LEAST = 2  # images that have batch statistics
@@ -159,7 +159,7 @@ def finetuned(
     _check_sizes(len(ids), settings.batch_size, ranks)
     with _seeded(config.seed, device):
         network = _with_head(backbone, classes, config.views.size, device)
-        layout = memory_format(network, device)
+        layout = best_memory_format(network, device)
         network.to(device, memory_format=layout)  # type: ignore[call-overload]
         _synchronise(network, ranks)
         parallel = data_parallel(network, ranks, torch.zeros(_LEAST, 3, *[config.views.size] * 2, device=device))
@@ -281,7 +281,7 @@ def _score(
 ) -> LinearScore:
     assert test.labels is not None
     network.eval()
-    layout = memory_format(network, device)
+    layout = best_memory_format(network, device)
     mine = ids.numpy()[ranks.slice_of(len(ids))]
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # right, among the first five, images, not finite
     if len(mine):

@@ -14,7 +14,7 @@ from msf_faiss.config import Config, OptimizerConfig
 from msf_faiss.distributed.batch_norm import shuffle_rows, synchronize_batch_norm
 from msf_faiss.distributed.ranks import Ranks, data_parallel
 from msf_faiss.errors import UserError
-from msf_faiss.models import MeanShift, build_model, compile_model, memory_format
+from msf_faiss.models import MeanShift, best_memory_format, build_model, compile_model
 from msf_faiss.train.overlap import Retriever, retriever
 
 
@@ -58,7 +58,7 @@ class TrainState:
         """
         ranks = ranks or Ranks.alone()
         model = build_model(config.model, seed=config.seed)
-        model = model.to(device, memory_format=memory_format(model, device))  # type: ignore[call-overload]
+        model = model.to(device, memory_format=best_memory_format(model, device))  # type: ignore[call-overload]
         if config.train.batch_norm == "sync":
             model = synchronize_batch_norm(model, ranks)
         if config.train.compile:
@@ -90,7 +90,7 @@ class TrainState:
         """
         if self.shuffle_seed is None:
             return torch.cat([self.model.embed_target(part) for part in images.tensor_split(parts)])
-        layout = memory_format(self.model, images.device)
+        layout = best_memory_format(self.model, images.device)
         others, undo = shuffle_rows(images, self.ranks, seed=self.shuffle_seed, step=self.step)
         others = others.contiguous(memory_format=layout)
         return undo(torch.cat([self.model.embed_target(part) for part in others.tensor_split(parts)]))

@@ -26,7 +26,7 @@ from msf_faiss.device import select_device
 from msf_faiss.distributed.ranks import Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
-from msf_faiss.models import memory_format
+from msf_faiss.models import best_memory_format
 from msf_faiss.run import directory as run_directory
 from msf_faiss.run.events import (
     BankAdjusted,
@@ -140,7 +140,7 @@ class _Run:
         self.schedule_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.schedule_steps, config.train.max_steps or self.schedule_steps)
         self.state = TrainState.create(config, self.device, images=len(self.source), ranks=ranks)
-        self.memory_format = memory_format(self.state.model, self.device)
+        self.memory_format = best_memory_format(self.state.model, self.device)
         labels = self.source.labels if self.labelled else None
         self.neighbors = monitor.NeighborMonitor(labels, self.state.bank.device, ranks.sum)
         self.losses = monitor.LossMonitor(ranks.sum)

@@ -148,7 +148,7 @@ def test_a_directory_that_becomes_read_only_during_a_run(tmp_path: Path) -> None
         assert "Traceback" not in told
         assert contents(folder) == before
         last = checkpoints(run_dir)[-1]
-        assert "Read-only file system; make it writable and start the same command again" in told
+        assert "Read-only file system; make it writable and run the same command again" in told
         assert f"(the last good checkpoint is {last})" in told
         remount(folder, "rw")
         assert_goes_on(*arguments, run_dir=run_dir)
@@ -193,7 +193,7 @@ def test_a_process_that_prepares_images_is_killed(tmp_path: Path) -> None:
         _, told = process.communicate(timeout=60)
     assert process.returncode == 2, told
     assert "Traceback" not in told
-    assert "error: a process that prepares images died" in told
+    assert "error: a worker process died" in told
     assert_goes_on(*arguments, run_dir=tmp_path / "run")
 
 

@@ -19,7 +19,7 @@ from msf_faiss.config import (
 )
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import training_batches
-from msf_faiss.models import memory_format
+from msf_faiss.models import best_memory_format
 from msf_faiss.run.events import StepProfiled
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import LossMonitor, NeighborMonitor
@@ -48,7 +48,7 @@ def steps(config: Config, count: int, *, in_turn: bool = False, strict: bool = F
     state = TrainState.create(config, device)
     if in_turn:
         state.retrieve = InTurn(state.bank)
-    layout, clock = memory_format(state.model, device), Clock(device)
+    layout, clock = best_memory_format(state.model, device), Clock(device)
     losses, neighbors = LossMonitor(), NeighborMonitor(source.labels, state.bank.device)
     batches = training_batches(source, config, device=device)
     try:
