@@ -1,4 +1,4 @@
-"""What `embed` and `index` share: options, and how far the work has come."""
+"""What `embed` and `index` share: options, and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,65 +9,61 @@ from typing import TypeVar
 
 import click
 
+from .options import batch_size_option, device_option
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def options(command: Command) -> Command:
-    """The arguments and options of both commands."""
+    """Add the arguments and options of both commands."""
     shared = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
             "--data",
             type=click.Path(path_type=Path),
-            help="The images: a folder of them, or a .parquet or .tar file, a folder or a pattern of such.  "
-            "[default: those that RUN was trained on]",
+            help="The images: a folder of image files; a .parquet or .tar file, or a folder of them; or a glob pattern "
+            "of .tar files.  [default: the images of RUN]",
         ),
         click.option(
             "--split",
             type=click.Choice(["train", "test"]),
-            help="Without --data: RUN's training images, or its held-out ones.  [default: train]",
+            help="Without --data: RUN's training or held-out images.  [default: train]",
         ),
         click.option(
             "--encoder",
             type=click.Choice(["online", "target"]),
             default="online",
             show_default=True,
-            help="online: the one that is trained; target: its moving average.",
+            help="online: the trained encoder; target: its moving average.",
         ),
         click.option(
             "--features",
-            "part",
+            "layer",
             type=click.Choice(["backbone", "projector"]),
             default="backbone",
             show_default=True,
-            help="Before the projector, or behind it as in the bank.",
+            help="Output of the backbone, or of the projector, as in the bank.",
         ),
         click.option(
             "--set",
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Settings of data and views, e.g. --set data.unreadable=skip. Repeatable.",
+            help="Change a setting of data or views, e.g. --set data.unreadable=skip. Repeatable.",
         ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="auto: CUDA where there is a GPU.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=256,
-            show_default=True,
-            help="Images embedded at a time.",
-        ),
-        click.option("--force", is_flag=True, help="Replace files that are there already."),
+        device_option,
+        batch_size_option,
+        click.option("--force", is_flag=True, help="Replace existing files."),
     ]
     for option in reversed(shared):
         command = option(command)
     return command
+
+
+def check_images(data: Path | None, split: str | None) -> None:
+    """Raise a usage error if both --data and --split are given."""
+    if data is not None and split is not None:
+        raise click.UsageError("--split chooses among the images of RUN, --data names others; give one of them")
 
 
 def say(line: str) -> None:
@@ -79,7 +75,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if it is a terminal, to be told how many of the images are done."""
+    """A progress bar on stderr, if that is a terminal; yields a function to call with the number of images done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .console import stderr

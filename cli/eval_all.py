@@ -45,8 +45,8 @@ def command(session: Session, parts: tuple[Part, ...], fast: bool) -> int:
     with stderr().status("") as status:
         lines = EpochLines(status)
         return session.evaluate(
-            lambda subject, encoder: score_everything(
-                subject,
+            lambda setup, encoder: score_everything(
+                setup,
                 encoder,
                 parts=parts or PARTS,
                 fast=fast,

@@ -42,9 +42,9 @@ def command(session: Session, ks: tuple[int, ...], temperatures: tuple[float, ..
     from msf_faiss.evaluate.scoring import score_knn
 
     return session.evaluate(
-        lambda subject, encoder: [
+        lambda setup, encoder: [
             score_knn(
-                subject,
+                setup,
                 encoder,
                 ks=ks,
                 temperatures=temperatures,

@@ -31,9 +31,9 @@ def command(session: Session, fast: bool, epochs: int) -> int:
     with stderr().status("") as status:
         lines = EpochLines(status)
         return session.evaluate(
-            lambda subject, encoder: [
+            lambda setup, encoder: [
                 score_linear(
-                    subject,
+                    setup,
                     encoder,
                     fast=fast,
                     epochs=epochs,

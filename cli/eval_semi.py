@@ -101,9 +101,9 @@ def command(
     with stderr().status("") as status:
         lines = EpochLines(status)
         return session.evaluate(
-            lambda subject, encoder: (
+            lambda setup, encoder: (
                 score_semi(
-                    subject,
+                    setup,
                     encoder,
                     labels=labels,
                     mode=mode,

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from msf_faiss.evaluate.finetune import FinetuneEpoch
     from msf_faiss.evaluate.linear import ProbeEpoch
     from msf_faiss.evaluate.results import EncoderName, Result
-    from msf_faiss.evaluate.subject import Subject
+    from msf_faiss.evaluate.setup import EvalSetup
 
-Score = Callable[["Subject", "EncoderName"], Iterable["Result"]]
-"""From one encoder of the subject to its results, one after the other."""
+Score = Callable[["EvalSetup", "EncoderName"], Iterable["Result"]]
+"""From one encoder of the setup to its results, one after the other."""
 
 _EXPLAINED = {
     "online": "the online encoder's backbone, the one that is trained",
@@ -68,13 +68,13 @@ class Session:
         from msf_faiss.evaluate.feature_cache import FOLDER as FEATURES
         from msf_faiss.evaluate.feature_cache import FeatureCache
         from msf_faiss.evaluate.results import FOLDER, prepare_folder, save_result
-        from msf_faiss.evaluate.subject import open_subject
+        from msf_faiss.evaluate.setup import open_setup
         from msf_faiss.evaluate.weights import run_of
 
         with join_ranks(self.device) as ranks:
             run_dir = run_of(self.run)
             cached = self.cache or (run_dir / FEATURES if run_dir else None)
-            subject = open_subject(
+            setup = open_setup(
                 self.run,
                 self.overrides,
                 select_device(self.device),
@@ -89,10 +89,10 @@ class Session:
             else:
                 ranks.on_main(functools.partial(prepare_folder, folder))
             results = []
-            default = (*subject.weights.trained, "untrained", "pixels") if self.every else subject.weights.trained[:1]
+            default = (*setup.weights.trained, "untrained", "pixels") if self.every else setup.weights.trained[:1]
             try:
                 for encoder in dict.fromkeys(self.encoders or default):
-                    for result in score(subject, encoder):
+                    for result in score(setup, encoder):
                         results.append(result)
                         if folder and ranks.is_main:
                             self.say(f"saved {save_result(result, folder)}")

@@ -45,9 +45,9 @@ def command(session: Session, metric: Metric, fast: bool) -> int:
             status.update("" if last else line)
 
         return session.evaluate(
-            lambda subject, encoder: [
+            lambda setup, encoder: [
                 score_transfer(
-                    subject,
+                    setup,
                     encoder,
                     metric=metric,
                     strengths=GRID[::_FEW] if fast else GRID,

@@ -8,29 +8,27 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .embed_options import options, progress, say
+from .embed_options import check_images, options, progress, say
 
 if TYPE_CHECKING:
     from msf_faiss.checkpoint.load import EncoderName
-    from msf_faiss.embeddings.embedder import Part
+    from msf_faiss.embeddings.embedder import Layer
     from msf_faiss.search.index_file import IndexKind
 
-_ENCODING = ("data", "split", "encoder", "part", "device", "batch_size")
+_FOR_IMAGES = ("data", "split", "encoder", "layer", "device", "batch_size")
 
 
 @click.command(short_help="Write a FAISS index over the embeddings of any images, or over the bank.")
 @options
-@click.option(
-    "--from-bank", is_flag=True, help="Index the entries of the checkpoint's bank instead of embedding images."
-)
+@click.option("--from-bank", is_flag=True, help="Index the entries of the checkpoint's bank instead of images.")
 @click.option(
     "--kind",
     type=click.Choice(["flat", "ivf", "ivf-sq8"]),
     default="flat",
     show_default=True,
-    help="flat: exact; ivf: inverted lists, faster; ivf-sq8: those with a byte a number.",
+    help="flat: exact; ivf: inverted lists, approximate and faster; ivf-sq8: ivf with 8-bit vectors.",
 )
-@click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The index's file.")
+@click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The index file.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -38,7 +36,7 @@ def command(
     data: Path | None,
     split: Literal["train", "test"] | None,
     encoder: EncoderName,
-    part: Part,
+    layer: Layer,
     overrides: tuple[str, ...],
     device: str,
     batch_size: int,
@@ -49,21 +47,23 @@ def command(
 ) -> None:
     """Write a FAISS index over the embeddings of any images, or over the bank.
 
-    RUN is a run directory (its newest checkpoint) or a checkpoint directory. Embeddings have unit norm and are compared
-    by inner product, so that a search gives cosines, and ids that are the images' numbers. Beside the index lies a
-    table of the images' names and labels (FILE.images.parquet). The index's path goes to stdout, how to search it to
+    RUN is a run directory (its newest checkpoint) or a checkpoint directory. The index holds unit vectors and compares
+    them by inner product, so that a search returns cosine similarities and image ids. Names and labels of the images
+    are written to FILE.images.parquet. The path of the index is printed to stdout, Python code that searches it to
     stderr.
     """
-    if data is not None and split is not None:
-        raise click.UsageError("--data names the images; --split chooses among those of the run: give one of them")
-    given = [name for name in _ENCODING if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    check_images(data, split)
+    given = [
+        name for name in _FOR_IMAGES if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
     if from_bank and given:
-        option = {"part": "features"}.get(given[0], given[0].replace("_", "-"))
-        raise click.UsageError(f"--from-bank takes the entries as they are; leave out --{option}")
+        option = {"layer": "features"}.get(given[0], given[0].replace("_", "-"))
+        raise click.UsageError(f"--from-bank embeds no images; leave out --{option}")
 
     from msf_faiss.device import select_device
-    from msf_faiss.embeddings.embedder import images_table, open_embedder, refuse_existing
-    from msf_faiss.embeddings.index import index_bank, index_data, usage
+    from msf_faiss.embeddings.embedder import open_embedder
+    from msf_faiss.embeddings.files import images_table, refuse_existing
+    from msf_faiss.embeddings.index import index_bank, index_data, search_snippet
     from msf_faiss.text import printable
 
     refuse_existing([out, images_table(out)], force=force)  # before a large data set is opened
@@ -76,17 +76,17 @@ def command(
             overrides=overrides,
             split=split or "train",
             encoder=encoder,
-            part=part,
+            layer=layer,
             device=select_device(device),
         )
         say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
         with progress(len(embedder.source)) as on_batch:
             facts = index_data(embedder, out, kind=kind, batch_size=batch_size, force=force, on_batch=on_batch)
         if skipped := len(embedder.source) - facts.entries:
-            say(f"left out: {skipped:,} unreadable images")
-    how = "exact"
+            say(f"skipped {skipped:,} unreadable images")
+    accuracy = "exact"
     if facts.recall is not None:
-        how = f"{facts.lists:,} lists, {facts.probes:,} probed: {facts.recall:.1%} of the 10 nearest are found"
-    say(f"{facts.entries:,} entries of {facts.dim} numbers, {how}; their names: {printable(images_table(out))}\n")
-    say(usage(out, facts))
+        accuracy = f"recall@10 {facts.recall:.1%} probing {facts.probes:,} of {facts.lists:,} lists"
+    say(f"{facts.entries:,} entries of {facts.dim} dimensions, {accuracy}; names in {printable(images_table(out))}\n")
+    say(search_snippet(out, facts))
     click.echo(os.fsencode(out))

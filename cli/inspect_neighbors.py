@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, Summary
+    from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, Searched, Summary
 
 _WIDEST = 24  # characters of a column in the table
 _GAP = 2  # between two columns
@@ -137,7 +137,7 @@ def command(
     files: tuple[Path, ...],
     ids: tuple[int, ...],
     k: int,
-    searched: Literal["bank", "dataset"],
+    searched: Searched,
     out: Path | None,
     page_images: int,
     sample: int,

@@ -1,1 +1,1 @@
-"""Embeddings of a data set: extracted, written to files, indexed."""
+"""Embeddings of a data set: compute them, write them to files, index them."""

@@ -1,4 +1,4 @@
-"""Embeddings of a data set under the evaluations' centre view.
+"""Compute the embeddings of a data set's images under the evaluation view, a centre crop.
 
 Shapes: N images, B of a batch, S pixels of a view's side, F features.
 """
@@ -19,10 +19,10 @@ from msf_faiss.data.source import Source
 
 
 class Features(NamedTuple):
-    """Embeddings of images, in the order of the ids asked for; unreadable ones that were skipped are missing."""
+    """Embeddings of images, in the order of the requested ids; skipped unreadable images are missing."""
 
-    embeddings: Tensor  # [N, F] float32 on the CPU, as the encoder gives them, not normalised
-    labels: Tensor | None  # [N] int64, -1 where there is none; None for an unlabelled data set
+    embeddings: Tensor  # [N, F] float32 on the CPU, not normalised
+    labels: Tensor | None  # [N] int64, -1 for an image without a label; None for an unlabelled data set
     ids: Tensor  # [N] int64
 
 
@@ -35,19 +35,19 @@ def extract(
     ids: Tensor | None = None,
     batch_size: int = 256,
 ) -> Features:
-    """Outputs of `encoder` ([B, 3, S, S] on `device` to [B, F]) for the images `ids` [N] (None: all of them).
+    """Outputs of `encoder` for the images `ids` [N] (None: all), in eval mode, without gradients.
 
-    In eval mode, float32 and without gradients; afterwards every part of the encoder is in the mode in which it was.
+    `encoder` maps [B, 3, S, S] on `device` to [B, F]; each of its modules is then put back into its own mode.
 
     Raises:
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
     """
-    parts = list(stream(encoder, source, config=config, device=device, ids=ids, batch_size=batch_size))
+    parts = list(extract_batches(encoder, source, config=config, device=device, ids=ids, batch_size=batch_size))
     labels = None if source.labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
     return Features(torch.cat([part.embeddings for part in parts]), labels, torch.cat([part.ids for part in parts]))
 
 
-def stream(
+def extract_batches(
     encoder: nn.Module,
     source: Source,
     *,
@@ -56,25 +56,18 @@ def stream(
     ids: Tensor | None = None,
     batch_size: int = 256,
 ) -> Iterator[Features]:
-    """What `extract` finds, a batch at a time, so that memory need not hold all of it.
-
-    The encoder is in eval mode until the last batch; closing the iterator ends the worker processes.
-
-    Raises:
-        UserError: as `extract` does.
-    """
+    """The same as `extract`, batch by batch. The encoder is in eval mode until the iterator ends or is closed."""
     chosen = np.arange(len(source)) if ids is None else ids.cpu().numpy()
-    with _evaluating(encoder):
+    with _eval_mode(encoder):
         for batch in eval_batches(source, chosen, config=config, device=device, batch_size=batch_size):
-            with torch.no_grad():  # not around the yield: it would hold for the caller too
+            with torch.no_grad():  # not around the yield, where it would apply to the caller too
                 embeddings = encoder(batch.views(device, config.views)).to("cpu", torch.float32)
             labels = None if source.labels is None else torch.from_numpy(source.labels[batch.ids])
             yield Features(embeddings, labels, torch.from_numpy(batch.ids))
 
 
 @contextmanager
-def _evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; then each part is as it was, frozen ones included."""
+def _eval_mode(encoder: nn.Module) -> Iterator[None]:
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:

@@ -1,7 +1,7 @@
-"""A FAISS index over the embeddings of a data set, or over a checkpoint's bank, for search outside.
+"""Write a FAISS index over the embeddings of a data set, or over a checkpoint's bank.
 
-index.faiss                   of unit vectors, by inner product, under the images' ids
-index.faiss.images.parquet    id, name, label, class of each entry, in the order of the index; of a bank, its age too
+FILE.faiss                    unit vectors, compared by inner product, under the images' ids
+FILE.faiss.images.parquet     id, name, label, class of each entry, in the order of the index; of a bank also age
 """
 
 from __future__ import annotations
@@ -12,27 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_bank
-from msf_faiss.data.sources.open import open_source
-from msf_faiss.embeddings.embedder import (
-    ArrayFile,
-    Embedder,
-    TableFile,
-    images_table,
-    inputs_of,
-    refuse_existing,
-    weights_of,
-    writing,
-)
+from msf_faiss.device import CPU
+from msf_faiss.embeddings.embedder import Embedder, describe_weights
+from msf_faiss.embeddings.files import ArrayFile, TableFile, images_table, refuse_existing, write_errors
+from msf_faiss.embeddings.inputs import check_bank_images, open_inputs, override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.files import atomic_paths
 from msf_faiss.search.index_file import IndexFacts, IndexKind, write_index
 
-_FORMAT, _VERSION = "msf-faiss index", 1
+_FORMAT = {"format": "msf-faiss index", "version": 1}
 
 
 def index_data(
@@ -44,108 +36,103 @@ def index_data(
     force: bool = False,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> IndexFacts:
-    """Write an index of all images that can be read, and the table of them beside it.
+    """Write an index of all readable images, and the table of their names.
 
-    While images are embedded a temporary folder beside `out` holds their embeddings, so that inverted lists are made
-    from a sample of all; memory holds the index alone.
+    Embeddings are spooled to a temporary folder next to `out`, so that inverted lists are trained on a sample of all
+    of them while only the index is in memory.
 
     Args:
         embedder: encoder and images.
-        out: the index's file.
-        kind: exact, or how approximate.
-        batch_size: images embedded at a time.
-        force: let older files give way.
-        on_batch: told how many images are done.
+        out: the index file.
+        kind: of the index.
+        batch_size: images per batch.
+        force: replace existing files.
+        on_batch: called with the number of images done so far.
 
     Raises:
-        UserError: if a file is there already or cannot be written, or an image is unreadable.
+        UserError: if a file exists or cannot be written, or an image is unreadable.
     """
     table = images_table(out)
     refuse_existing([out, table], force=force)
-    facts = embedder.facts(normalized=True, dtype="float32") | {"format": _FORMAT, "version": _VERSION, "kind": kind}
+    metadata = embedder.describe(normalized=True, dtype="float32") | _FORMAT | {"kind": kind}
     ids: list[NDArray[np.int64]] = []
     done = 0
     with (
-        writing(out),
-        atomic_paths(out, table) as (index_name, table_name),
+        write_errors(out),
+        atomic_paths(out, table) as (index_path, table_path),
         tempfile.TemporaryDirectory(prefix=".msf-faiss-", dir=out.parent) as folder,
     ):
         spool = Path(folder) / "embeddings.npy"
         with (
             spool.open("wb") as spool_file,
-            table_name.open("wb") as table_file,
+            table_path.open("wb") as table_file,
             ArrayFile(spool_file, embedder.dim, "float32") as array,
-            TableFile(table_file, embedder.source, facts) as images,
+            TableFile(table_file, embedder.source, metadata) as images,
         ):
             for embeddings, batch in embedder.batches(normalize=True, batch_size=batch_size):
                 array.write(embeddings.numpy())
-                images.write(batch.numpy(), {})
+                images.write(batch.numpy())
                 ids.append(batch.numpy())
                 done += len(batch)
                 on_batch(done)
         seed = embedder.checkpoint.config.seed
-        return write_index(index_name, np.load(spool, mmap_mode="r"), np.concatenate(ids), kind=kind, seed=seed)
+        return write_index(index_path, np.load(spool, mmap_mode="r"), np.concatenate(ids), kind=kind, seed=seed)
 
 
 def index_bank(
     path: Path, out: Path, *, overrides: Sequence[str] = (), kind: IndexKind = "flat", force: bool = False
 ) -> IndexFacts:
-    """Write an index of a checkpoint's bank, oldest entry first, and the table of its entries beside it.
+    """Write an index of a checkpoint's bank, oldest entry first, and the table of its entries.
 
-    The entries are those that training searched, under the ids of their images; an image that was pushed more than once
-    has as many entries, and `reconstruct` takes the newest.
+    Entries are indexed under the ids of their images. An image with several entries is found once for each of them;
+    FAISS's `reconstruct` returns its newest.
 
     Args:
         path: run or checkpoint directory.
-        out: the index's file.
-        overrides: where the training data are, if they have moved: names and labels come from there.
-        kind: exact, or how approximate.
-        force: let older files give way.
+        out: the index file.
+        overrides: changes to the config's data, if they have moved; names and labels are read from there.
+        kind: of the index.
+        force: replace existing files.
 
     Raises:
-        UserError: if the bank is empty or belongs to other data, a file is there already, or something cannot be read
-            or written.
+        UserError: if the bank is empty or refers to other data, a file exists, or something cannot be read or written.
     """
     table = images_table(out)
     refuse_existing([out, table], force=force)
-    checkpoint, device = find_checkpoint(path), torch.device("cpu")
-    source = open_source(inputs_of(checkpoint, None, overrides, device).data, "train")
-    assert source is not None, "every config names training data"
-    if len(source) != checkpoint.dataset_size:
-        raise UserError(
-            f"{checkpoint.path}: its bank names {checkpoint.dataset_size:,} images by their number, but the data now "
-            f"hold {len(source):,}; give the data of the training with --set data.…"
-        )
-    bank = load_bank(checkpoint, device)
+    checkpoint = find_checkpoint(path)
+    source = open_inputs(override_inputs(checkpoint.config, overrides))
+    check_bank_images(checkpoint, source)
+    bank = load_bank(checkpoint, CPU)
     slots = bank.newest(len(bank))
     if not len(slots):
-        raise UserError(f"{checkpoint.path}: its bank is empty; index a data set instead: leave out --from-bank")
+        raise UserError(f"{checkpoint.path}: the bank is empty; leave out --from-bank to index images")
     ids = bank.ids(slots).numpy()
-    facts = {
-        "format": _FORMAT,
-        "version": _VERSION,
+    metadata = {
+        **_FORMAT,
         "kind": kind,
         "encoder": "target",
         "features": "projector",
         "dimensions": bank.dim,
         "normalized": True,
         "entries_of": "the bank",
-        **weights_of(checkpoint),
+        **describe_weights(checkpoint),
     }
-    with writing(out), atomic_paths(out, table) as (index_name, table_name):
-        with table_name.open("wb") as file, TableFile(file, source, facts, columns={"age": pa.int64()}) as images:
+    with write_errors(out), atomic_paths(out, table) as (index_path, table_path):
+        with table_path.open("wb") as file, TableFile(file, source, metadata, columns={"age": pa.int64()}) as images:
             images.write(ids, {"age": bank.age(slots).numpy()})
-        return write_index(index_name, bank.reconstruct(slots).numpy(), ids, kind=kind, seed=checkpoint.config.seed)
+        return write_index(index_path, bank.reconstruct(slots).numpy(), ids, kind=kind, seed=checkpoint.config.seed)
 
 
-def usage(out: Path, facts: IndexFacts) -> str:
-    """Python that searches the index, for people to copy."""
+def search_snippet(out: Path, facts: IndexFacts) -> str:
+    """Python code that searches the index."""
     probes = ""
     if facts.probes is not None:
-        probes = f"\nfaiss.extract_index_ivf(index).nprobe = {facts.probes}  # of {facts.lists} lists; more find more"
+        probes = (
+            f"\nfaiss.extract_index_ivf(index).nprobe = {facts.probes}  # of {facts.lists} lists; more raise the recall"
+        )
     return f"""\
 import faiss, pyarrow.parquet
 index = faiss.read_index({str(out)!r}){probes}
-images = pyarrow.parquet.read_table({str(images_table(out))!r})  # rows in the index's order
+images = pyarrow.parquet.read_table({str(images_table(out))!r})  # one row per entry, in the index's order
 names = dict(zip(images["id"].to_pylist(), images["name"].to_pylist()))
-similarities, ids = index.search(queries, 10)  # queries: float32 [n, {facts.dim}] of unit norm"""
+similarities, ids = index.search(queries, 10)  # queries: float32 [n, {facts.dim}], unit norm"""

@@ -12,7 +12,7 @@ from msf_faiss.evaluate.protocol import Notify
 from msf_faiss.evaluate.results import EncoderName, Result
 from msf_faiss.evaluate.scoring import score_knn, score_linear
 from msf_faiss.evaluate.semi import FRACTIONS, Mode, score_semi
-from msf_faiss.evaluate.subject import Subject
+from msf_faiss.evaluate.setup import EvalSetup
 from msf_faiss.evaluate.transfer import score_transfer
 
 Part = Literal["knn", "linear", "semi", "transfer"]
@@ -22,7 +22,7 @@ KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1)
 
 
 def score_everything(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     *,
     parts: Sequence[Part] = PARTS,
@@ -36,7 +36,7 @@ def score_everything(
     Of raw pixels, and of the target encoder beside an online one, the neighbours alone.
 
     Args:
-        subject: weights and images; without held-out images there is nothing but kNN.
+        setup: weights and images; without held-out images there is nothing but kNN.
         encoder: whose features.
         parts: which evaluations.
         fast: no augmentation for the linear layer, no fine-tuning, and a quarter of the penalties.
@@ -48,21 +48,21 @@ def score_everything(
         UserError: as the evaluations themselves.
     """
     if "knn" in parts:
-        yield score_knn(subject, encoder, ks=KS, temperatures=TEMPERATURES, batch_size=batch_size, notify=notify)
+        yield score_knn(setup, encoder, ks=KS, temperatures=TEMPERATURES, batch_size=batch_size, notify=notify)
     if encoder in ("pixels", "target"):
         return
-    if subject.test is None:
+    if setup.test is None:
         if set(parts) != {"knn"}:
             notify(f"{encoder}: {', '.join(part for part in parts if part != 'knn')} need held-out images; left out")
         return
     if "linear" in parts:
-        yield score_linear(subject, encoder, fast=fast, batch_size=batch_size, on_epoch=on_epoch, notify=notify)
+        yield score_linear(setup, encoder, fast=fast, batch_size=batch_size, on_epoch=on_epoch, notify=notify)
     modes: tuple[Mode, ...] = ("linear",) if fast else ("linear", "fine-tune")
     if "semi" in parts:
         for fraction in FRACTIONS:
             for mode in modes:
                 yield score_semi(
-                    subject,
+                    setup,
                     encoder,
                     labels=fraction,
                     mode=mode,
@@ -73,4 +73,4 @@ def score_everything(
                 )
     if "transfer" in parts:
         strengths = logistic.GRID[::4] if fast else logistic.GRID
-        yield score_transfer(subject, encoder, strengths=strengths, batch_size=batch_size, notify=notify)
+        yield score_transfer(setup, encoder, strengths=strengths, batch_size=batch_size, notify=notify)

@@ -20,7 +20,7 @@ from msf_faiss.embeddings.extract import Features
 from msf_faiss.evaluate.feature_cache import Kept, digest_of
 from msf_faiss.evaluate.inputs import finite_features, labelled_ids, sample
 from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
-from msf_faiss.evaluate.subject import Subject
+from msf_faiss.evaluate.setup import EvalSetup
 
 Notify = Callable[[str], None]
 """Told in a line what happens next."""
@@ -28,25 +28,19 @@ Notify = Callable[[str], None]
 _SPLITS = {"train": "training", "test": "held-out"}
 
 
-def splits(subject: Subject) -> dict[str, Source]:
-    """The subject's images: "train", and "test" where there are held-out ones."""
-    return {"train": subject.train} | ({} if subject.test is None else {"test": subject.test})
-
-
-def choose(subject: Subject, limit: int | None = None) -> dict[str, Tensor]:
+def choose(setup: EvalSetup, limit: int | None = None) -> dict[str, Tensor]:
     """Ids [N] of each split's labelled images, at most `limit` of each: a sample that the config's seed determines.
 
     Raises:
         UserError: if a split has no labels.
     """
     return {
-        split: sample(labelled_ids(source), limit, seed=subject.config.seed)
-        for split, source in splits(subject).items()
+        split: sample(labelled_ids(source), limit, seed=setup.config.seed) for split, source in setup.splits.items()
     }
 
 
-def embed(
-    subject: Subject,
+def compute_features(
+    setup: EvalSetup,
     encoder: EncoderName,
     chosen: Mapping[str, Tensor],
     *,
@@ -54,10 +48,10 @@ def embed(
     batch_size: int,
     notify: Notify,
 ) -> dict[str, Features]:
-    """Centre-view features of the chosen images [N] of each split, from the subject's cache where it has them.
+    """Centre-view features of the chosen images [N] of each split, from the setup's cache where it has them.
 
     Args:
-        subject: weights and images; its ranks share the work, and each gets all features.
+        setup: weights and images; its ranks share the work, and each gets all features.
         encoder: whose.
         chosen: ids [N] for each split.
         network: the encoder, if there is one already.
@@ -69,44 +63,44 @@ def embed(
     """
     features = {}
     for split, ids in chosen.items():
-        source, what = splits(subject)[split], f"{len(ids):,} {_SPLITS[split]} images"
-        kept = _recall(subject, encoder, split, ids)
-        if all(subject.ranks.gather_objects(kept is not None)) and kept is not None:
+        source, what = setup.splits[split], f"{len(ids):,} {_SPLITS[split]} images"
+        kept = _recall(setup, encoder, split, ids)
+        if all(setup.ranks.gather_objects(kept is not None)) and kept is not None:
             notify(f"{encoder}: kept features of {what}")
         else:
             notify(f"{encoder}: features of {what}")
             if network is None:
-                with subject.ranks.report_on_main():
-                    network = subject.encoder(encoder)
-            kept = _compute(subject, network, source, ids, batch_size)
-            if subject.cache is not None and subject.ranks.is_main:
+                with setup.ranks.report_on_main():
+                    network = setup.encoder(encoder)
+            kept = _compute(setup, network, source, ids, batch_size)
+            if setup.cache is not None and setup.ranks.is_main:
                 try:
-                    subject.cache.put(_cached_as(subject, encoder, split, ids), kept)
+                    setup.cache.put(_cached_as(setup, encoder, split, ids), kept)
                 except OSError as error:
-                    notify(f"the features are not kept in {subject.cache.folder}: {error.strerror or error}")
+                    notify(f"the features are not kept in {setup.cache.folder}: {error.strerror or error}")
         labels = None if source.labels is None else torch.from_numpy(source.labels[kept.ids.numpy()])
         features[split] = Features(kept.embeddings, labels, kept.ids)
     return features
 
 
-def _recall(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Kept | None:
+def _recall(setup: EvalSetup, encoder: EncoderName, split: str, ids: Tensor) -> Kept | None:
     """Kept features of the images `ids` [N]: by themselves, or among those of all labelled images."""
-    if subject.cache is None:
+    if setup.cache is None:
         return None
-    if split not in subject.identities:
-        subject.identities[split] = subject.ranks.broadcast_object(splits(subject)[split].identity())
-    kept = subject.cache.get(_cached_as(subject, encoder, split, ids))
-    if kept is None and len(ids) < len(every := labelled_ids(splits(subject)[split])):
-        whole = subject.cache.get(_cached_as(subject, encoder, split, every))
+    if split not in setup.identities:
+        setup.identities[split] = setup.ranks.broadcast_object(setup.splits[split].identity())
+    kept = setup.cache.get(_cached_as(setup, encoder, split, ids))
+    if kept is None and len(ids) < len(every := labelled_ids(setup.splits[split])):
+        whole = setup.cache.get(_cached_as(setup, encoder, split, every))
         if whole is not None:
             rows = torch.isin(whole.ids, ids)
             kept = Kept(whole.embeddings[rows], whole.ids[rows])
     return kept
 
 
-def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) -> Path:
-    assert subject.cache is not None
-    weights, config = subject.weights, subject.config
+def _cached_as(setup: EvalSetup, encoder: EncoderName, split: str, ids: Tensor) -> Path:
+    assert setup.cache is not None
+    weights, config = setup.weights, setup.config
     trained = encoder in weights.trained
     question = {
         "encoder": encoder,
@@ -114,23 +108,21 @@ def _cached_as(subject: Subject, encoder: EncoderName, split: str, ids: Tensor) 
         "net": None if encoder == "pixels" else weights.net,
         "seed": config.seed if encoder == "untrained" else None,
         "view": view_protocol(config),
-        "images": subject.identities[split],
+        "images": setup.identities[split],
         "ids": digest_of(ids),
         "unreadable": config.data.unreadable,
-        "device": subject.device.type,
+        "device": setup.device.type,
     }
     step = f"-step-{weights.step:08d}" if trained and weights.step is not None else ""
-    return subject.cache.path(f"{encoder}{step}-{split}", question)
+    return setup.cache.path(f"{encoder}{step}-{split}", question)
 
 
-def _compute(subject: Subject, network: nn.Module, source: Source, ids: Tensor, batch_size: int) -> Kept:
-    ranks = subject.ranks
+def _compute(setup: EvalSetup, network: nn.Module, source: Source, ids: Tensor, batch_size: int) -> Kept:
+    ranks = setup.ranks
     shared = len(ids) >= ranks.size
     mine = ids[ranks.slice_of(len(ids))] if shared else ids
     found = ranks.on_all(
-        lambda: finite_features(
-            network, source, mine, config=subject.config, device=subject.device, batch_size=batch_size
-        )
+        lambda: finite_features(network, source, mine, config=setup.config, device=setup.device, batch_size=batch_size)
     )
     if not shared:
         return Kept(found.embeddings, found.ids)
@@ -149,7 +141,7 @@ def view_protocol(config: Config) -> dict[str, Any]:
 
 
 def protocol_of(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     chosen: Mapping[str, Tensor],
     features: Mapping[str, Features],
@@ -162,8 +154,8 @@ def protocol_of(
     """
     judged = features.get("test", features["train"])
     assert judged.labels is not None
-    config, counts = subject.config, judged.labels.bincount()
-    classes = subject.train.classes
+    config, counts = setup.config, judged.labels.bincount()
+    classes = setup.train.classes
     return {
         "data": {
             # How images are fetched does not change what they are.
@@ -177,19 +169,19 @@ def protocol_of(
                     "unlabelled": int(np.sum(np.asarray(source.labels) < 0)),
                     "unreadable": len(chosen[split]) - len(features[split].ids),
                 }
-                for split, source in splits(subject).items()
+                for split, source in setup.splits.items()
             },
         },
         "view": view_protocol(config),
         "encoder": "the flattened view" if encoder == "pixels" else "backbone in eval mode, float32",
-        "model": None if encoder == "pixels" else dict(subject.weights.net),
+        "model": None if encoder == "pixels" else dict(setup.weights.net),
         "dimensions": judged.embeddings.shape[1],
         "seed": config.seed,
     }
 
 
 def result_of(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     evaluation: EvaluationName,
     scores: list[Score],
@@ -197,7 +189,7 @@ def result_of(
     began: float,
 ) -> Result:
     """The result of what began at `began` (`time.perf_counter()`) and ends now."""
-    weights = subject.weights
+    weights = setup.weights
     trained = encoder in weights.trained
     path = weights.path if weights.run_dir is None else weights.path.relative_to(weights.run_dir)
     untrained = 0 if encoder == "untrained" else None
@@ -211,7 +203,7 @@ def result_of(
         scores=tuple(scores),
         protocol=protocol,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        device=str(subject.device),
+        device=str(setup.device),
         seconds=round(time.perf_counter() - began, 3),
         versions={
             "msf_faiss": msf_faiss.__version__,

@@ -12,13 +12,13 @@ from msf_faiss.embeddings.extract import Features
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.knn import KnnScore, knn_scores
 from msf_faiss.evaluate.linear import FeatureBatches, LinearScore, ProbeEpoch
-from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
+from msf_faiss.evaluate.protocol import Notify, choose, compute_features, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
-from msf_faiss.evaluate.subject import Subject
+from msf_faiss.evaluate.setup import EvalSetup
 
 
 def score_knn(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     *,
     ks: Sequence[int],
@@ -30,7 +30,7 @@ def score_knn(
     """kNN accuracy of one encoder's features (see `knn.knn_scores`), leave-one-out where there are no held-out images.
 
     Args:
-        subject: checkpoint and images.
+        setup: checkpoint and images.
         encoder: which features.
         ks: numbers of voters, >= 1.
         temperatures: of the weighted votes, > 0.
@@ -42,17 +42,15 @@ def score_knn(
         UserError: if images have no labels or cannot be read, or weights or features cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.report_on_main():
-        chosen = choose(subject, limit)
-    features = embed(subject, encoder, chosen, batch_size=batch_size, notify=notify)
+    with setup.ranks.report_on_main():
+        chosen = choose(setup, limit)
+    features = compute_features(setup, encoder, chosen, batch_size=batch_size, notify=notify)
     train, test = features["train"], features.get("test")
     notify(f"{encoder}: searching {len(train.ids):,} neighbours for {len((test or train).ids):,} images")
-    scores = subject.ranks.on_main(
-        lambda: knn_scores(train, test, ks=ks, temperatures=temperatures, device=subject.device)
-    )
+    scores = setup.ranks.on_main(lambda: knn_scores(train, test, ks=ks, temperatures=temperatures, device=setup.device))
     voters = len(train.ids) - (test is None)
     protocol = {
-        **protocol_of(subject, encoder, chosen, features),
+        **protocol_of(setup, encoder, chosen, features),
         "features": "L2-normalised",
         "search": "exact, cosine similarity",
         "leave_one_out": test is None,
@@ -62,11 +60,11 @@ def score_knn(
         "vote": "majority (ties: larger sum of similarities, then the nearest); sum of exp(similarity / temperature)",
         "limit": limit,
     }
-    return result_of(subject, encoder, "knn", [_knn_score(score) for score in scores], protocol, began)
+    return result_of(setup, encoder, "knn", [_knn_score(score) for score in scores], protocol, began)
 
 
 def score_linear(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     *,
     fast: bool = False,
@@ -78,7 +76,7 @@ def score_linear(
     """Accuracy of a linear layer on one encoder's features, by the paper's protocol (see `linear`).
 
     Args:
-        subject: checkpoint and images, held-out ones among them.
+        setup: checkpoint and images, held-out ones among them.
         encoder: which features.
         fast: train on the features of centre views instead of random crops.
         epochs: 40 in the paper.
@@ -91,24 +89,24 @@ def score_linear(
             cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.report_on_main():
-        subject.held_out("a linear layer is trained on one set of images and judged on another")
-        chosen = choose(subject)
-        network = None if fast else subject.encoder(encoder)
-    features = embed(subject, encoder, chosen, network=network, batch_size=batch_size, notify=notify)
+    with setup.ranks.report_on_main():
+        setup.held_out("a linear probe")
+        chosen = choose(setup)
+        network = None if fast else setup.encoder(encoder)
+    features = compute_features(setup, encoder, chosen, network=network, batch_size=batch_size, notify=notify)
     train, test = features["train"], features["test"]
     notify(f"{encoder}: training a linear layer on {len(train.ids):,} images")
-    score = probe(subject, network, train, test, epochs=epochs, on_epoch=on_epoch)
+    score = probe(setup, network, train, test, epochs=epochs, on_epoch=on_epoch)
     protocol = {
-        **protocol_of(subject, encoder, chosen, features),
+        **protocol_of(setup, encoder, chosen, features),
         **linear_protocol(fast, epochs),
     }
     name: EvaluationName = "linear-fast" if fast else "linear"
-    return result_of(subject, encoder, name, _linear_scores(score, fast, epochs), protocol, began)
+    return result_of(setup, encoder, name, _linear_scores(score, fast, epochs), protocol, began)
 
 
 def probe(
-    subject: Subject,
+    setup: EvalSetup,
     network: nn.Module | None,
     train: Features,
     test: Features,
@@ -118,7 +116,7 @@ def probe(
 ) -> LinearScore:
     """The full protocol with a `network`, whose features of each epoch the ranks share; the fast one without."""
     assert train.labels is not None
-    config, device, ranks, classes = subject.config, subject.device, subject.ranks, int(train.labels.max()) + 1
+    config, device, ranks, classes = setup.config, setup.device, setup.ranks, int(train.labels.max()) + 1
 
     def trained(batches: FeatureBatches) -> LinearScore:
         return linear.train_probe(
@@ -127,7 +125,7 @@ def probe(
 
     if network is None:
         return ranks.on_main(lambda: trained(linear.cached_batches(train, seed=config.seed, device=device)))
-    return trained(linear.augmented_batches(network, subject.train, train, config=config, device=device, ranks=ranks))
+    return trained(linear.augmented_batches(network, setup.train, train, config=config, device=device, ranks=ranks))
 
 
 def linear_protocol(fast: bool, epochs: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.finetune import FinetuneEpoch, finetune, settings_for
 from msf_faiss.evaluate.linear import LinearScore, ProbeEpoch
-from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
+from msf_faiss.evaluate.protocol import Notify, choose, compute_features, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, Result, Score
 from msf_faiss.evaluate.scoring import linear_protocol, probe
-from msf_faiss.evaluate.subject import Subject
+from msf_faiss.evaluate.setup import EvalSetup
 from msf_faiss.evaluate.subsets import Subset, balanced_subset, listed_subset
 
 Mode = Literal["linear", "fine-tune"]
@@ -25,7 +25,7 @@ FRACTIONS = (0.01, 0.1)
 
 
 def score_semi(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     *,
     labels: float | Path,
@@ -41,7 +41,7 @@ def score_semi(
     """Accuracy with few labels: of a linear layer as in `linear`, or of the whole network as in `finetune`.
 
     Args:
-        subject: weights and images, held-out ones among them.
+        setup: weights and images, held-out ones among them.
         encoder: which backbone.
         labels: the fraction of the labels that is kept, the same number of each class, or a file that lists the images.
         mode: whether the backbone stays as it is.
@@ -58,27 +58,27 @@ def score_semi(
             wrong, weights or features cannot be used, or a fine-tune diverges.
     """
     began = time.perf_counter()
-    with subject.ranks.report_on_main():
-        test = subject.held_out("a classifier is trained on one set of images and judged on another")
-        chosen = choose(subject)
+    with setup.ranks.report_on_main():
+        test = setup.held_out("semi-supervised evaluation")
+        chosen = choose(setup)
         subset = (
-            listed_subset(subject.train, labels)
+            listed_subset(setup.train, labels)
             if isinstance(labels, Path)
-            else balanced_subset(subject.train, labels, seed=subset_seed)
+            else balanced_subset(setup.train, labels, seed=subset_seed)
         )
-        network = None if fast and mode == "linear" else subject.encoder(encoder)
+        network = None if fast and mode == "linear" else setup.encoder(encoder)
     few = chosen | {"train": subset.ids}
     share = len(subset.ids) / len(chosen["train"])
-    features = embed(subject, encoder, few, network=network, batch_size=batch_size, notify=notify)
+    features = compute_features(setup, encoder, few, network=network, batch_size=batch_size, notify=notify)
     protocol = {
-        **protocol_of(subject, encoder, few, features, training_images=len(chosen["train"])),
+        **protocol_of(setup, encoder, few, features, training_images=len(chosen["train"])),
         "labels": dict(subset.description),
     }
     train_ids, test_ids = features["train"].ids, features["test"].ids
     notify(f"{encoder}: {mode} on {len(train_ids):,} labelled images")
     rates = ""
     if mode == "linear":
-        score = probe(subject, network, features["train"], features["test"], epochs=epochs, on_epoch=on_epoch)
+        score = probe(setup, network, features["train"], features["test"], epochs=epochs, on_epoch=on_epoch)
         protocol |= linear_protocol(fast, epochs)
         name = f"linear{' (fast)' if fast else ''}"
         usual = epochs == linear.EPOCHS
@@ -92,15 +92,15 @@ def score_semi(
             rates = f", rates {settings.backbone_learning_rate:g} and {settings.head_learning_rate:g}"
         score = finetune(
             network,
-            subject.train,
+            setup.train,
             train_ids,
             test,
             test_ids,
-            config=subject.config,
-            device=subject.device,
+            config=setup.config,
+            device=setup.device,
             classes=int(features["train"].labels.max()) + 1,
             settings=settings,
-            ranks=subject.ranks,
+            ranks=setup.ranks,
             on_epoch=on_epoch,
         )
         epochs = settings.epochs
@@ -115,7 +115,7 @@ def score_semi(
     scores = [_score(metric, score, 1, score.top1, len(subset.ids))]
     if score.top5 is not None:
         scores.append(_score(f"{metric}, top 5", score, 5, score.top5, len(subset.ids)))
-    return result_of(subject, encoder, "semi-linear" if mode == "linear" else "semi-fine-tune", scores, protocol, began)
+    return result_of(setup, encoder, "semi-linear" if mode == "linear" else "semi-fine-tune", scores, protocol, began)
 
 
 def _amount(labels: float | Path, subset: Subset) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from msf_faiss.evaluate import logistic
 from msf_faiss.evaluate.logistic import Fit, LogisticScore, Metric, train_logistic
-from msf_faiss.evaluate.protocol import Notify, choose, embed, protocol_of, result_of
+from msf_faiss.evaluate.protocol import Notify, choose, compute_features, protocol_of, result_of
 from msf_faiss.evaluate.results import EncoderName, Result, Score
-from msf_faiss.evaluate.subject import Subject
+from msf_faiss.evaluate.setup import EvalSetup
 
 
 def score_transfer(
-    subject: Subject,
+    setup: EvalSetup,
     encoder: EncoderName,
     *,
     metric: Metric = "accuracy",
@@ -26,7 +26,7 @@ def score_transfer(
     """Accuracy of a logistic regression on one encoder's features (see `logistic.train_logistic`).
 
     Args:
-        subject: weights and images, held-out ones among them.
+        setup: weights and images, held-out ones among them.
         encoder: which features.
         metric: by which the regularisation is chosen; both are reported, this one first.
         strengths: penalties to choose from.
@@ -40,16 +40,16 @@ def score_transfer(
             classes, or weights or features cannot be used.
     """
     began = time.perf_counter()
-    with subject.ranks.report_on_main():
-        subject.held_out("a classifier is fitted on one set of images and judged on another")
-        chosen = choose(subject)
-    features = embed(subject, encoder, chosen, batch_size=batch_size, notify=notify)
+    with setup.ranks.report_on_main():
+        setup.held_out("logistic regression")
+        chosen = choose(setup)
+    features = compute_features(setup, encoder, chosen, batch_size=batch_size, notify=notify)
     notify(f"{encoder}: logistic regression on {len(features['train'].ids):,} images, {len(strengths)} penalties")
-    score = subject.ranks.on_main(
+    score = setup.ranks.on_main(
         lambda: train_logistic(
             features["train"],
             features["test"],
-            seed=subject.config.seed,
+            seed=setup.config.seed,
             strengths=strengths,
             validation_share=validation_share,
             metric=metric,
@@ -63,7 +63,7 @@ def score_transfer(
     if score.unconverged:
         notify(f"{encoder}: {score.unconverged} of {len(strengths) + 1} fits ended before they converged")
     protocol = {
-        **protocol_of(subject, encoder, chosen, features),
+        **protocol_of(setup, encoder, chosen, features),
         "features": "L2-normalised, then standardised by mean and variance of the fitted images",
         "classifier": {
             "name": "multinomial logistic regression, scikit-learn",
@@ -79,7 +79,7 @@ def score_transfer(
         },
         "reported": "fitted anew on all training images with the chosen penalty, then tested once",
     }
-    return result_of(subject, encoder, "transfer", _scores(score), protocol, began)
+    return result_of(setup, encoder, "transfer", _scores(score), protocol, began)
 
 
 def _scores(score: LogisticScore) -> list[Score]:

@@ -30,6 +30,7 @@ from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
 from msf_faiss.checkpoint.load import load_encoder
 from msf_faiss.config import Config, TorchvisionBackbone
 from msf_faiss.config.load import load_config, override_config
+from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.models import build_model
@@ -41,7 +42,6 @@ _OURS = get_args(TorchvisionBackbone.model_fields["name"].annotation)
 _HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's nets call their classifier
 _AUTHORS = {"encoder_q": "online", "encoder_t": "target", "predict_q": "predictor"}
 _AUTHORS_BANK = {"queue", "labels", "queue_ptr"}
-_SETTABLE = ("data.", "views.", "train.threads=")
 _NAMED = 3  # weights that an error lists
 
 StateDict = dict[str, Tensor]
@@ -114,14 +114,7 @@ def run_of(path: Path) -> Path | None:
 
 
 def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
-    for override in overrides:
-        if not override.startswith(_SETTABLE):
-            raise UserError(
-                f"--set {override}: an evaluation takes the encoder as it was trained; only data.…, views.… and "
-                "train.threads can be set"
-            )
     checkpoint = find_checkpoint(path)
-
     return Weights(
         path=checkpoint.path,
         run_dir=checkpoint.run_dir,
@@ -129,7 +122,7 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
         digest=checkpoint.files["model.safetensors"],
         step=checkpoint.step,
         epoch=checkpoint.epoch,
-        config=override_config(checkpoint.config, overrides),
+        config=override_inputs(checkpoint.config, overrides),
         net=checkpoint.config.model.model_dump(mode="json"),
         trained=("online", "target"),
         load=lambda name: load_encoder(checkpoint, "online" if name == "online" else "target").backbone,

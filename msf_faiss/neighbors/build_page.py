@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.device import CPU
 from msf_faiss.neighbors.clusters import find_clusters, images_once
 from msf_faiss.neighbors.evolution import earlier_checkpoints
+from msf_faiss.neighbors.gallery import Gallery, open_gallery, thumbnail
 from msf_faiss.neighbors.inspection import (
     Queries,
     balanced_choice,
@@ -28,10 +30,9 @@ from msf_faiss.neighbors.inspection import (
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.page_content import Cluster, EmbeddingMap, Explorer, Graph, Moment, Nodes
 from msf_faiss.neighbors.page_images import Grown, grow
-from msf_faiss.neighbors.records import Inspection
-from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
+from msf_faiss.neighbors.records import Inspection, Searched
+from msf_faiss.neighbors.retrieval import ImageNeighbors, search_images
 from msf_faiss.neighbors.statistics import count, match, worst_first
-from msf_faiss.neighbors.subject import Subject, open_subject, thumbnail
 from msf_faiss.text import printable
 
 _ON_MAP = 3000
@@ -52,7 +53,7 @@ def explore(
     ids: Sequence[int] = (),
     worst: bool = False,
     k: int = 10,
-    searched: Literal["bank", "dataset"] = "bank",
+    searched: Searched = "bank",
     sample: int = 2000,
     page_images: int = 3000,
     moments: int = 0,
@@ -60,7 +61,7 @@ def explore(
     map_method: Literal["pca", "tsne"] | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     notify: Callable[[str], object] = lambda line: None,
 ) -> Exploration:
     """Everything that a page of neighbours shows.
@@ -83,7 +84,7 @@ def explore(
         map_method: how to draw the map; None: no map.
         overrides: see `inspect`.
         seed: of all random choices.
-        device: where to embed and search; None for the CPU.
+        device: where to embed and search.
         notify: is told in a line what is done next.
 
     Raises:
@@ -93,43 +94,43 @@ def explore(
     if min(queries, k, sample, page_images) < 1 or moments == 1 or min(moments, clusters) < 0:
         raise ValueError("queries, k, sample and page_images are at least 1, moments 0 or at least 2, clusters 0")
     before = earlier_checkpoints(checkpoint, moments, searched, notify) if moments else []
-    subject = open_subject(checkpoint, searched=searched, overrides=overrides, device=device)
+    gallery = open_gallery(checkpoint, searched=searched, overrides=overrides, device=device)
     files, ids = list(dict.fromkeys(files)), list(dict.fromkeys(ids))
     order = selection_of(files, ids, worst=worst)
     if order == "worst":
-        refuse_unlabelled(subject)
+        refuse_unlabelled(gallery)
         asked_for = None
     else:  # a wrong query is found before all images are embedded
-        chosen = ids if order == "chosen" else balanced_choice(subject.source, queries, seed)
-        asked_for = embed_queries(subject, files, chosen)
+        chosen = ids if order == "chosen" else balanced_choice(gallery.source, queries, seed)
+        asked_for = embed_queries(gallery, files, chosen)
 
-    total = len(subject.source)
+    total = len(gallery.source)
     most = min(k, total)  # neighbours that there can be
     notify(
         f"embedding and searching {min(sample, total):,} random images for the statistics"
         if searched == "bank"
         else f"embedding {total:,} images, and searching all for each"
     )
-    lookup = Lookup(subject, most, len(files))
+    lookup = Lookup(gallery, most, len(files))
     asked = lookup.sample(sample, seed)
     found = lookup.neighbors(asked)
-    statistics = count(subject, asked, found)
+    statistics = count(gallery, asked, found)
     if asked_for is None:
-        asked_for = embed_queries(subject, (), worst_first(subject, asked, found)[:queries])
-    inspection = inspection_of(subject, asked_for, k, order, seed, thumbnails=False)
+        asked_for = embed_queries(gallery, (), worst_first(gallery, asked, found)[:queries])
+    inspection = inspection_of(gallery, asked_for, k, order, seed, thumbnails=False)
 
     keys = _keys(asked_for, total)
-    labels = np.append(subject.labels, np.full(len(files), -1))  # by key
+    labels = np.append(gallery.labels, np.full(len(files), -1))  # by key
     now = _as_arrays(inspection, most)
     lookup.put(keys, asked_for.embeddings, list(map(thumbnail, asked_for.crops)), now)
 
-    over_time = [(earlier, _ask_again(subject, earlier, asked_for, most, notify)) for earlier in before]
+    over_time = [(earlier, _ask_again(gallery, earlier, asked_for, most, notify)) for earlier in before]
     if before:
         over_time.append((checkpoint, now))
     groups: tuple[Cluster, ...] = ()
     if clusters:
         notify(f"finding {clusters} clusters")
-        groups = find_clusters(*images_once(subject), subject.labels, subject.classes, clusters=clusters, seed=seed)
+        groups = find_clusters(*images_once(gallery), gallery.labels, gallery.classes, clusters=clusters, seed=seed)
 
     notify("collecting the neighbours of neighbours")
     required = [
@@ -137,7 +138,7 @@ def explore(
         *(member for cluster in groups for member in cluster.members),
         *(hub.node for hub in statistics.hubs),
     ]
-    anywhere = np.random.default_rng(seed).permutation(np.unique(subject.entries)).tolist()
+    anywhere = np.random.default_rng(seed).permutation(np.unique(gallery.entry_ids)).tolist()
     page = grow(keys.tolist(), required, page_images, lambda some: lookup.neighbors(some).ids, anywhere)
     place = np.full(len(labels) + 1, -1)  # of each key on the page; -1 is nowhere
     place[page.keys] = np.arange(len(page.keys))
@@ -145,11 +146,11 @@ def explore(
     columns = slice(max(each.most for each in (nearest, *(then for _, then in over_time))))
     explorer = Explorer(
         protocol=inspection.protocol,
-        classes=subject.classes,
+        classes=gallery.classes,
         nodes=Nodes(
             ids=np.where(page.keys < total, page.keys, -1),
             names=tuple(
-                printable(subject.source.name(key)) if key < total else asked_for.names[key - total]
+                printable(gallery.source.name(key)) if key < total else asked_for.names[key - total]
                 for key in page.keys.tolist()
             ),
             labels=labels[page.keys],
@@ -170,7 +171,7 @@ def explore(
                 epoch=when.epoch,
                 neighbors=place[then.ids[:, columns]],
                 similarities=then.similarities[:, columns],
-                purity=match(labels[keys], then.ids, subject.labels).purity(),
+                purity=match(labels[keys], then.ids, gallery.labels).purity(),
             )
             for when, then in over_time
         ),
@@ -185,9 +186,9 @@ def _keys(queries: Queries, total: int) -> NDArray[np.int64]:
     return np.array([total + place if index is None else index for place, index in enumerate(queries.ids)], np.int64)
 
 
-def _as_arrays(inspection: Inspection, k: int) -> Retrieved:
+def _as_arrays(inspection: Inspection, k: int) -> ImageNeighbors:
     """What the queries retrieved, so that the table and the page cannot differ."""
-    found = Retrieved.empty(len(inspection.queries), k)
+    found = ImageNeighbors.empty(len(inspection.queries), k)
     for row, query in enumerate(inspection.queries):
         for column, neighbor in enumerate(query.neighbors):
             found.ids[row, column] = neighbor.id
@@ -197,16 +198,16 @@ def _as_arrays(inspection: Inspection, k: int) -> Retrieved:
 
 
 def _ask_again(
-    subject: Subject, checkpoint: Checkpoint, queries: Queries, k: int, notify: Callable[[str], object]
-) -> Retrieved:
+    gallery: Gallery, checkpoint: Checkpoint, queries: Queries, k: int, notify: Callable[[str], object]
+) -> ImageNeighbors:
     """What the queries retrieved at an earlier checkpoint."""
     notify(f"asking the checkpoint of step {checkpoint.step:,}")
-    then = subject.at(checkpoint)
+    then = gallery.at(checkpoint)
     ids = np.array([-1 if index is None else index for index in queries.ids], np.int64)
-    return retrieve_images(then.bank, then.embed(queries.crops), ids, k)
+    return search_images(then.bank, then.embed_views(queries.crops), ids, k)
 
 
-def _nearest_on_page(lookup: Lookup, page: Grown) -> Retrieved:
+def _nearest_on_page(lookup: Lookup, page: Grown) -> ImageNeighbors:
     """The neighbours of each image of the page; those of incomplete ones among the page's images alone."""
     found = lookup.neighbors(page.keys)
     if page.complete.all():
@@ -214,7 +215,7 @@ def _nearest_on_page(lookup: Lookup, page: Grown) -> Retrieved:
     among = lookup.neighbors_among(page.keys[~page.complete], page.keys)
     row = np.arange(len(page.keys))  # of each image in both together
     row[~page.complete] = len(row) + np.arange(len(among.ids))
-    return Retrieved.joined([found, among]).of(row)
+    return ImageNeighbors.joined([found, among]).of(row)
 
 
 def _draw(

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.page_content import Cluster
-from msf_faiss.neighbors.subject import Subject
 from msf_faiss.search.kmeans import spherical_kmeans
 
 _MEMBERS = 12
 
 
-def images_once(subject: Subject) -> tuple[NDArray[np.int64], Tensor]:
+def images_once(gallery: Gallery) -> tuple[NDArray[np.int64], Tensor]:
     """Ids [n], rising, and embeddings [n, D] of all that is searched, each image by its newest entry."""
-    slots = subject.searchable().flip(0)  # the newest first
-    ids, first = np.unique(subject.entries[slots.cpu().numpy()], return_index=True)
-    return ids, subject.bank.reconstruct(slots[torch.from_numpy(first).to(slots.device)])
+    slots = gallery.searchable_slots().flip(0)  # the newest first
+    ids, first = np.unique(gallery.entry_ids[slots.cpu().numpy()], return_index=True)
+    return ids, gallery.bank.reconstruct(slots[torch.from_numpy(first).to(slots.device)])
 
 
 def find_clusters(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
 from msf_faiss.checkpoint.format import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.records import Searched
 
 
 def earlier_checkpoints(
-    last: Checkpoint, most: int, searched: Literal["bank", "dataset"], notify: Callable[[str], object]
+    last: Checkpoint, most: int, searched: Searched, notify: Callable[[str], object]
 ) -> list[Checkpoint]:
     """Whole checkpoints of the run of `last` before it, the first of them and others at even distances.
 

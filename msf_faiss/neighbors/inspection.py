@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.data.readable import decode_readable
 from msf_faiss.data.source import Source, UnreadableImageError
 from msf_faiss.data.sources.folder import decode_file
+from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.gallery import Gallery, open_gallery, thumbnail
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.records import (
     Inspection,
@@ -28,14 +30,14 @@ from msf_faiss.neighbors.records import (
     NeighborRecord,
     OwnEntry,
     QueryRecord,
+    Searched,
     Selection,
     Summary,
     Thumbnails,
     summarize,
 )
-from msf_faiss.neighbors.retrieval import retrieve_images
+from msf_faiss.neighbors.retrieval import search_images
 from msf_faiss.neighbors.statistics import worst_first
-from msf_faiss.neighbors.subject import Subject, open_subject, thumbnail
 from msf_faiss.text import printable
 from msf_faiss.views.random_view import center_crop
 
@@ -74,11 +76,11 @@ def inspect(
     ids: Sequence[int] = (),
     worst: bool = False,
     k: int = 10,
-    searched: Literal["bank", "dataset"] = "bank",
+    searched: Searched = "bank",
     sample: int = 2000,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     thumbnails: bool = True,
 ) -> Inspection:
     """The neighbours that queries retrieve from a checkpoint's bank, or from the whole training set.
@@ -98,7 +100,7 @@ def inspect(
         sample: random images among which to look for the worst; all, if the data set is searched.
         overrides: `data.key=value` or `views.key=value` changes to the checkpoint's config.
         seed: of the random choices.
-        device: where to embed and search; None for the CPU.
+        device: where to embed and search.
         thumbnails: False leaves the pictures out, for records alone.
 
     Raises:
@@ -108,16 +110,16 @@ def inspect(
     """
     if queries < 1 or k < 1:
         raise ValueError(f"queries and k must be at least 1, found {queries} and {k}")
-    subject = open_subject(checkpoint, searched=searched, overrides=overrides, device=device)
+    gallery = open_gallery(checkpoint, searched=searched, overrides=overrides, device=device)
     selection = selection_of(files, ids, worst=worst)
     if selection == "worst":
-        refuse_unlabelled(subject)
-        lookup = Lookup(subject, min(k, len(subject.source)))
+        refuse_unlabelled(gallery)
+        lookup = Lookup(gallery, min(k, len(gallery.source)))
         asked = lookup.sample(sample, seed)
-        ids = worst_first(subject, asked, lookup.neighbors(asked))[:queries]
+        ids = worst_first(gallery, asked, lookup.neighbors(asked))[:queries]
     elif selection == "random":
-        ids = balanced_choice(subject.source, queries, seed)
-    return inspection_of(subject, embed_queries(subject, files, ids), k, selection, seed, thumbnails=thumbnails)
+        ids = balanced_choice(gallery.source, queries, seed)
+    return inspection_of(gallery, embed_queries(gallery, files, ids), k, selection, seed, thumbnails=thumbnails)
 
 
 def selection_of(files: Sequence[Path], ids: Sequence[int], *, worst: bool) -> Selection:
@@ -128,7 +130,7 @@ def selection_of(files: Sequence[Path], ids: Sequence[int], *, worst: bool) -> S
 
 
 def inspection_of(
-    subject: Subject,
+    gallery: Gallery,
     queries: Queries,
     k: int,
     selection: Selection,
@@ -137,8 +139,8 @@ def inspection_of(
     thumbnails: bool,
 ) -> Inspection:
     """What some queries retrieve; the pictures of all of it, if they are wanted. See `inspect`."""
-    checkpoint, config, source = subject.checkpoint, subject.config, subject.source
-    bank, aged = subject.bank, subject.searched == "bank"
+    checkpoint, config, source = gallery.checkpoint, gallery.config, gallery.source
+    bank, aged = gallery.bank, gallery.searched == "bank"
     answers = retrieve(bank, queries.embeddings, [-1 if index is None else index for index in queries.ids], k)
     records = [
         _record(source, index, name, answer, aged=aged)
@@ -149,7 +151,7 @@ def inspection_of(
         run=None if checkpoint.run_dir is None else printable(checkpoint.run_dir),
         step=checkpoint.step,
         epoch=checkpoint.epoch,
-        searched=subject.searched,
+        searched=gallery.searched,
         entries=len(bank),
         capacity=bank.capacity if aged else None,
         dtype=str(bank.dtype).removeprefix("torch."),
@@ -164,15 +166,15 @@ def inspection_of(
     )
     return Inspection(
         protocol=protocol,
-        summary=_summary(subject, records),
+        summary=_summary(gallery, records),
         queries=tuple(records),
-        thumbnails=_thumbnails(subject, records, queries) if thumbnails else None,
+        thumbnails=_thumbnails(gallery, records, queries) if thumbnails else None,
     )
 
 
-def refuse_unlabelled(subject: Subject) -> None:
+def refuse_unlabelled(gallery: Gallery) -> None:
     """Raise a UserError if no image has a label, before much is computed."""
-    if subject.labels.max() < 0:
+    if gallery.labels.max() < 0:
         raise UserError("the data have no labels, so that no query is worse than another; leave --worst out")
 
 
@@ -205,7 +207,7 @@ def retrieve(bank: Bank, queries: Tensor, query_ids: Sequence[int], k: int) -> l
     """
     slots = torch.arange(len(bank), device=bank.device)  # [n]
     ids = bank.ids(slots)  # [n]
-    found = retrieve_images(bank, queries, np.array(query_ids, np.int64), min(k, len(bank)))
+    found = search_images(bank, queries, np.array(query_ids, np.int64), min(k, len(bank)))
     columns = (values.tolist() for values in found)
     return [
         Answer(
@@ -225,13 +227,13 @@ def _own_entry(bank: Bank, query: Tensor, slots: Tensor) -> OwnEntry | None:
     return OwnEntry(similarity=float(similarities[best].float()), age=int(bank.age(slots[best])), entries=len(slots))
 
 
-def embed_queries(subject: Subject, files: Sequence[Path], ids: Sequence[int]) -> Queries:
+def embed_queries(gallery: Gallery, files: Sequence[Path], ids: Sequence[int]) -> Queries:
     """The files, then the training images; with `unreadable: skip`, those that can be read.
 
     Raises:
         UserError: if one of them does not exist or is no image, or none can be read.
     """
-    source, config = subject.source, subject.config
+    source, config = gallery.source, gallery.config
     wrong = [index for index in ids if not 0 <= index < len(source)]
     if wrong:
         raise UserError(f"there is no training image {wrong[0]}; the data hold {len(source):,}, counted from 0")
@@ -250,7 +252,7 @@ def embed_queries(subject: Subject, files: Sequence[Path], ids: Sequence[int]) -
         ids=[None] * len(files) + readable,
         names=[printable(path) for path in files] + [printable(source.name(index)) for index in readable],
         crops=every,
-        embeddings=subject.embed(every),
+        embeddings=gallery.embed_views(every),
     )
 
 
@@ -301,9 +303,9 @@ def _label(source: Source, index: int) -> tuple[int, str] | tuple[None, None]:
     return label, printable(source.classes[label])
 
 
-def _summary(subject: Subject, records: Sequence[QueryRecord]) -> Summary:
+def _summary(gallery: Gallery, records: Sequence[QueryRecord]) -> Summary:
     chances: list[float | None] = [None] * len(records)
-    ids, labels = subject.entries, subject.labels[subject.entries]  # [n]
+    ids, labels = gallery.entry_ids, gallery.labels[gallery.entry_ids]  # [n]
     for place, query in enumerate(records):
         others = labels[(labels >= 0) & (ids != (-1 if query.id is None else query.id))]
         if query.label is not None and len(others):
@@ -311,11 +313,11 @@ def _summary(subject: Subject, records: Sequence[QueryRecord]) -> Summary:
     return summarize(records, chances)
 
 
-def _thumbnails(subject: Subject, records: Sequence[QueryRecord], queries: Queries) -> Thumbnails:
+def _thumbnails(gallery: Gallery, records: Sequence[QueryRecord], queries: Queries) -> Thumbnails:
     ids = sorted({neighbor.id for query in records for neighbor in query.neighbors})
     images: dict[int, Image.Image] = {}
     for part in _parts(ids):
-        crops = center_crop(subject.source.decode(part), subject.config.views)
+        crops = center_crop(gallery.source.decode(part), gallery.config.views)
         images |= zip(part, map(thumbnail, crops), strict=True)
     asked = tuple(map(thumbnail, queries.crops))
     return Thumbnails(side=asked[0].width, queries=asked, images=images)

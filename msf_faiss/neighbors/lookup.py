@@ -18,8 +18,8 @@ from torch import Tensor
 
 from msf_faiss.bank import FlatBank
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.retrieval import Retrieved, retrieve_images
-from msf_faiss.neighbors.subject import Subject, thumbnail
+from msf_faiss.neighbors.gallery import Gallery, thumbnail
+from msf_faiss.neighbors.retrieval import ImageNeighbors, search_images
 from msf_faiss.text import printable
 
 _MOST = 1000  # neighbours: those of all images are held at a time
@@ -30,7 +30,7 @@ class Lookup:
     """What is known of images.
 
     Args:
-        subject: is asked.
+        gallery: is asked.
         k: neighbours of each image.
         files: queries that are no training images.
 
@@ -38,18 +38,18 @@ class Lookup:
         UserError: if k is above 1,000.
     """
 
-    def __init__(self, subject: Subject, k: int, files: int = 0) -> None:
+    def __init__(self, gallery: Gallery, k: int, files: int = 0) -> None:
         if k > _MOST:
             raise UserError(f"{k:,} neighbours of each of many images are too many; --k {_MOST} is the most")
-        self._subject = subject
+        self._gallery = gallery
         self._k = k
-        self._rows = np.full(len(subject.source) + files, -1, np.int64)  # of each image in what was found
-        self._found = Retrieved.empty(0, k)
+        self._rows = np.full(len(gallery.source) + files, -1, np.int64)  # of each image in what was found
+        self._found = ImageNeighbors.empty(0, k)
         self._embeddings: dict[int, Tensor] = {}  # [D] each
         self._pictures: dict[int, Image.Image] = {}
 
     def put(
-        self, keys: NDArray[np.int64], embeddings: Tensor, pictures: Sequence[Image.Image], found: Retrieved
+        self, keys: NDArray[np.int64], embeddings: Tensor, pictures: Sequence[Image.Image], found: ImageNeighbors
     ) -> None:
         """Take over what is known of some images: `embeddings` [M, D] and the rest."""
         self._embeddings |= zip(keys.tolist(), embeddings, strict=True)
@@ -61,20 +61,20 @@ class Lookup:
 
         [M] ids, rising; unreadable images that the config allows are missing.
         """
-        subject = self._subject
-        if subject.searched == "bank":
-            some = np.random.default_rng(seed).permutation(len(subject.source))[:count]
+        gallery = self._gallery
+        if gallery.searched == "bank":
+            some = np.random.default_rng(seed).permutation(len(gallery.source))[:count]
             return self._embed(np.sort(some), pictured=False, ask=True)
         parts = [
-            retrieve_images(
-                subject.bank, subject.bank.reconstruct(slots), subject.entries[slots.cpu().numpy()], self._k
+            search_images(
+                gallery.bank, gallery.bank.reconstruct(slots), gallery.entry_ids[slots.cpu().numpy()], self._k
             )
-            for slots in torch.split(torch.arange(len(subject.bank), device=subject.device), _AT_A_TIME)
+            for slots in torch.split(torch.arange(len(gallery.bank), device=gallery.device), _AT_A_TIME)
         ]
-        self._keep(subject.entries, Retrieved.joined(parts))
-        return np.sort(subject.entries)
+        self._keep(gallery.entry_ids, ImageNeighbors.joined(parts))
+        return np.sort(gallery.entry_ids)
 
-    def neighbors(self, keys: NDArray[np.int64]) -> Retrieved:
+    def neighbors(self, keys: NDArray[np.int64]) -> ImageNeighbors:
         """Of all that is searched, those of the images `keys` [M].
 
         Raises:
@@ -85,21 +85,21 @@ class Lookup:
             self._embed(unknown, pictured=True, ask=True)
         return self._found.of(self._rows[keys])
 
-    def neighbors_among(self, keys: NDArray[np.int64], those: NDArray[np.int64]) -> Retrieved:
+    def neighbors_among(self, keys: NDArray[np.int64], those: NDArray[np.int64]) -> ImageNeighbors:
         """Of the images `those` alone, as far as they are searched, the neighbours of the images `keys` [M]."""
-        bank, slots = self._subject.bank, self._subject.searchable()
-        slots = slots[torch.from_numpy(np.isin(self._subject.entries[slots.cpu().numpy()], those)).to(slots.device)]
+        bank, slots = self._gallery.bank, self._gallery.searchable_slots()
+        slots = slots[torch.from_numpy(np.isin(self._gallery.entry_ids[slots.cpu().numpy()], those)).to(slots.device)]
         if len(slots) == 0:
-            return Retrieved.empty(len(keys), self._k)
+            return ImageNeighbors.empty(len(keys), self._k)
         dtype = torch.float32 if bank.dtype == torch.float64 else bank.dtype
         part = FlatBank(len(slots), bank.dim, dtype, bank.device)
         part.push(bank.reconstruct(slots), bank.ids(slots))
-        found = retrieve_images(part, self.embeddings(keys), keys, self._k)
+        found = search_images(part, self.embeddings(keys), keys, self._k)
         ages = bank.age(slots.flip(0)).cpu().numpy()  # [n] in the bank, by the age in the part
         return found._replace(ages=np.append(ages, -1)[found.ages])
 
     def embeddings(self, keys: NDArray[np.int64]) -> Tensor:
-        """[M, D] unit norm, on the subject's device.
+        """[M, D] unit norm, on the gallery's device.
 
         Raises:
             UserError: if an image cannot be read.
@@ -123,47 +123,47 @@ class Lookup:
 
     def _embed(self, ids: NDArray[np.int64], *, pictured: bool, ask: bool) -> NDArray[np.int64]:
         """Embed training images, and ask for their neighbours; those that can be read, as pictured ones must."""
-        subject = self._subject
-        if subject.searched == "dataset":
-            slots = torch.from_numpy(self._slots[ids]).to(subject.device)
-            readable, embeddings = ids, subject.bank.reconstruct(slots)
+        gallery = self._gallery
+        if gallery.searched == "dataset":
+            slots = torch.from_numpy(self._slots[ids]).to(gallery.device)
+            readable, embeddings = ids, gallery.bank.reconstruct(slots)
         else:
             seen, parts = [], []
-            for some, crops in self._required(ids) if pictured else subject.crops(ids):
+            for some, crops in self._required(ids) if pictured else gallery.views(ids):
                 seen.append(some)
-                parts.append(subject.embed(crops))
+                parts.append(gallery.embed_views(crops))
                 if pictured:
                     self._pictures |= zip(some.tolist(), map(thumbnail, crops), strict=True)
             readable, embeddings = np.concatenate(seen), torch.cat(parts)
         self._embeddings |= zip(readable.tolist(), embeddings, strict=True)
         if ask:
-            self._keep(readable, retrieve_images(subject.bank, embeddings, readable, self._k))
+            self._keep(readable, search_images(gallery.bank, embeddings, readable, self._k))
         return readable
 
     @cached_property
     def _slots(self) -> NDArray[np.int64]:
         """[N] of each image in a bank that holds every readable one once."""
-        slots = np.full(len(self._subject.source), -1, np.int64)
-        slots[self._subject.entries] = np.arange(len(self._subject.entries))
+        slots = np.full(len(self._gallery.source), -1, np.int64)
+        slots[self._gallery.entry_ids] = np.arange(len(self._gallery.entry_ids))
         return slots
 
-    def _keep(self, keys: NDArray[np.int64], found: Retrieved) -> None:
+    def _keep(self, keys: NDArray[np.int64], found: ImageNeighbors) -> None:
         self._rows[keys] = len(self._found.ids) + np.arange(len(keys))
-        self._found = Retrieved.joined([self._found, found])
+        self._found = ImageNeighbors.joined([self._found, found])
 
     def _required(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Centre views of images that the page cannot do without, even where unreadable ones may be skipped."""
         missing, cause = set(ids.tolist()), None
         try:
-            for some, crops in self._subject.crops(ids):
+            for some, crops in self._gallery.views(ids):
                 missing -= set(some.tolist())
                 yield some, crops
         except UserError as error:
-            if self._subject.config.data.unreadable == "error":
+            if self._gallery.config.data.unreadable == "error":
                 raise
             cause = error
         if missing:
             raise UserError(
-                f"{printable(self._subject.source.name(min(missing)))} cannot be read any more, but the bank "
+                f"{printable(self._gallery.source.name(min(missing)))} cannot be read any more, but the bank "
                 "retrieves it; bring the image back, or search the present ones with --source dataset"
             ) from cause

@@ -13,6 +13,9 @@ from PIL import Image
 from msf_faiss.errors import UserError
 from msf_faiss.files import write_atomic
 
+Searched = Literal["bank", "dataset"]
+"""A checkpoint's bank, or the training set, embedded anew."""
+
 Selection = Literal["random", "chosen", "worst"]
 """How queries were found; worst: the lowest purity among many, first."""
 
@@ -65,7 +68,7 @@ class InspectionProtocol:
     run: str | None  # None: the checkpoint lies outside a run
     step: int
     epoch: float
-    searched: Literal["bank", "dataset"]
+    searched: Searched
     entries: int  # searched
     capacity: int | None  # of the bank; None: the data set was searched
     dtype: str  # of the entries

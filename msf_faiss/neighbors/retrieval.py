@@ -20,7 +20,7 @@ _SCRATCH = 1 << 22  # entries fetched at a time: a few images may own most of a 
 _WIDER = 4  # times as many entries when a query's were of too few images
 
 
-class Retrieved(NamedTuple):
+class ImageNeighbors(NamedTuple):
     """Different images that queries retrieved, the most similar first, each by its most similar entry."""
 
     ids: NDArray[np.int64]  # [Q, K], -1 where there are no more
@@ -33,22 +33,22 @@ class Retrieved(NamedTuple):
         return int((self.ids >= 0).sum(axis=1).max(initial=0))
 
     @classmethod
-    def empty(cls, queries: int, k: int) -> Retrieved:
+    def empty(cls, queries: int, k: int) -> ImageNeighbors:
         """No neighbours."""
         shape = queries, k
         return cls(np.full(shape, -1, np.int64), np.zeros(shape, np.float32), np.full(shape, -1, np.int64))
 
     @classmethod
-    def joined(cls, parts: Sequence[Retrieved]) -> Retrieved:
+    def joined(cls, parts: Sequence[ImageNeighbors]) -> ImageNeighbors:
         """Those of one query after the other; at least one part."""
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def of(self, rows: NDArray[np.int64]) -> Retrieved:
+    def of(self, rows: NDArray[np.int64]) -> ImageNeighbors:
         """Those of some queries."""
-        return Retrieved(self.ids[rows], self.similarities[rows], self.ages[rows])
+        return ImageNeighbors(self.ids[rows], self.similarities[rows], self.ages[rows])
 
 
-def retrieve_images(bank: Bank, queries: Tensor, query_ids: NDArray[np.int64], k: int) -> Retrieved:
+def search_images(bank: Bank, queries: Tensor, query_ids: NDArray[np.int64], k: int) -> ImageNeighbors:
     """For each of `queries` [Q, D] (unit norm, on the bank's device) the `k` most similar other images.
 
     Args:
@@ -62,7 +62,7 @@ def retrieve_images(bank: Bank, queries: Tensor, query_ids: NDArray[np.int64], k
     others = len(known) - np.isin(query_ids, known)  # [Q] images that there are besides the query's own
     # As many entries as k + 1 images have on average; more for those queries whose images have more.
     first = min(len(ids), -(-(k + 1) * len(ids) // len(known)))
-    answer = Retrieved.empty(len(queries), k)
+    answer = ImageNeighbors.empty(len(queries), k)
     for start in range(0, len(queries), _BATCH):
         rows, fetch = np.arange(start, min(start + _BATCH, len(queries))), first
         while len(rows):
@@ -81,7 +81,7 @@ def _first_of_each(
     query_ids: NDArray[np.int64],
     rows: NDArray[np.int64],
     fetch: int,
-    answer: Retrieved,
+    answer: ImageNeighbors,
 ) -> NDArray[np.int64]:
     """Answer the queries `rows` [q] by the best entry of each image among `fetch` entries; how many images: [q]."""
     found = bank.search(queries[torch.from_numpy(rows).to(queries.device)], fetch)

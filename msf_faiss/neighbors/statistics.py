@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.page_content import Histogram, Hub, Statistics
-from msf_faiss.neighbors.retrieval import Retrieved
-from msf_faiss.neighbors.subject import Subject
+from msf_faiss.neighbors.retrieval import ImageNeighbors
 
 _BINS = 40
 _HUBS = 12
@@ -42,7 +42,7 @@ def match(asked: NDArray[np.int64], neighbors: NDArray[np.int64], labels: NDArra
     return Matches(compared, compared & (theirs == asked[:, None]))
 
 
-def worst_first(subject: Subject, asked: NDArray[np.int64], found: Retrieved) -> list[int]:
+def worst_first(gallery: Gallery, asked: NDArray[np.int64], found: ImageNeighbors) -> list[int]:
     """Those of the images `asked` [A] whose purity can be told, the lowest first.
 
     Of equal ones the more similar neighbours come first (their mean): a net that is sure of what the labels deny.
@@ -50,7 +50,7 @@ def worst_first(subject: Subject, asked: NDArray[np.int64], found: Retrieved) ->
     Raises:
         UserError: if there are none.
     """
-    purity = match(subject.labels[asked], found.ids, subject.labels).purity_of_each()
+    purity = match(gallery.labels[asked], found.ids, gallery.labels).purity_of_each()
     there = found.ids >= 0
     similarity = np.where(there, found.similarities, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     order = np.lexsort((asked, -similarity, purity))  # nan last
@@ -63,9 +63,9 @@ def worst_first(subject: Subject, asked: NDArray[np.int64], found: Retrieved) ->
     return worst
 
 
-def count(subject: Subject, asked: NDArray[np.int64], found: Retrieved) -> Statistics:
+def count(gallery: Gallery, asked: NDArray[np.int64], found: ImageNeighbors) -> Statistics:
     """Statistics of what the images `asked` [A] found; hubs are named by their ids."""
-    labels, there = subject.labels, found.ids >= 0
+    labels, there = gallery.labels, found.ids >= 0
     matches = match(labels[asked], found.ids, labels)
     ranks = range(found.most)
     similarities = np.clip(found.similarities.astype(np.float64), -1, 1)
@@ -73,14 +73,14 @@ def count(subject: Subject, asked: NDArray[np.int64], found: Retrieved) -> Stati
     return Statistics(
         images=len(asked),
         similarity=_histogram(similarities, _even_edges(similarities[there]), there, matches.same),
-        age=_ages(subject, found, matches.same) if subject.searched == "bank" else None,
+        age=_ages(gallery, found, matches.same) if gallery.searched == "bank" else None,
         purity_by_rank=tuple(_share(matches.same[:, rank].sum(), matches.compared[:, rank].sum()) for rank in ranks),
         similarity_by_rank=tuple(_share(similarities[:, rank].sum(), there[:, rank].sum()) for rank in ranks),
         purity=matches.purity(),
-        chance=_chance(subject.entries, asked, labels),
+        chance=_chance(gallery.entry_ids, asked, labels),
         hubs=_hubs(times, found.ids, matches, labels),
-        never_retrieved=float((times[np.unique(subject.entries)] == 0).mean()),
-        purity_by_class=_by_class(subject, asked, matches),
+        never_retrieved=float((times[np.unique(gallery.entry_ids)] == 0).mean()),
+        purity_by_class=_by_class(gallery, asked, matches),
     )
 
 
@@ -103,9 +103,9 @@ def _histogram(
     return Histogram(edges=edges, matching=matching, others=others)
 
 
-def _ages(subject: Subject, found: Retrieved, same: NDArray[np.bool_]) -> Histogram:
+def _ages(gallery: Gallery, found: ImageNeighbors, same: NDArray[np.bool_]) -> Histogram:
     """Over all ages that there are in the bank."""
-    entries = len(subject.bank)
+    entries = len(gallery.bank)
     return _histogram(
         found.ages.astype(np.float64), np.linspace(0, entries, min(_BINS, entries) + 1), found.ids >= 0, same
     )
@@ -143,19 +143,19 @@ def _hubs(
     )
 
 
-def _by_class(subject: Subject, asked: NDArray[np.int64], matches: Matches) -> tuple[tuple[str, float, int], ...]:
+def _by_class(gallery: Gallery, asked: NDArray[np.int64], matches: Matches) -> tuple[tuple[str, float, int], ...]:
     """Class, purity and images asked, the worst first; classes without anything to compare are left out."""
-    if subject.classes is None:
+    if gallery.classes is None:
         return ()
-    labels = subject.labels[asked]
+    labels = gallery.labels[asked]
     labelled = labels >= 0
     same, compared, images = (
-        np.bincount(labels[labelled], weights, len(subject.classes))
+        np.bincount(labels[labelled], weights, len(gallery.classes))
         for weights in (matches.same.sum(axis=1)[labelled], matches.compared.sum(axis=1)[labelled], None)
     )
     rows = [
         (name, float(same[label] / compared[label]), int(images[label]))
-        for label, name in enumerate(subject.classes)
+        for label, name in enumerate(gallery.classes)
         if compared[label]
     ]
     return tuple(sorted(rows, key=lambda row: row[1]))

@@ -124,7 +124,7 @@ def test_another_data_set_without_held_out_images(invoke: Invoke, run_dir: Path,
     assert "left out: 1 unlabelled training images" in table
     done = invoke("eval-linear", run_dir, *other)
     assert done.code == 2
-    assert "no held-out images with labels; name some with --set data.test_path=" in done.stderr
+    assert "needs labelled held-out images, and the config names none; set data.test_path" in done.stderr
     same = invoke("eval-linear", run_dir, *other, "--set", f"data.test_path={tmp_path / 'other.parquet'}")
     assert same.code == 2
 

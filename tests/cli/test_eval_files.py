@@ -16,7 +16,7 @@ from pool import RankPool
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.evaluate.feature_cache import FeatureCache
 from msf_faiss.evaluate.scoring import score_knn, score_linear
-from msf_faiss.evaluate.subject import open_subject
+from msf_faiss.evaluate.setup import open_setup
 
 ENCODERS = ("--encoder", "online", "--encoder", "target", "--encoder", "untrained")
 
@@ -143,11 +143,11 @@ def evaluated_by(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
     """By one rank alone in the first half of the list, by all of them in the second."""
     found = []
     for together in (Ranks.alone(), ranks):
-        subject = open_subject(run_dir, [], torch.device("cpu"), ranks=together)
+        setup = open_setup(run_dir, [], torch.device("cpu"), ranks=together)
         results = [
-            score_knn(subject, "online", ks=[1, 5], temperatures=[0.1]),
-            score_linear(subject, "online", epochs=2),
-            score_linear(subject, "target", epochs=2, fast=True),
+            score_knn(setup, "online", ks=[1, 5], temperatures=[0.1]),
+            score_linear(setup, "online", epochs=2),
+            score_linear(setup, "target", epochs=2, fast=True),
         ]
         found += [(score.metric, score.correct) for result in results for score in result.scores]
     return found

@@ -151,7 +151,7 @@ def test_what_the_data_do_not_allow_is_left_out_and_told(invoke: Invoke, run_dir
     for command in ("eval-semi", "eval-transfer"):
         done = invoke(command, run_dir, *other)
         assert done.code == 2
-        assert "no held-out images with labels; name some with --set data.test_path=" in done.stderr
+        assert "needs labelled held-out images, and the config names none; set data.test_path" in done.stderr
 
 
 def test_held_out_images_without_labels_are_none(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:

@@ -40,18 +40,18 @@ def test_embed_a_folder(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: 
     done = invoke("embed", tiny_run, "--data", photos, "--out", out, "--normalize")
     assert (done.code, done.stdout) == (0, f"{out}\n"), done.stderr
     assert "embedding 6 images (folder)" in done.stderr
-    assert "6 embeddings of 16 numbers (float32, unit norm), online encoder, backbone, step 6" in done.stderr
+    assert "6 embeddings of 16 dimensions (float32, unit norm), online encoder, backbone, step 6" in done.stderr
     table = pq.read_table(out)
     assert sorted(table["class"].to_pylist()) == ["cats"] * 3 + ["dogs"] * 3
     norms = np.linalg.norm(np.array(table["embedding"].to_pylist()), axis=1)
     assert np.abs(norms - 1).max() < 1e-6
     again = invoke("embed", tiny_run, "--data", photos, "--out", out)
     assert again.code == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert "embedding" not in again.stderr
 
 
-def test_embed_what_can_be_read_of_held_out_images(
+def test_embed_held_out_images_and_skip_unreadable_ones(
     invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path
 ) -> None:
     done = invoke("embed", tiny_run, "--split", "test", "--out", tmp_path / "e.npy", "--features", "projector")
@@ -59,7 +59,7 @@ def test_embed_what_can_be_read_of_held_out_images(
     assert np.load(tmp_path / "e.npy").shape == (20, 64)
     (photos / "cats" / "broken.png").write_text("nonsense")
     skipping = ("--data", photos, "--set", "data.unreadable=skip", "--out", tmp_path / "f.npy")
-    assert "left out: 1 unreadable images" in invoke("embed", tiny_run, *skipping).stderr
+    assert "skipped 1 unreadable images" in invoke("embed", tiny_run, *skipping).stderr
 
 
 def test_a_file_whose_name_is_not_utf8(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
@@ -79,18 +79,18 @@ def test_index(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> 
     bank = tmp_path / "bank.faiss"
     done = invoke("index", tiny_run, "--from-bank", "--kind", "ivf", "--out", bank)
     assert done.code == 0, done.stderr
-    assert "40 entries of 64 numbers, 1 lists, 1 probed: 100.0% of the 10 nearest are found" in done.stderr
+    assert "40 entries of 64 dimensions, recall@10 100.0% probing 1 of 1 lists" in done.stderr
     assert set(pq.read_table(tmp_path / "bank.faiss.images.parquet")["id"].to_pylist()) <= set(range(48))
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["embed", "--out", "e.csv"], "the ending says what to write"),
+        (["embed", "--out", "e.csv"], "the extension must be .parquet"),
         (["embed", "--data", "x", "--split", "test", "--out", "e.npy"], "give one of them"),
         (["index", "--data", "x", "--split", "test", "--out", "e"], "give one of them"),
         (["embed", "--data", "nowhere", "--out", "e.npy"], "nowhere does not exist; give a folder of images"),
-        (["embed", "--set", "bank.k=1", "--out", "e.npy"], "the encoder is taken as it was trained"),
+        (["embed", "--set", "bank.k=1", "--out", "e.npy"], "the encoder stays as it was trained"),
         (["index", "--from-bank", "--features", "backbone", "--out", "e"], "leave out --features"),
         (["index", "--from-bank", "--batch-size", "3", "--out", "e"], "leave out --batch-size"),
     ],

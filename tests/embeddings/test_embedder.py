@@ -1,4 +1,4 @@
-"""Embeddings on disk: the right rows under the right names, and nothing of what failed."""
+"""Files of embeddings: correct rows and names, and no file after an error."""
 
 import json
 import os
@@ -18,14 +18,15 @@ from untrained import save_untrained
 from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_model
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
-from msf_faiss.embeddings import embedder as module
-from msf_faiss.embeddings.embedder import METADATA, Embedder, embed, images_table, open_embedder
+from msf_faiss.embeddings import files as embedding_files
+from msf_faiss.embeddings.embedder import Embedder, open_embedder, write_embeddings
 from msf_faiss.embeddings.extract import extract
+from msf_faiss.embeddings.files import METADATA_KEY, images_table
 from msf_faiss.errors import UserError
 
 HOSTILE = ["plain.png", "a|b\n.png", "ünï 'quoted\".png", os.fsdecode(b"not-utf8-\xff.png"), "<b>.png"]
 SLACK = 1e-5
-"""Other batch sizes add in another order: float32 rounding of a few layers."""
+"""float32 rounding of a few layers: other batch sizes add in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def photos(folder: Path) -> Path:
-    """Five images in two classes, with names that few programs like."""
+    """Five images in two classes, with names that break careless programs."""
     rng = np.random.default_rng(0)
     for place, name in enumerate(HOSTILE):
         path = folder / ("cats", os.fsdecode(b"d\xe9gs"))[place % 2] / name
@@ -52,22 +53,22 @@ def photos(folder: Path) -> Path:
     return folder
 
 
-def expected(embedder: Embedder, part: str, name: str) -> torch.Tensor:
-    """[N, F] all at once."""
+def expected(embedder: Embedder, layer: str, name: str) -> torch.Tensor:
+    """All embeddings [N, F], in one batch."""
     encoder: Any = getattr(load_model(embedder.checkpoint, torch.device("cpu")), name)
-    network: nn.Module = encoder if part == "projector" else encoder.backbone
+    network: nn.Module = encoder if layer == "projector" else encoder.backbone
     return extract(network, embedder.source, config=embedder.config, device=torch.device("cpu")).embeddings
 
 
 @pytest.mark.parametrize("name", ["online", "target"])
-@pytest.mark.parametrize(("part", "dim"), [("backbone", 4), ("projector", 8)])
-def test_a_table(run: Path, tmp_path: Path, name: Any, part: Any, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GROUP", 10 * 4 * dim)  # ten rows
-    embedder = open_embedder(run, encoder=name, part=part)
-    out, told = tmp_path / "new" / "e.parquet", []
-    assert embed(embedder, out, batch_size=4, on_batch=told.append) == 37
-    assert told == [*range(4, 37, 4), 37]
-    assert pq.read_metadata(out).num_row_groups == 4  # of 12 rows: batches are not cut
+@pytest.mark.parametrize(("layer", "dim"), [("backbone", 4), ("projector", 8)])
+def test_parquet(run: Path, tmp_path: Path, name: Any, layer: Any, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_files, "_ROW_GROUP_BYTES", 10 * 4 * dim)  # ten rows
+    embedder = open_embedder(run, encoder=name, layer=layer)
+    out, progress = tmp_path / "new" / "e.parquet", []
+    assert write_embeddings(embedder, out, batch_size=4, on_batch=progress.append) == 37
+    assert progress == [*range(4, 37, 4), 37]
+    assert pq.read_metadata(out).num_row_groups == 4  # 12 rows each: batches are not split
     table = pq.read_table(out)
     assert table.column_names == ["id", "name", "label", "class", "embedding"]
     assert table["id"].to_pylist() == list(range(37))
@@ -78,33 +79,33 @@ def test_a_table(run: Path, tmp_path: Path, name: Any, part: Any, dim: int, monk
     assert table["class"].to_pylist() == [embedder.source.classes[label] for label in embedder.source.labels]
     assert str(table.schema.field("embedding").type) == f"fixed_size_list<element: float not null>[{dim}]"
     found = torch.tensor(table["embedding"].to_pylist())
-    torch.testing.assert_close(found, expected(embedder, part, name), rtol=SLACK, atol=SLACK)
-    facts = json.loads(table.schema.metadata[METADATA])
-    assert (facts["encoder"], facts["features"], facts["dimensions"], facts["normalized"]) == (name, part, dim, False)
-    assert facts["model_sha256"] == find_checkpoint(run).files["model.safetensors"]
-    assert facts["view"]["center_crop"] == 16
+    torch.testing.assert_close(found, expected(embedder, layer, name), rtol=SLACK, atol=SLACK)
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    assert [metadata[key] for key in ("encoder", "features", "dimensions", "normalized")] == [name, layer, dim, False]
+    assert metadata["model_sha256"] == find_checkpoint(run).files["model.safetensors"]
+    assert metadata["view"]["center_crop"] == 16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_an_array(run: Path, tmp_path: Path, dtype: Any) -> None:
+def test_npy(run: Path, tmp_path: Path, dtype: Any) -> None:
     embedder = open_embedder(run, split="test")
     out = tmp_path / "e.npy"
-    assert embed(embedder, out, normalize=True, dtype=dtype, batch_size=5) == 11
-    found = np.load(out)
-    assert (found.shape, found.dtype) == ((11, 4), np.dtype(dtype))
+    assert write_embeddings(embedder, out, normalize=True, dtype=dtype, batch_size=5) == 11
+    array = np.load(out)
+    assert (array.shape, array.dtype) == ((11, 4), np.dtype(dtype))
     whole = F.normalize(expected(embedder, "backbone", "online"), dim=1).numpy()
-    assert np.abs(found - whole).max() <= (SLACK if dtype == "float32" else 2**-11)  # half a unit of float16 below 1
+    assert np.abs(array - whole).max() <= (SLACK if dtype == "float32" else 2**-11)  # half a unit of float16 below 1
     rows = pq.read_table(images_table(out))
     assert rows.column_names == ["id", "name", "label", "class"]
     assert rows["id"].to_pylist() == list(range(11))
-    assert json.loads(rows.schema.metadata[METADATA])["dtype"] == dtype
+    assert json.loads(rows.schema.metadata[METADATA_KEY])["dtype"] == dtype
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npy", "e.npy.images.parquet"]
 
 
-def test_names_of_any_characters_and_half_precision(run: Path, tmp_path: Path) -> None:
+def test_hostile_names_and_half_precision(run: Path, tmp_path: Path) -> None:
     embedder = open_embedder(run, data=photos(tmp_path / os.fsdecode(b"ph\xffotos")))
     out = tmp_path / os.fsdecode(b"\xfe.parquet")
-    assert embed(embedder, out, dtype="float16") == 5
+    assert write_embeddings(embedder, out, dtype="float16") == 5
     with out.open("rb") as file:
         table = pq.read_table(file)
     names = [Path(name).name for name in table["name"].to_pylist()]
@@ -113,23 +114,23 @@ def test_names_of_any_characters_and_half_precision(run: Path, tmp_path: Path) -
     assert "halffloat" in str(table.schema.field("embedding").type)
 
 
-def test_images_without_labels(run: Path, tmp_path: Path) -> None:
+def test_unlabelled_images_have_no_label_columns(run: Path, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
     embedder = open_embedder(run, data=folder, overrides=["data.labels=none"])
-    embed(embedder, tmp_path / "e.parquet")
+    write_embeddings(embedder, tmp_path / "e.parquet")
     assert pq.read_table(tmp_path / "e.parquet").column_names == ["id", "name", "embedding"]
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".npy"])
-def test_unreadable_images(run: Path, tmp_path: Path, ending: str) -> None:
+def test_unreadable_images_are_errors_or_skipped(run: Path, tmp_path: Path, ending: str) -> None:
     folder = photos(tmp_path / "photos")
     (folder / "cats" / "broken.png").write_bytes(b"nonsense")
     out = tmp_path / f"e{ending}"
     with pytest.raises(UserError, match=r"broken\.png.*data\.unreadable=skip"):
-        embed(open_embedder(run, data=folder), out)
+        write_embeddings(open_embedder(run, data=folder), out)
     assert list(tmp_path.iterdir()) == [folder]
     embedder = open_embedder(run, data=folder, overrides=["data.unreadable=skip"])
-    assert embed(embedder, out, batch_size=2) == 5
+    assert write_embeddings(embedder, out, batch_size=2) == 5
     rows = pq.read_table(out if ending == ".parquet" else images_table(out))
     assert len(rows) == 5
     broken = next(index for index in range(6) if "broken" in embedder.source.name(index))
@@ -138,26 +139,26 @@ def test_unreadable_images(run: Path, tmp_path: Path, ending: str) -> None:
         assert np.load(out).shape == (5, 4)
 
 
-def test_older_files_stay_unless_they_are_to_be_replaced(run: Path, tmp_path: Path) -> None:
+def test_existing_files_are_replaced_only_by_force(run: Path, tmp_path: Path) -> None:
     embedder = open_embedder(run, split="test")
     for name, other in (("e.parquet", "e.parquet"), ("f.npy", "f.npy"), ("g.npy", "g.npy.images.parquet")):
         (tmp_path / other).write_text("mine")
-        with pytest.raises(UserError, match=r"is there already; .*--force"):
-            embed(embedder, tmp_path / name)
+        with pytest.raises(UserError, match=r"already exists; .*--force"):
+            write_embeddings(embedder, tmp_path / name)
         assert (tmp_path / other).read_text() == "mine"
-        embed(embedder, tmp_path / name, force=True)
+        write_embeddings(embedder, tmp_path / name, force=True)
     assert len(np.load(tmp_path / "g.npy")) == len(pq.read_table(tmp_path / "e.parquet")) == 11
     (tmp_path / "h.npy").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        embed(embedder, tmp_path / "h.npy", force=True)
-    with pytest.raises(UserError, match=r"\.parquet is a table, \.npy an array"):
-        embed(embedder, tmp_path / "e.csv")
+        write_embeddings(embedder, tmp_path / "h.npy", force=True)
+    with pytest.raises(UserError, match=r"must be \.parquet \(a table\) or \.npy \(an array\)"):
+        write_embeddings(embedder, tmp_path / "e.csv")
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".npy"])
 @pytest.mark.parametrize("written", [0, 9])
-def test_a_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first write, and where some were good."""
+def test_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full from the start, or after some writes."""
     opened = Path.open
 
     class Full:
@@ -188,35 +189,35 @@ def test_a_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monke
         return Full(path, mode) if mode == "wb" else opened(path, mode, *rest, **options)
 
     monkeypatch.setattr(Path, "open", open_full)
-    with pytest.raises(UserError, match="cannot be written: No space left on device; make room there"):
-        embed(embedder, old, batch_size=2, force=True)
+    with pytest.raises(UserError, match="cannot write: No space left on device; free some space"):
+        write_embeddings(embedder, old, batch_size=2, force=True)
     assert old.read_text() == "old"
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_a_folder_that_cannot_be_made(run: Path, tmp_path: Path) -> None:
+def test_output_folder_cannot_be_created(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written: (Not a directory|File exists)"):
-        embed(open_embedder(run), tmp_path / "file" / "e.npy")
+    with pytest.raises(UserError, match=r"cannot write: (Not a directory|File exists)"):
+        write_embeddings(open_embedder(run), tmp_path / "file" / "e.npy")
 
 
-def test_embeddings_that_are_no_numbers(run: Path, tmp_path: Path) -> None:
+def test_embeddings_that_are_not_finite_are_refused(run: Path, tmp_path: Path) -> None:
     embedder = open_embedder(run)
     with torch.no_grad():
         next(embedder.network.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"embedding of .* is not finite: training has diverged"):
-        embed(embedder, tmp_path / "e.npy")
+        write_embeddings(embedder, tmp_path / "e.npy")
     embedder = open_embedder(run)
     with torch.no_grad():
         for parameter in embedder.network.parameters():
             parameter *= 1e4
-    with pytest.raises(UserError, match=r"beyond 65,504.*leave out --dtype"):
-        embed(embedder, tmp_path / "e.npy", dtype="float16")
+    with pytest.raises(UserError, match=r"exceed 65,504.*leave out --dtype"):
+        write_embeddings(embedder, tmp_path / "e.npy", dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_embedded(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--set model\.dim=3: the encoder is taken as it was trained"):
+def test_override_and_data_errors(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--set model\.dim=3: the encoder stays as it was trained"):
         open_embedder(run, overrides=["model.dim=3"])
     folder = photos(tmp_path / "photos")
     with pytest.raises(UserError, match=r"names no held-out images; .*--data"):

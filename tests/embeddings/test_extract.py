@@ -1,4 +1,4 @@
-"""Embeddings of a data set: right rows, untouched encoder."""
+"""Embeddings have the right rows, and the encoder is not changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Undecoded(MemorySource):
-    """Images that claim to need decoding, which fails for some."""
+    """Images that pretend to need decoding, which fails for `bad` ones."""
 
     in_memory = False
 
@@ -51,33 +51,33 @@ def config(unreadable: str = "error", workers: int = 0) -> Config:
     return Config(data=data, views=ViewsConfig(size=12), train=TrainConfig(device="cpu"))
 
 
-def embed(encoder: nn.Module, images: Tensor) -> Tensor:
-    """[N, 4] as it should be."""
+def embed_all(encoder: nn.Module, images: Tensor) -> Tensor:
+    """The expected embeddings [N, 4]."""
     with torch.no_grad():
         return encoder.eval()(normalize(center_crop(list(images), config().views), config().views))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_embeddings_of_all_images(encoder: nn.Module, images: Tensor, workers: int, batch_size: int) -> None:
+def test_all_images(encoder: nn.Module, images: Tensor, workers: int, batch_size: int) -> None:
     source = Undecoded(images, [0, 1] * 5 + [-1])
     found = extract(encoder, source, config=config(workers=workers), device=CPU, batch_size=batch_size)
     assert found.embeddings.dtype == torch.float32
-    # Convolutions of other batch sizes add in another order.
-    assert torch.allclose(found.embeddings, embed(encoder, images), atol=1e-6)
+    # With another batch size, convolutions add in another order.
+    assert torch.allclose(found.embeddings, embed_all(encoder, images), atol=1e-6)
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1] * 5 + [-1]
     assert found.ids.tolist() == list(range(11))
 
 
-def test_chosen_images_come_in_their_order(encoder: nn.Module, images: Tensor) -> None:
+def test_chosen_images_keep_their_order(encoder: nn.Module, images: Tensor) -> None:
     found = extract(encoder, Undecoded(images, None), config=config(), device=CPU, ids=torch.tensor([9, 2, 2]))
-    assert torch.allclose(found.embeddings, embed(encoder, images[[9, 2, 2]]), atol=1e-6)
+    assert torch.allclose(found.embeddings, embed_all(encoder, images[[9, 2, 2]]), atol=1e-6)
     assert found.labels is None
     assert found.ids.tolist() == [9, 2, 2]
 
 
-def test_the_encoder_is_left_as_it_was(encoder: nn.Module, images: Tensor) -> None:
+def test_encoder_is_unchanged(encoder: nn.Module, images: Tensor) -> None:
     encoder.train()
     encoder[1].eval()  # type: ignore[index]  # frozen by its owner
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -89,18 +89,18 @@ def test_the_encoder_is_left_as_it_was(encoder: nn.Module, images: Tensor) -> No
     nn.Linear(4, 2)(found.embeddings).sum().backward()  # a probe can train on them
 
 
-def test_the_mode_is_restored_after_an_error(encoder: nn.Module, images: Tensor) -> None:
+def test_mode_is_restored_after_an_error(encoder: nn.Module, images: Tensor) -> None:
     encoder.train()
     with pytest.raises(UserError, match="undecoded: cannot read"):
         extract(encoder, Undecoded(images, None, bad=[6]), config=config(), device=CPU)
     assert all(module.training for module in encoder.modules())
 
 
-def test_skipped_images_are_missing(encoder: nn.Module, images: Tensor) -> None:
+def test_skipped_unreadable_images_are_missing(encoder: nn.Module, images: Tensor) -> None:
     source = Undecoded(images, np.arange(11).tolist(), bad=[0, 6, 7])
     found = extract(encoder, source, config=config("skip"), device=CPU, batch_size=2)
     readable = [1, 2, 3, 4, 5, 8, 9, 10]
     assert found.ids.tolist() == readable
     assert found.labels is not None
     assert found.labels.tolist() == readable
-    assert torch.allclose(found.embeddings, embed(encoder, images[readable]), atol=1e-6)
+    assert torch.allclose(found.embeddings, embed_all(encoder, images[readable]), atol=1e-6)

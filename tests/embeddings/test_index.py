@@ -1,4 +1,4 @@
-"""Indices over a data set and over a bank."""
+"""FAISS indexes over a data set and over a bank."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from untrained import save_untrained
 
 from msf_faiss.bank import FlatBank
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
-from msf_faiss.embeddings import index as search_index
-from msf_faiss.embeddings.embedder import embed, images_table, open_embedder
-from msf_faiss.embeddings.index import index_bank, index_data, usage
+from msf_faiss.embeddings import index as embeddings_index
+from msf_faiss.embeddings.embedder import open_embedder, write_embeddings
+from msf_faiss.embeddings.files import images_table
+from msf_faiss.embeddings.index import index_bank, index_data, search_snippet
 from msf_faiss.errors import UserError
 from msf_faiss.search.faiss_setup import faiss
 
@@ -23,7 +24,7 @@ IMAGES, DIM = 120, 8
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlatBank]:
-    """A run whose bank of bfloat16 went round: 90 entries of 120, image 5 among them twice."""
+    """A run whose bfloat16 bank has wrapped around: 90 entries, two of them of image 5."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     config = Config(
         data=DemoData(images=IMAGES, test_images=10, size=16, workers=0),
@@ -41,14 +42,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlatBank]:
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf-sq8"])
-def test_an_index_of_images_finds_what_their_embeddings_say(
-    run: tuple[Path, FlatBank], tmp_path: Path, kind: Any
-) -> None:
-    out, told = tmp_path / "i.faiss", []
-    embedder = open_embedder(run[0], part="projector")
-    facts = index_data(embedder, out, kind=kind, batch_size=50, on_batch=told.append)
-    assert told == [50, 100, 120]
-    embed(open_embedder(run[0], part="projector"), tmp_path / "e.npy", normalize=True)
+def test_index_of_images_finds_their_embeddings(run: tuple[Path, FlatBank], tmp_path: Path, kind: Any) -> None:
+    out, progress = tmp_path / "i.faiss", []
+    embedder = open_embedder(run[0], layer="projector")
+    facts = index_data(embedder, out, kind=kind, batch_size=50, on_batch=progress.append)
+    assert progress == [50, 100, 120]
+    write_embeddings(open_embedder(run[0], layer="projector"), tmp_path / "e.npy", normalize=True)
     vectors = np.load(tmp_path / "e.npy")
     index = faiss.read_index(str(out))
     assert index.ntotal == facts.entries == IMAGES
@@ -69,7 +68,7 @@ def test_an_index_of_images_finds_what_their_embeddings_say(
     assert not [path for path in tmp_path.iterdir() if path.name[0] == "."]
 
 
-def test_an_index_of_the_bank_finds_what_the_bank_finds(run: tuple[Path, FlatBank], tmp_path: Path) -> None:
+def test_index_of_bank_equals_bank_search(run: tuple[Path, FlatBank], tmp_path: Path) -> None:
     out = tmp_path / "bank.faiss"
     facts = index_bank(run[0], out)
     bank = run[1]
@@ -88,8 +87,8 @@ def test_an_index_of_the_bank_finds_what_the_bank_finds(run: tuple[Path, FlatBan
     assert (index.reconstruct(5) == newest).all()
 
 
-def test_banks_that_cannot_be_indexed(run: tuple[Path, FlatBank], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"names 120 images by their number, but the data now hold 50"):
+def test_bank_of_other_data_or_empty_is_refused(run: tuple[Path, FlatBank], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"refers to 120 training images by number, but the data now have 50"):
         index_bank(run[0], tmp_path / "x", overrides=["data.images=50"])
     config = Config(
         data=DemoData(images=10, size=16),
@@ -98,37 +97,39 @@ def test_banks_that_cannot_be_indexed(run: tuple[Path, FlatBank], tmp_path: Path
         bank=FlatBankConfig(capacity=9),
     )
     save_untrained(config, tmp_path / "run", images=10, bank=FlatBank(9, DIM))
-    with pytest.raises(UserError, match="its bank is empty; index a data set instead: leave out --from-bank"):
+    with pytest.raises(UserError, match="the bank is empty; leave out --from-bank to index images"):
         index_bank(tmp_path / "run", tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_older_files_and_failures(run: tuple[Path, FlatBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_survive_errors(
+    run: tuple[Path, FlatBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "i.faiss"
     out.write_text("mine")
     for attempt in (lambda: index_bank(run[0], out), lambda: index_data(open_embedder(run[0]), out)):
-        with pytest.raises(UserError, match=r"is there already; .*--force"):
+        with pytest.raises(UserError, match=r"already exists; .*--force"):
             attempt()
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(search_index, "write_index", full)
+    monkeypatch.setattr(embeddings_index, "write_index", full)
     for attempt in (
         lambda: index_bank(run[0], out, force=True),
         lambda: index_data(open_embedder(run[0]), out, force=True),
     ):
-        with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        with pytest.raises(UserError, match="cannot write: No space left on device"):
             attempt()
     assert out.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_the_usage_that_is_shown_runs(run: tuple[Path, FlatBank], tmp_path: Path, kind: Any) -> None:
+def test_search_snippet_runs(run: tuple[Path, FlatBank], tmp_path: Path, kind: Any) -> None:
     out = tmp_path / "it's.faiss"
     facts = index_bank(run[0], out, kind=kind)
     names: dict[str, Any] = {"queries": np.eye(DIM, dtype=np.float32)[:3]}
-    exec(usage(out, facts), names)
+    exec(search_snippet(out, facts), names)
     assert names["ids"].shape == (3, 10)
     assert all(index in names["names"] for index in names["ids"].ravel())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from subjects import subject_of, unit
+from galleries import make_gallery, unit
 
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.clusters import find_clusters, images_once
@@ -52,9 +52,9 @@ def test_equal_vectors_leave_clusters_empty() -> None:
 
 
 def test_an_image_counts_once_by_its_newest_entry() -> None:
-    subject = subject_of(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6])
-    ids, embeddings = images_once(subject)
+    gallery = make_gallery(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6])
+    ids, embeddings = images_once(gallery)
     assert ids.tolist() == [2, 4, 7]
     assert embeddings.argmax(dim=1).tolist() == [4, 5, 3]
-    aged = subject_of(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6], max_age=1)
+    aged = make_gallery(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6], max_age=1)
     assert images_once(aged)[0].tolist() == [2, 4]

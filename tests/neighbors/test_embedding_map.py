@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from subjects import unit
+from galleries import unit
 
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.embedding_map import draw_map

@@ -12,9 +12,9 @@ from PIL import Image
 
 from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.gallery import open_gallery
 from msf_faiss.neighbors.inspection import embed_queries, inspect
 from msf_faiss.neighbors.records import write_records
-from msf_faiss.neighbors.subject import open_subject
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,9 @@ def test_a_bank_of_the_own_image_alone_has_no_neighbours(images: Path, tmp_path:
 
 def test_an_empty_bank_is_an_error_and_the_data_set_can_still_be_searched(images: Path, tmp_path: Path) -> None:
     empty = save(tmp_path, config_of(images), [])
-    with pytest.raises(UserError, match="the bank of step 7 is empty; inspect a later checkpoint, or search the"):
+    with pytest.raises(
+        UserError, match="the bank is empty at step 7; inspect a later checkpoint, or search the training images"
+    ):
         inspect(empty)
     assert inspect(empty, searched="dataset").summary.queries == 12
 
@@ -137,7 +139,9 @@ def test_an_empty_bank_is_an_error_and_the_data_set_can_still_be_searched(images
 def test_a_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "only.png")
     overrides = [f"data.path={tmp_path}"]
-    with pytest.raises(UserError, match="a training set of 24 images by their number, but the data now hold 1,"):
+    with pytest.raises(
+        UserError, match="its bank refers to 24 training images by number, but the data now have 1 images"
+    ):
         inspect(checkpoint, overrides=overrides)
     inspection = inspect(checkpoint, overrides=overrides, searched="dataset")
     assert inspection.summary.purity is None
@@ -159,7 +163,7 @@ def test_unlabelled_images_have_no_purity(checkpoint: Checkpoint) -> None:
         ({"files": [Path("nowhere.png")]}, r"nowhere\.png does not exist; a query is an image file"),
         ({"files": [Path(__file__).parent]}, "neighbors is a folder; a query is an image file"),
         ({"files": [Path(__file__)]}, r"test_inspect\.py cannot be read as an image"),
-        ({"overrides": ["model.dim=3"]}, "model.dim=3: encoder and bank are taken as they are saved"),
+        ({"overrides": ["model.dim=3"]}, "model.dim=3: the encoder stays as it was trained"),
         ({"overrides": ["data.path=/nowhere"]}, "/nowhere does not exist"),
     ],
 )
@@ -190,13 +194,13 @@ def test_unreadable_queries_are_errors_or_left_out_as_the_config_says(images: Pa
 
 
 def test_an_encoder_that_has_diverged_is_told_in_words(checkpoint: Checkpoint) -> None:
-    complaint = r"step-00000007: the target encoder gives embeddings that are not finite"
-    subject = open_subject(checkpoint, searched="dataset")
-    next(subject.model.target.parameters()).data.fill_(torch.inf)
+    complaint = r"step-00000007: embeddings of the target encoder are not finite"
+    gallery = open_gallery(checkpoint, searched="dataset")
+    next(gallery.model.target.parameters()).data.fill_(torch.inf)
     with pytest.raises(UserError, match=complaint):
-        embed_queries(subject, [], [0])
+        embed_queries(gallery, [], [0])
     with pytest.raises(UserError, match=complaint):
-        assert subject.bank
+        assert gallery.bank
 
 
 def test_records_are_complete_and_plain(checkpoint: Checkpoint, tmp_path: Path) -> None:

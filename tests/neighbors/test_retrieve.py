@@ -8,7 +8,7 @@ from torch import Tensor
 from msf_faiss.bank import FlatBank
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.neighbors.inspection import balanced_choice, retrieve
-from msf_faiss.neighbors.retrieval import retrieve_images
+from msf_faiss.neighbors.retrieval import search_images
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -114,7 +114,7 @@ def test_images_that_own_most_of_a_bank_hide_no_other(max_age: int | None) -> No
     bank.push(pushed, torch.tensor(ids))
     queries = unit(600, 4, seed=1)  # more than are searched at a time
     own_ids = rng.integers(45, size=600)
-    found = retrieve_images(bank, queries, own_ids, 12)
+    found = search_images(bank, queries, own_ids, 12)
     lives = 256 if max_age is None else max_age + 1
     for row in range(0, 600, 7):
         _, others = brute_force(pushed, ids, lives, queries[row], int(own_ids[row]), 12)

@@ -6,21 +6,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from subjects import subject_of, unit
+from galleries import make_gallery, unit
 
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.inspection import retrieve
 from msf_faiss.neighbors.lookup import Lookup
 from msf_faiss.neighbors.statistics import count, worst_first
-from msf_faiss.neighbors.subject import Subject
 
 
-def asked_of(subject: Subject, asked: list[int], k: int) -> tuple[np.ndarray, Lookup]:
+def asked_of(gallery: Gallery, asked: list[int], k: int) -> tuple[np.ndarray, Lookup]:
     """Images asked with random embeddings."""
-    lookup = Lookup(subject, k)
+    lookup = Lookup(gallery, k)
     ids = np.array(asked)
-    subject.embed = lambda crops: unit(len(crops), 8, seed=1)
-    subject.crops = lambda some: [(some, torch.zeros(len(some), 3, 8, 8, dtype=torch.uint8))]
+    gallery.embed_views = lambda crops: unit(len(crops), 8, seed=1)
+    gallery.views = lambda some: [(some, torch.zeros(len(some), 3, 8, 8, dtype=torch.uint8))]
     lookup.neighbors(ids)
     return ids, lookup
 
@@ -36,18 +36,18 @@ def test_statistics_equal_a_count_by_hand(k: int, labelled: str, searched: str) 
     rng = np.random.default_rng(k)
     labels = None if labelled == "none" else rng.integers(0 if labelled == "all" else -1, 3, size=30).tolist()
     ids = list(range(30)) if searched == "dataset" else rng.integers(25, size=60).tolist()
-    subject = subject_of(30, ids, labels=labels, searched=searched)
+    gallery = make_gallery(30, ids, labels=labels, searched=searched)
     if searched == "dataset":
-        lookup = Lookup(subject, k)
+        lookup = Lookup(gallery, k)
         asked = lookup.sample(5, seed=0)
         assert asked.tolist() == list(range(30))
-        embeddings = subject.bank.reconstruct(torch.arange(30))
+        embeddings = gallery.bank.reconstruct(torch.arange(30))
     else:
-        asked, lookup = asked_of(subject, [0, 3, 4, 9, 20, 26, 29], k)
+        asked, lookup = asked_of(gallery, [0, 3, 4, 9, 20, 26, 29], k)
         embeddings = lookup.embeddings(asked)
-    statistics = count(subject, asked, lookup.neighbors(asked))
+    statistics = count(gallery, asked, lookup.neighbors(asked))
 
-    answers = retrieve(subject.bank, embeddings, asked.tolist(), k)
+    answers = retrieve(gallery.bank, embeddings, asked.tolist(), k)
     label = lambda index: -1 if labels is None else labels[index]  # noqa: E731
     pairs = [
         (query, rank, found)
@@ -112,20 +112,20 @@ def test_statistics_equal_a_count_by_hand(k: int, labelled: str, searched: str) 
 
 
 def test_one_image_has_no_neighbours_and_nothing_to_tell() -> None:
-    subject = subject_of(1, [0], labels=[0], searched="dataset")
-    lookup = Lookup(subject, 1)
+    gallery = make_gallery(1, [0], labels=[0], searched="dataset")
+    lookup = Lookup(gallery, 1)
     asked = lookup.sample(1, seed=0)
-    statistics = count(subject, asked, lookup.neighbors(asked))
+    statistics = count(gallery, asked, lookup.neighbors(asked))
     assert (statistics.images, statistics.purity, statistics.chance, statistics.hubs) == (1, None, None, ())
     assert (statistics.purity_by_rank, statistics.purity_by_class, statistics.never_retrieved) == ((), (), 1)
     assert statistics.similarity.others.sum() == 0
 
 
 def test_equal_similarities_still_have_a_histogram() -> None:
-    subject = subject_of(5, list(range(5)), searched="dataset", vectors=unit(1, 8, seed=0).repeat(5, 1))
-    lookup = Lookup(subject, 4)
+    gallery = make_gallery(5, list(range(5)), searched="dataset", vectors=unit(1, 8, seed=0).repeat(5, 1))
+    lookup = Lookup(gallery, 4)
     asked = lookup.sample(1, seed=0)
-    histogram = count(subject, asked, lookup.neighbors(asked)).similarity
+    histogram = count(gallery, asked, lookup.neighbors(asked)).similarity
     assert histogram.others.sum() == 20
     assert (np.diff(histogram.edges) > 0).all()
 
@@ -133,26 +133,26 @@ def test_equal_similarities_still_have_a_histogram() -> None:
 def test_the_worst_are_those_whose_neighbours_have_other_labels() -> None:
     """Pairs on a circle: 0 and 1 wrong and near, 2 and 3 wrong and less near, 4 and 5 right, 6 unlabelled."""
     angles = torch.tensor([0.0, 0.01, 1.5, 1.6, 3.0, 3.2, 4.5])
-    subject = subject_of(
+    gallery = make_gallery(
         7,
         list(range(7)),
         labels=[0, 1, 0, 1, 2, 2, -1],
         searched="dataset",
         vectors=torch.stack([angles.cos(), angles.sin()], dim=1),
     )
-    lookup = Lookup(subject, 1)
+    lookup = Lookup(gallery, 1)
     asked = lookup.sample(1, seed=0)
-    assert worst_first(subject, asked, lookup.neighbors(asked)) == [0, 1, 2, 3, 4, 5]
+    assert worst_first(gallery, asked, lookup.neighbors(asked)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_without_labels_there_is_no_worst() -> None:
-    subject = subject_of(4, list(range(4)), labels=[-1, 0, -1, -1], searched="dataset")
-    lookup = Lookup(subject, 3)
+    gallery = make_gallery(4, list(range(4)), labels=[-1, 0, -1, -1], searched="dataset")
+    lookup = Lookup(gallery, 3)
     asked = lookup.sample(1, seed=0)
     with pytest.raises(UserError, match="none of 4 images has a label and a neighbour with one"):
-        worst_first(subject, asked, lookup.neighbors(asked))
+        worst_first(gallery, asked, lookup.neighbors(asked))
 
 
 def test_neighbours_that_would_fill_the_memory_are_refused() -> None:
     with pytest.raises(UserError, match=r"1,001 neighbours of each of many images are too many; --k 1000"):
-        Lookup(subject_of(3, [0, 1, 2]), 1001)
+        Lookup(make_gallery(3, [0, 1, 2]), 1001)

@@ -1,4 +1,4 @@
-"""What is inspected, without a checkpoint: vectors and labels."""
+"""Galleries without a checkpoint: vectors and labels."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from msf_faiss.bank import FlatBank
 from msf_faiss.data.sources.memory import MemorySource
-from msf_faiss.neighbors.subject import Subject
+from msf_faiss.neighbors.gallery import Gallery
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -15,7 +15,7 @@ def unit(rows: int, dim: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def subject_of(
+def make_gallery(
     images: int,
     ids: list[int],
     *,
@@ -24,7 +24,7 @@ def subject_of(
     searched: str = "bank",
     vectors: Tensor | None = None,
     max_age: int | None = None,
-) -> Subject:
+) -> Gallery:
     """A bank of random entries of the images `ids`, pushed in this order, or of `vectors`."""
     names = None if labels is None else [f"class {label}" for label in range(classes)]
     source = MemorySource(torch.zeros(images, 3, 8, 8, dtype=torch.uint8), labels, names, title="set")
@@ -32,6 +32,6 @@ def subject_of(
     bank.push(unit(len(ids), 8, seed=len(ids)) if vectors is None else vectors, torch.tensor(ids))
     config = SimpleNamespace(bank=SimpleNamespace(max_age=max_age))
     checkpoint = SimpleNamespace(dataset_size=images, config=config)
-    subject = Subject(checkpoint, SimpleNamespace(), source, searched, torch.device("cpu"))
-    subject.bank = bank
-    return subject
+    gallery = Gallery(checkpoint, SimpleNamespace(), source, searched, torch.device("cpu"))
+    gallery.bank = bank
+    return gallery
