@@ -1,1 +1,1 @@
-"""Ranks that train together."""
+"""Distributed training: the ranks of a run, and batch norm across them."""

@@ -1,6 +1,6 @@
-"""Batch statistics where a batch is divided among ranks: of all of it, or each rank's own with the images shuffled.
+"""Batch norm across ranks: statistics of the whole batch, or each rank's own over images shuffled between ranks.
 
-Shapes: b rows of this rank, B rows of all, C channels, [b, C, ...] activations.
+Shapes: b rows of this rank, B rows of all ranks, C channels, [b, C, ...] activations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from msf_faiss.distributed.ranks import Ranks
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_SHUFFLE = 101  # this module's stream of random numbers; others are in data/sampler and views
+_SHUFFLE = 101  # this module's stream of random numbers; data/sampler and views use others
 
 
 def synchronize_batch_norm(network: Network, ranks: Ranks) -> Network:
@@ -41,11 +41,11 @@ def synchronize_batch_norm(network: Network, ranks: Ranks) -> Network:
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """Batch norm over the images of all ranks, in whatever numbers: what torch's SyncBatchNorm does on GPUs alone.
+    """Batch norm over the images of all ranks, which need not be equally many. torch's SyncBatchNorm needs a GPU.
 
     Args:
-        norm: its weights, running statistics and settings are taken over; affine, and with running statistics.
-        ranks: that normalise together.
+        norm: the batch norm to replace, affine and with running statistics; its tensors are shared.
+        ranks: the ranks that normalise together.
     """
 
     def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:
@@ -60,7 +60,7 @@ class CpuSyncBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm expects [b, C, ...], found {list(input.shape)}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CpuSyncBatchNorm:
-        raise TypeError("batch norms are synchronised after a model has been copied: ranks have no copy")
+        raise TypeError("copy a model before synchronising its batch norms: ranks cannot be copied")
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -93,7 +93,7 @@ class _Normalise(torch.autograd.Function):
         counts, means, variances = everyone[:, :1], everyone[:, 1 : 1 + len(mean)], everyone[:, 1 + len(mean) :]
         total = counts.sum()
         mean = (counts * means).sum(dim=0) / total
-        # Each rank's variance is about its own mean: sums of squares would lose digits where means are large.
+        # Each rank's variance is about its own mean: sums of squares would lose digits if means are large.
         variance = (counts * (variances + (means - mean).square())).sum(dim=0) / total
         inverse = (variance + eps).rsqrt()
         along = [1, -1] + [1] * (input.ndim - 2)
@@ -115,33 +115,33 @@ class _Normalise(torch.autograd.Function):
             everyone = ranks.gather_rows(torch.stack([of_bias, of_weight]).unsqueeze(0))  # [W, 2, C]
         of_all = (everyone.sum(dim=0) / total).view(2, *along)
         of_input = (gradient - of_all[0] - centred * of_all[1]) * (inverse * weight).view(along)
-        # The parameters' gradients are this rank's alone: they are added up together with all others.
+        # The gradients of weight and bias are this rank's only: data_parallel averages them with all others.
         return of_input.to(gradients[0].dtype), of_weight, of_bias, None, None
 
 
 def shuffle_rows(rows: Tensor, ranks: Ranks, *, seed: int, step: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Exchange `rows` [b, ...] among the ranks at random: every rank gets as many as it gave.
+    """Shuffle `rows` [b, ...] randomly over all ranks; every rank receives as many rows as it sends.
 
     Returns:
-        Others' rows, [b, ...], and what brings the results for them [b, ...] back to where the rows came from.
+        The received rows [b, ...], and a function that sends results for them [b, ...] back to where they came from.
     """
     counts = ranks.counts(rows.shape[0])
     order = np.argsort(
         hash_counters(seed, step, _SHUFFLE, np.arange(sum(counts))), kind="stable"
     )  # [B] row at each place
-    owner = np.repeat(np.arange(ranks.size), counts)  # [B] rank of a row, and of a place
+    owner = np.repeat(np.arange(ranks.size), counts)  # [B] rank of each row, and of each place
     start = sum(counts[: ranks.rank])
     place = np.argsort(order)  # [B] place of each row
     mine = slice(start, start + counts[ranks.rank])
     goes_to, comes_from = owner[place[mine]], owner[order[mine]]
     sent, received = (np.bincount(of, minlength=ranks.size).tolist() for of in (goes_to, comes_from))
-    # A rank's rows travel in the order of their places, so that what comes from each rank is in that order too.
+    # Rows are sent in the order of their places, so that those received from each rank are in that order too.
     outgoing = torch.from_numpy(np.argsort(place[mine], kind="stable")).to(rows.device, non_blocking=True)
-    came = torch.from_numpy(np.argsort(comes_from, kind="stable")).to(rows.device, non_blocking=True)
+    incoming = torch.from_numpy(np.argsort(comes_from, kind="stable")).to(rows.device, non_blocking=True)
 
     def undo(results: Tensor) -> Tensor:
-        back = ranks.exchange_rows(results[came], received, sent)
+        back = ranks.exchange_rows(results[incoming], received, sent)
         return torch.empty_like(back).index_copy_(0, outgoing, back)
 
     others = ranks.exchange_rows(rows[outgoing], sent, received)
-    return torch.empty_like(others).index_copy_(0, came, others), undo
+    return torch.empty_like(others).index_copy_(0, incoming, others), undo

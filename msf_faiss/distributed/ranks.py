@@ -1,6 +1,6 @@
-"""The ranks of a run: processes that train together, and the few things they tell each other.
+"""The ranks of a run: processes that train together, and the collectives that they use.
 
-The only module that imports torch.distributed. Shapes: W ranks, b rows of this rank, B rows of all.
+The only module that imports torch.distributed. Shapes: W ranks, b rows of this rank, B rows of all ranks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from msf_faiss.errors import PeerError, UserError
 
-# A peer that dies is noticed at once, and a step that hangs by the watchdog; but rank 0 may unpack a large data set.
+# Long, because others wait while rank 0 unpacks a data set. Dead peers are noticed at once, hangs by the watchdog.
 _TIMEOUT = datetime.timedelta(hours=6)
 
-# torch 2.14 renamed these and warns of the old names.
+# torch 2.14 renamed these and deprecates the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _DDP: Any = nn.parallel.DistributedDataParallel
@@ -30,18 +30,22 @@ _SYNC_BUFFERS = next(
     name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(_DDP).parameters
 )
 
+_START_RANKS = (
+    "start all ranks with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+)
+
 T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those that train together. Every method is called by all of them, in the same order.
+    """This process and the others that train with it. All ranks must call each method, in the same order.
 
     Args:
-        rank: of this process, 0..size - 1.
+        rank: number of this process, 0..size - 1.
         size: number of ranks.
-        local_rank: of this process among those of its host.
+        local_rank: number of this process on its host.
         local_size: ranks on this host.
-        group: of torch's, of all ranks; None: the one that they have to begin with, if they are several.
+        group: torch's process group of all ranks; None: the default group.
     """
 
     def __init__(
@@ -64,17 +68,17 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that prints and writes for all."""
+        """Whether this is rank 0, which prints and writes files for all."""
         return self.rank == 0
 
     def slice_of(self, count: int) -> slice:
-        """Which of `count` things are this rank's: as many as any other's, or one more or less."""
-        share, more = divmod(count, self.size)
-        start = self.rank * share + min(self.rank, more)
-        return slice(start, start + share + (self.rank < more))
+        """This rank's slice of `count` items. The slices cover all items; their lengths differ by at most one."""
+        each, more = divmod(count, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
 
     def gather_objects(self, value: T) -> list[T]:
-        """What every rank gave, by rank. Waits for all of them."""
+        """The `value` of every rank, by rank."""
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
@@ -82,7 +86,7 @@ class Ranks:
         return gathered
 
     def broadcast_object(self, value: T) -> T:
-        """What rank 0 gave."""
+        """The `value` of rank 0."""
         if self.size == 1:
             return value
         holder: list[Any] = [value]
@@ -90,10 +94,10 @@ class Ranks:
         return holder[0]  # type: ignore[no-any-return]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on all ranks.
+        """Run `work` on rank 0; return its result on all ranks.
 
         Raises:
-            UserError: what `work` raised, on rank 0; a `PeerError` on the others.
+            UserError: on rank 0, if `work` raised it; on the others it is a `PeerError`.
         """
         outcome: T | UserError | None = None
         if self.is_main:
@@ -108,10 +112,10 @@ class Ranks:
         return outcome  # type: ignore[return-value]
 
     def on_all(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this rank, once all ranks have done theirs.
+        """Run `work` on every rank; return this rank's result once all ranks have succeeded.
 
         Raises:
-            UserError: what `work` raised here; a `PeerError` where it went wrong on another rank only.
+            UserError: if `work` raised it here; a `PeerError` if it did so on another rank only.
         """
         error: UserError | None = None
         try:
@@ -128,10 +132,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def report_on_main(self) -> Iterator[None]:
-        """What follows from the same numbers on all ranks goes wrong on all of them alike, and rank 0 tells it.
+        """For a block that raises the same `UserError` on all ranks: only rank 0 reports it.
 
         Raises:
-            PeerError: instead of a `UserError`, on the others.
+            PeerError: in place of the `UserError`, on all ranks but 0.
         """
         try:
             yield
@@ -142,10 +146,12 @@ class Ranks:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 goes first, then one rank of every other host, then the rest: what one prepares the others find.
+        """Run the block on rank 0 first, then on one rank of every other host, then on the rest.
+
+        The first rank downloads and caches what the others then find.
 
         Raises:
-            PeerError: if another rank raised a `UserError`.
+            PeerError: if the block raised a `UserError` on another rank.
         """
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         self._meet(turn, None)
@@ -165,10 +171,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def known_row_counts(self, counts: Sequence[int] | None) -> Iterator[None]:
-        """Meanwhile the rows that each rank brings are as many as `counts` says, [W].
+        """Inside the block, rank r passes `counts[r]` rows to each collective; `counts`: [W].
 
-        Where that is not known (None, and outside of this) every gathering of rows begins with an exchange of their
-        numbers, for which the host has to wait.
+        If the counts are not known (None, or outside the block), every collective over rows first exchanges them, which
+        makes the host wait for the device.
         """
         before, self._counts = self._counts, None if counts is None else tuple(counts)
         try:
@@ -177,23 +183,23 @@ class Ranks:
             self._counts = before
 
     def counts(self, mine: int) -> tuple[int, ...]:
-        """The rows that each rank brings, this one `mine`: [W]."""
+        """The number of rows of each rank, [W]; `mine` is this rank's."""
         if self.size == 1:
             return (mine,)
         if self._counts is not None:
-            assert self._counts[self.rank] == mine, "another number of rows than was agreed"
+            assert self._counts[self.rank] == mine, "not the number of rows that known_row_counts says"
             return self._counts
         return tuple(self.gather_objects(mine))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, as a new tensor of the same shape."""
+        """The sum of `tensor` over the ranks, as a new tensor."""
         total = tensor.clone()
         if self.size > 1:
             dist.all_reduce(total, group=self._group)
         return total
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks in the order of the ranks: [b, ...] -> [B, ...]. Receives (W - 1) / W of the result."""
+        """The rows of all ranks, in rank order: [b, ...] -> [B, ...]."""
         if self.size == 1:
             return rows
         counts = self.counts(rows.shape[0])
@@ -207,16 +213,19 @@ class Ranks:
         return as_rows(everyone, rows)
 
     def exchange_rows(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """Send the first sent[0] of `rows` to rank 0, the next sent[1] to rank 1, ...; what came, by rank: [n, ...]."""
+        """Send sent[0] of `rows` to rank 0, the next sent[1] to rank 1 and so on; return the received rows [n, ...].
+
+        These are ordered by sender: the first received[0] come from rank 0.
+        """
         if self.size == 1:
             return rows
         mine = as_bytes(rows)
-        came = mine.new_empty(sum(received), mine.shape[1])
-        dist.all_to_all_single(came, mine, list(received), list(sent), group=self._group)
-        return as_rows(came, rows)
+        output = mine.new_empty(sum(received), mine.shape[1])
+        dist.all_to_all_single(output, mine, list(received), list(sent), group=self._group)
+        return as_rows(output, rows)
 
     def scatter_sums(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Sum `rows` over the ranks, and keep those that are this rank's: [B, ...] -> [b, ...], B = sum(counts)."""
+        """Sum `rows` over the ranks and return this rank's part: [B, ...] -> [b, ...], B = sum(counts)."""
         if self.size == 1:
             return rows
         most, mine = max(counts), counts[self.rank]
@@ -231,26 +240,26 @@ class Ranks:
         return summed[:mine]
 
     def side_channel(self) -> Ranks:
-        """The same ranks, for another thread: what it exchanges does not get mixed up with what this one does."""
+        """The same ranks with a process group of their own, for use by another thread."""
         if self.size == 1:
             return self
         group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
+        assert isinstance(group, dist.ProcessGroup), "this rank is a member of the group"
         return Ranks(self.rank, self.size, local_rank=self.local_rank, local_size=self.local_size, group=group)
 
 
 @contextlib.contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun (or whoever set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) started together.
+    """Connect the ranks that torchrun started (or whatever else set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT).
 
-    Meanwhile they are connected: by NCCL for tensors on a GPU and by gloo for others. Each rank's current CUDA device
-    is that of its number on the host.
+    Tensors on a GPU travel by NCCL, others by gloo. Each rank's current CUDA device becomes that of its local number.
+    Without these variables the process is alone.
 
     Args:
-        device: a config's `train.device`: auto, cpu or cuda.
+        device: the config's `train.device`: auto, cpu or cuda.
 
     Raises:
-        UserError: if the environment is incomplete or the others cannot be reached, or there are fewer GPUs than ranks.
+        UserError: if the environment is incomplete, a rank cannot be reached, or a host has fewer GPUs than ranks.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         yield Ranks.alone()
@@ -261,8 +270,8 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     if cuda:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"rank {rank} is number {local_rank} on its host, which has {torch.cuda.device_count()} GPUs; start at"
-                " most one process a GPU, or set train.device=cpu"
+                f"rank {rank} is local rank {local_rank}, but its host has {torch.cuda.device_count()} GPUs; start at"
+                " most one process per GPU, or set train.device=cpu"
             )
         torch.cuda.set_device(local_rank)
     if size == 1:
@@ -270,43 +279,40 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         return
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=_TIMEOUT))  # type: ignore[attr-defined]
-        # torchrun keeps its store when it starts ranks again, with the addresses of those that are gone (torch 2.14).
+        # torchrun keeps its store when it restarts ranks, with the addresses of the dead ones in it (torch 2.14).
         store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{size}", store)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"rank {rank} of {size} cannot join the others: {error}; start all ranks by torchrun, or set RANK,"
-            " WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
-        ) from error
-    # After an error the others may be gone, and leaving in good order would wait for them.
+        raise UserError(f"rank {rank} of {size} cannot join the others: {error}; {_START_RANKS}") from error
+    # Not after an error: the other ranks may be gone, and destroying the group would wait for them.
     yield Ranks(rank, size, local_rank=local_rank, local_size=local_size)
     dist.destroy_process_group()
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether an error of a collective says that another rank is gone."""
+    """Whether an error of a collective means that another rank is gone."""
     if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, dist.DistStoreError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
 
 
 def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
-    """`module` with its gradients averaged over the ranks in its backward, and with rank 0's weights.
+    """Wrap `module` so that its backward averages gradients over the ranks; it starts from rank 0's weights.
 
     Args:
-        module: its parameters that take no gradient are left alone, and so are its buffers: each rank has its own.
-        ranks: that train together.
-        example: an input of it, [b, ...] on its device, b >= 2.
+        module: parameters without gradients and all buffers stay each rank's own.
+        ranks: the ranks that train together.
+        example: an input of the module, [b, ...] on its device, b >= 2.
     """
     if ranks.size == 1:
         return module
     devices = [example.device] if example.is_cuda else None
     parallel: nn.Module = _DDP(module, device_ids=devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
-    # After its first backward it lays out its buckets anew, and in what order three or more summands are added depends
-    # on that: without this a resumed run would differ in the last bits from one that went on.
+    # DDP rebuilds its buckets after the first backward, and the order in which three or more summands are added depends
+    # on them: without this backward a resumed run would differ in the last bits from an uninterrupted one.
     buffers = [buffer.clone() for buffer in module.buffers()]
-    eagerly = torch.compiler.set_stance("force_eager")  # nothing is compiled for a shape that does not come again
+    eagerly = torch.compiler.set_stance("force_eager")  # do not compile for a shape that never comes back
     with ranks.known_row_counts([len(example)] * ranks.size), warnings.catch_warnings(), eagerly:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel(example).sum().backward()
@@ -317,21 +323,21 @@ def data_parallel(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module
 
 
 def no_gradient_sync(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Meanwhile backwards through what `data_parallel` returned add to this rank's gradients alone.
+    """Inside the block, backwards through a `data_parallel` module accumulate this rank's gradients only.
 
-    The next backward after that averages all of them over the ranks.
+    The next backward outside of it averages the accumulated gradients over the ranks.
     """
     return parallel.no_sync() if isinstance(parallel, _DDP) else contextlib.nullcontext()
 
 
 def as_bytes(rows: Tensor) -> Tensor:
-    """[b, ...] of any dtype as [b, n] uint8: what is moved is moved bit for bit, and every backend can."""
+    """Rows [b, ...] of any dtype as [b, n] uint8, which every backend moves, bit for bit."""
     width = rows.shape[1:].numel() * rows.itemsize
     return rows.detach().contiguous().flatten().view(torch.uint8).view(rows.shape[0], width)
 
 
 def as_rows(flat: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_bytes`, for rows of the shape and dtype of those of `like`."""
+    """The inverse of `as_bytes`: rows with the shape and dtype of those of `like`."""
     return flat.contiguous().flatten().view(like.dtype).view(len(flat), *like.shape[1:])
 
 
@@ -341,7 +347,7 @@ def _from_environment(name: str, default: int | None = None) -> int:
         return default
     if text is None or not text.isdecimal():
         raise UserError(
-            f"the environment variable {name} {'is missing' if text is None else f'is {text!r}, no number'}; start all"
-            " ranks by torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+            f"the environment variable {name} {'is missing' if text is None else f'is {text!r}, not a number'}; "
+            f"{_START_RANKS}"
         )
     return int(text)

@@ -1,5 +1,3 @@
-"""Batch statistics over ranks against those of one process."""
-
 import copy
 
 import pytest
@@ -16,7 +14,7 @@ SHAPES = {"linear": (6,), "images": (6, 5, 4)}
 
 
 def whole_batch(counts: list[int], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Far from zero, so that sums of squares would lose digits; each rank's about another mean."""
+    """Far from zero, so that sums of squares would lose digits; with another mean on each rank."""
     generator = torch.Generator().manual_seed(0)
     parts = [
         torch.randn(count, *shape, generator=generator, dtype=torch.float64) + 30 + 5 * rank
@@ -56,7 +54,7 @@ def normalise_in_parts(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("counts", [[4, 4], [2, 9], [3, 2, 5]], ids=str)
-def test_it_is_the_batch_norm_of_the_whole_batch(
+def test_matches_batch_norm_of_the_whole_batch(
     pool: RankPool, counts: list[int], kind: str, dtype: torch.dtype
 ) -> None:
     shape = SHAPES[kind]
@@ -87,11 +85,11 @@ def half_precision(ranks: Ranks) -> tuple[torch.dtype, torch.dtype]:
     return outputs.dtype, inputs.grad.dtype
 
 
-def test_activations_keep_their_dtype(pool: RankPool) -> None:
+def test_half_precision_keeps_its_dtype(pool: RankPool) -> None:
     assert pool.run(2, half_precision) == [(torch.bfloat16, torch.bfloat16)] * 2
 
 
-def test_a_synchronised_model_has_the_same_weights_by_the_same_names() -> None:
+def test_synchronize_batch_norm_keeps_weights_and_names() -> None:
     model = build_model(ModelConfig(backbone=NarrowBackbone(width=4)), seed=0)
     before = copy.deepcopy(model.state_dict())
     assert synchronize_batch_norm(model, Ranks.alone()) is model
@@ -116,7 +114,7 @@ def shuffle(ranks: Ranks, counts: list[int], step: int) -> tuple[list[int], list
 
 
 @pytest.mark.parametrize("counts", [[8, 8], [3, 7, 0], [5, 2, 4, 6]], ids=str)
-def test_rows_are_shuffled_across_ranks_and_come_back(pool: RankPool, counts: list[int]) -> None:
+def test_shuffle_rows_permutes_and_restores(pool: RankPool, counts: list[int]) -> None:
     seen = []
     for step in (0, 1):
         parts = pool.run(len(counts), shuffle, counts, step)
@@ -129,9 +127,9 @@ def test_rows_are_shuffled_across_ranks_and_come_back(pool: RankPool, counts: li
     assert seen[0] != seen[1]
 
 
-def test_rows_travel_as_often_as_chance_has_it(pool: RankPool) -> None:
+def test_shuffle_rows_moves_half_of_the_rows_between_two_ranks(pool: RankPool) -> None:
     stayed = [
         sum(row < 50 if rank == 0 else row >= 50 for rank in range(2) for row in parts[rank][0])
         for parts in [pool.run(2, shuffle, [50, 50], step) for step in range(8)]
     ]
-    assert abs(sum(stayed) / 800 - 0.5) < 0.1  # five standard deviations of a hypergeometric share are .09
+    assert abs(sum(stayed) / 800 - 0.5) < 0.1  # five standard deviations are .09 (hypergeometric)

@@ -1,5 +1,3 @@
-"""What ranks tell each other, in real processes."""
-
 import time
 
 import pytest
@@ -22,12 +20,12 @@ def move_rows(ranks: Ranks, counts: list[int]) -> None:
         for shape in ((), (3,), (2, 5)):
             everyone = [drawn(count, *shape, dtype=dtype, seed=rank) for rank, count in enumerate(counts)]
             mine = everyone[ranks.rank]
-            for agreed in (counts, None):
-                with ranks.known_row_counts(agreed):
+            for known in (counts, None):
+                with ranks.known_row_counts(known):
                     found = ranks.gather_rows(mine)
                 assert found.dtype == dtype
                 assert torch.equal(found, torch.cat(everyone))
-            # Each row goes to the rank of its number.
+            # Row i goes to rank i modulo W.
             sent = [len(mine[target :: ranks.size]) for target in range(ranks.size)]
             ordered = torch.cat([mine[target :: ranks.size] for target in range(ranks.size)])
             parts = [rows[ranks.rank :: ranks.size] for rows in everyone]
@@ -44,11 +42,11 @@ def move_rows(ranks: Ranks, counts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("counts", [[3, 3], [0, 4], [1, 0, 5], [0, 0, 0], [2, 3, 4, 1]], ids=str)
-def test_rows_arrive_whole_and_in_order(pool: RankPool, counts: list[int]) -> None:
+def test_rows_arrive_bit_for_bit_and_in_order(pool: RankPool, counts: list[int]) -> None:
     pool.run(len(counts), move_rows, counts)
 
 
-def tell(ranks: Ranks) -> None:
+def exchange_objects(ranks: Ranks) -> None:
     assert ranks.gather_objects({"rank": ranks.rank}) == [{"rank": rank} for rank in range(ranks.size)]
     assert ranks.broadcast_object(f"from {ranks.rank}") == "from 0"
     mine = torch.tensor([ranks.rank, 1.0])
@@ -62,8 +60,8 @@ def tell(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_tell_each_other(pool: RankPool, size: int) -> None:
-    pool.run(size, tell)
+def test_objects_are_gathered_and_broadcast(pool: RankPool, size: int) -> None:
+    pool.run(size, exchange_objects)
 
 
 def fail_on_one(ranks: Ranks, way: str, failing: int) -> str:
@@ -78,17 +76,17 @@ def fail_on_one(ranks: Ranks, way: str, failing: int) -> str:
             with ranks.main_first():
                 work()
     except PeerError as error:
-        return f"elsewhere: {error}"
+        return f"peer: {error}"
     except UserError as error:
-        return f"here: {error}"
+        return f"own: {error}"
     return "nothing"
 
 
-@pytest.mark.parametrize(("way", "failing"), [("on_main", 0), ("in_turn", 0), ("in_turn", 2)])
-def test_a_mistake_on_one_rank_ends_all(pool: RankPool, way: str, failing: int) -> None:
-    told = pool.run(3, fail_on_one, way, failing)
-    assert told.pop(failing) == "here: the disk is full"
-    assert told == ["elsewhere: the disk is full"] * 2
+@pytest.mark.parametrize(("way", "failing"), [("on_main", 0), ("main_first", 0), ("main_first", 2)])
+def test_user_error_on_one_rank_raises_on_all(pool: RankPool, way: str, failing: int) -> None:
+    outcomes = pool.run(3, fail_on_one, way, failing)
+    assert outcomes.pop(failing) == "own: the disk is full"
+    assert outcomes == ["peer: the disk is full"] * 2
 
 
 def take_turns(ranks: Ranks, two_hosts: bool) -> tuple[float, float]:
@@ -100,7 +98,7 @@ def take_turns(ranks: Ranks, two_hosts: bool) -> tuple[float, float]:
         return began, time.monotonic()
 
 
-def test_one_prepares_what_the_others_find(pool: RankPool) -> None:
+def test_main_first_runs_one_rank_per_host_before_the_rest(pool: RankPool) -> None:
     times = pool.run(4, take_turns, False)
     assert all(began > times[0][1] for began, _ in times[1:])
     times = pool.run(4, take_turns, True)  # rank 2 is the first of the second host
@@ -109,7 +107,7 @@ def test_one_prepares_what_the_others_find(pool: RankPool) -> None:
 
 
 def train_briefly(ranks: Ranks, restart_at: int | None) -> list[torch.Tensor]:
-    """Gradients of some steps; perhaps with a new wrapper in the middle, as a resumed run has it."""
+    """Gradients of some steps, with a new wrapper before step `restart_at`, as in a resumed run."""
     torch.manual_seed(0)
     net = nn.Sequential(*[part for _ in range(6) for part in (nn.Linear(60, 60), nn.BatchNorm1d(60), nn.ReLU())])
     wrapped = data_parallel(net, ranks, torch.zeros(2, 60))
@@ -126,8 +124,8 @@ def train_briefly(ranks: Ranks, restart_at: int | None) -> list[torch.Tensor]:
     return found
 
 
-def test_gradients_do_not_depend_on_when_the_process_was_started(pool: RankPool) -> None:
-    """Three and more summands have an order, which follows from where in a bucket a gradient lies."""
+def test_gradients_do_not_depend_on_a_restart(pool: RankPool) -> None:
+    """The order of three or more summands depends on where in a bucket a gradient lies."""
     whole = pool.run(4, train_briefly, None)
     for restart_at in (1, 2):
         again = pool.run(4, train_briefly, restart_at)
@@ -137,14 +135,14 @@ def test_gradients_do_not_depend_on_when_the_process_was_started(pool: RankPool)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 12])
-def test_shares_are_all_of_it_and_even(count: int) -> None:
+def test_slices_cover_everything_evenly(count: int) -> None:
     for size in (1, 2, 3, 5):
         parts = [list(range(count))[Ranks(rank, size).slice_of(count)] for rank in range(size)]
         assert [place for part in parts for place in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_alone_nothing_is_asked_of_anybody() -> None:
+def test_single_rank_needs_no_process_group() -> None:
     alone, rows = Ranks.alone(), torch.arange(3)
     with alone.main_first(), alone.known_row_counts([3]):
         assert alone.gather_rows(rows) is rows
@@ -156,7 +154,7 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
     assert data_parallel(module, alone, torch.zeros(2, 2)) is module
 
 
-def test_a_process_that_nobody_told_of_others_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_join_ranks_without_environment_is_a_single_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     with join_ranks("cpu") as ranks:
@@ -170,13 +168,13 @@ def test_a_process_that_nobody_told_of_others_is_alone(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        ({"RANK": "0"}, "WORLD_SIZE is missing; start all ranks by torchrun"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', no number"),
+        ({"RANK": "0"}, "WORLD_SIZE is missing; start all ranks with torchrun"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', not a number"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "rank 1 of 2 cannot join the others: .*MASTER_ADDR"),
     ],
     ids=str,
 )
-def test_an_incomplete_environment_is_named(
+def test_join_ranks_reports_incomplete_environment(
     monkeypatch: pytest.MonkeyPatch, names: dict[str, str], complaint: str
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -187,7 +185,7 @@ def test_an_incomplete_environment_is_named(
         pass
 
 
-def test_a_lost_peer_is_told_from_a_bug() -> None:
+def test_is_peer_lost_ignores_other_errors() -> None:
     assert is_peer_lost(RuntimeError("[.../gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1"))
     assert not is_peer_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_peer_lost(KeyError("gloo"))
@@ -198,14 +196,14 @@ def gradient_of_two_parts(ranks: Ranks) -> list[float]:
     parallel = data_parallel(network, ranks, torch.zeros(2, 3))
     with no_gradient_sync(parallel):
         parallel(torch.full((2, 3), float(ranks.rank))).sum().backward()
-        apart = network.weight.grad
-    assert apart is None or not (apart - 2 * ranks.rank).any()
+        before_sync = network.weight.grad
+    assert before_sync is None or not (before_sync - 2 * ranks.rank).any()
     parallel(torch.full((2, 3), 10.0)).sum().backward()
     assert network.weight.grad is not None
     return network.weight.grad.flatten().tolist()
 
 
-def test_gradients_of_parts_are_exchanged_once_and_whole(pool: RankPool) -> None:
+def test_no_gradient_sync_defers_the_average(pool: RankPool) -> None:
     """Two rows of the rank's number, and two of 10: the mean over ranks 0 and 1 is 2 * 0.5 + 2 * 10."""
     assert pool.run(2, gradient_of_two_parts) == [[21.0] * 3] * 2
     assert gradient_of_two_parts(Ranks.alone()) == [20.0] * 3
