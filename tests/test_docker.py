@@ -1,6 +1,6 @@
-"""What can be said of docker/ without an engine: files, commands and flags that it names exist, and its rules are kept.
+"""Checks of docker/ that need no engine: its files, commands and flags exist, and its rules hold.
 
-`make docker-replay` carries the Dockerfile's steps out in a clean root; docs/decisions/0014-docker.md tells the rest.
+`make docker-replay` executes the Dockerfile's steps in a clean root file system; see docs/decisions/0014-docker.md.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ README = (DOCKER / "README.md").read_text(encoding="utf-8")
 
 
 def composed(*files: str, **chosen: str) -> Any:
-    """The services of compose files as they stand, one over the other, variables replaced by choices and defaults."""
+    """Services of the compose files, merged, with variables replaced by `chosen` values and defaults."""
     services: dict[str, Any] = {}
     for file in files:
         text = (DOCKER / file).read_text(encoding="utf-8")
@@ -53,15 +53,15 @@ def composed(*files: str, **chosen: str) -> Any:
     return services
 
 
-def parses(words: list[str]) -> None:
-    """That `msf-faiss WORDS` is a command with options that exist; it is not run."""
+def assert_parses(words: list[str]) -> None:
+    """`msf-faiss WORDS` is a command with options that exist; it is not run."""
     command = cli.get_command(click.Context(cli), words[0])
     assert command is not None, words
     if "--help" not in words:
         command.make_context(words[0], words[1:])
 
 
-def test_instructions_are_read_with_flags_and_over_lines() -> None:
+def test_parse_reads_flags_and_continued_lines() -> None:
     text = (
         "# a comment\nFROM a AS b\nRUN --mount=type=x,y=z --mount=w \\\n  # within\n    one \\\n    && two\n\nCMD ['c']"
     )
@@ -72,13 +72,13 @@ def test_instructions_are_read_with_flags_and_over_lines() -> None:
     assert replay.replaced("$A ${B}c $D", {"A": "1", "B": "2"}) == "1 2c "
 
 
-def test_the_replay_knows_every_instruction() -> None:
-    """One that it does not know would end it after minutes."""
+def test_replay_supports_every_instruction() -> None:
+    """An unknown instruction would end the replay after minutes."""
     known = set(re.findall(r'"([A-Z]+)"', (DOCKER / "replay.py").read_text(encoding="utf-8")))
     assert {instruction.name for instruction in replay.parse(DOCKERFILE)} <= known | {"FROM"}
 
 
-def test_what_the_wheel_is_made_of_reaches_the_builder() -> None:
+def test_sources_of_the_wheel_reach_the_builder() -> None:
     copied = {source for one in BUILDER.instructions if one.name == "COPY" for source in one.words[:-1]}
     assert all((ROOT / source).exists() for source in copied)
     project, setuptools = PROJECT["project"], PROJECT["tool"]["setuptools"]
@@ -90,15 +90,15 @@ def test_what_the_wheel_is_made_of_reaches_the_builder() -> None:
     assert "*" in rules
 
 
-def test_the_metadata_is_what_stands_before_the_tools() -> None:
-    """The first stage cuts pyproject.toml off at the first tool's section."""
+def test_project_metadata_precedes_tool_sections() -> None:
+    """The first build stage cuts pyproject.toml off at the first tool section."""
     metadata, tools, _ = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\n[tool.")
     assert tools
     whole = {name: table for name, table in PROJECT.items() if name != "tool"}
     assert tomllib.loads(metadata) == whole
 
 
-def test_the_image_holds_no_build_tools_and_no_caches() -> None:
+def test_image_has_no_build_tools_and_no_caches() -> None:
     runs = [one.text for one in IMAGE.instructions if one.name == "RUN"]
     assert not [one for one in IMAGE.instructions if one.name in {"COPY", "ADD"}]
     for run in runs:
@@ -110,23 +110,23 @@ def test_the_image_holds_no_build_tools_and_no_caches() -> None:
             assert "--no-cache-dir" in one.text
 
 
-def test_the_image_runs_as_a_user_with_a_fixed_number() -> None:
+def test_image_runs_as_a_numeric_non_root_user() -> None:
     names = [one.name for one in IMAGE.instructions]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", IMAGE.last("USER").text)
     assert "RUN" not in names[names.index("USER") :]
 
 
-def test_the_image_says_what_it_is() -> None:
+def test_image_labels_agree_with_the_project() -> None:
     project = PROJECT["project"]
     label = dict(word.split("=", 1) for word in IMAGE.last("LABEL").words)
-    told = {name.removeprefix("org.opencontainers.image."): value for name, value in label.items()}
-    assert told["title"] == project["name"]
-    assert told["version"] == project["version"]
-    assert told["description"] == project["description"]
-    assert told["licenses"] == project["license"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in label.items()}
+    assert labels["title"] == project["name"]
+    assert labels["version"] == project["version"]
+    assert labels["description"] == project["description"]
+    assert labels["licenses"] == project["license"]
 
 
-def test_what_the_image_starts_is_ours() -> None:
+def test_entrypoint_signal_and_extras_exist() -> None:
     assert IMAGE.last("ENTRYPOINT").words[0] in PROJECT["project"]["scripts"]
     assert IMAGE.last("CMD").words == ["--help"]
     assert IMAGE.last("STOPSIGNAL").text in {number.name for number in _SIGNALS}
@@ -137,8 +137,8 @@ def test_what_the_image_starts_is_ours() -> None:
 @pytest.mark.parametrize(
     ("run", "status", "health"), [("", 9, 0), ("/runs/a b", 0, 0), ("/runs/a b", 3, 1), ("/runs/a b", 2, 1)]
 )
-def test_a_container_is_as_well_as_its_run(tmp_path: Path, run: str, status: int, health: int) -> None:
-    """Docker knows the codes 0 and 1 alone. Without a run there is nothing that could be unwell."""
+def test_health_check_follows_the_run(tmp_path: Path, run: str, status: int, health: int) -> None:
+    """Docker allows only the codes 0 and 1. Without a run, the container is healthy."""
     stub = tmp_path / "msf-faiss"
     stub.write_text(
         f'#!/bin/sh\ntest "$1" = status && test "$2" = "/runs/a b" && test $# = 2 || exit 7\nexit {status}\n'
@@ -147,32 +147,32 @@ def test_a_container_is_as_well_as_its_run(tmp_path: Path, run: str, status: int
     check = IMAGE.last("HEALTHCHECK").text.partition("CMD ")[2]
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MSF_FAISS_RUN": run}
     assert subprocess.run(yaml.safe_load(check), env=variables, check=False).returncode == health
-    parses(["status", "/runs/demo"])
+    assert_parses(["status", "/runs/demo"])
 
 
-def test_the_training_service_resumes_and_ends() -> None:
+def test_training_service_restarts_with_a_limit_and_resumes() -> None:
     train = composed("compose.yaml")["train"]
     assert re.fullmatch(r"on-failure:\d+", train["restart"])
     assert train["stop_grace_period"] == "10m"
     assert train["init"] is True
     words = shlex.split(train["command"])
-    parses(words)
+    assert_parses(words)
     assert words[words.index("--out") + 1] == train["environment"]["MSF_FAISS_RUN"]
-    assert "--resume" not in words, "auto, the default, is what continues a run"
+    assert "--resume" not in words, "the default, auto, resumes a run"
     assert (ROOT / train["build"]["dockerfile"]).is_file()
     assert (DOCKER / train["build"]["context"]).resolve() == ROOT
 
 
-def test_options_of_ones_own_reach_the_training() -> None:
+def test_options_reach_the_training() -> None:
     options = "--set data.path=/data/photos --metrics-port 9400"
     words = shlex.split(composed("compose.yaml", CONFIG="folder", OPTIONS=options)["train"]["command"])
     assert words[:2] == ["pretrain", "folder"]
     assert words[-4:] == shlex.split(options)
-    parses(words)
+    assert_parses(words)
 
 
-def test_gpus_are_an_addition() -> None:
-    """Each with a process of its own; the service is otherwise the one that runs on a CPU."""
+def test_gpu_file_adds_torchrun_to_the_same_service() -> None:
+    """One process per GPU; otherwise the service is the CPU one."""
     alone, both = composed("compose.yaml"), composed("compose.yaml", "compose.gpu.yaml")
     assert "gpu" not in str(alone)
     assert set(alone) == set(both)
@@ -183,10 +183,10 @@ def test_gpus_are_an_addition() -> None:
     parsed = get_args_parser().parse_args(words)
     assert parsed.module
     assert parsed.training_script == "msf_faiss_cli"
-    parses(parsed.training_script_args)
+    assert_parses(parsed.training_script_args)
 
 
-def test_the_volumes_are_the_images() -> None:
+def test_volumes_are_those_of_the_image() -> None:
     whole = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
     services = composed("compose.yaml")
     mounted = dict(volume.split(":")[:2] for volume in services["train"]["volumes"])
@@ -195,7 +195,7 @@ def test_the_volumes_are_the_images() -> None:
     assert services["tensorboard"]["volumes"] == ["runs:/runs:ro"]
 
 
-def test_every_variable_is_in_the_example() -> None:
+def test_example_env_lists_every_variable() -> None:
     text = "".join((DOCKER / name).read_text(encoding="utf-8") for name in ("compose.yaml", "compose.gpu.yaml"))
     example = (DOCKER / "example.env").read_text(encoding="utf-8")
     defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
@@ -215,8 +215,8 @@ def test_no_registry_is_named() -> None:
     assert all("." not in image.partition("/")[0].partition(":")[0] for image in images)
 
 
-def test_what_the_readme_tells_to_type_exists() -> None:
-    """Files and services of `docker compose`, and what `docker run` and `docker exec` hand to msf-faiss."""
+def test_readme_commands_exist() -> None:
+    """Files and services of `docker compose`, and the msf-faiss commands of `docker run` and `docker exec`."""
     lines = [
         line
         for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -231,10 +231,10 @@ def test_what_the_readme_tells_to_type_exists() -> None:
             assert all((ROOT / name).is_file() or name == "docker/.env" for name in named), line
         if words[:2] == ["docker", "run"]:
             image = len(words) - words[::-1].index("msf-faiss") - 1
-            parses(words[image + 1 :])
+            assert_parses(words[image + 1 :])
         elif words[:2] == ["docker", "compose"] and (action := {"run", "exec", "logs"} & set(words)):
             service = next(word for word in words[words.index(action.pop()) + 1 :] if not word.startswith("-"))
             assert service in services, line
             rest = words[words.index(service) + 1 :]
             if rest and rest[0] != "tensorboard":
-                parses(rest[1:] if rest[0] == "msf-faiss" else rest)
+                assert_parses(rest[1:] if rest[0] == "msf-faiss" else rest)

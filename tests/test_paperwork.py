@@ -1,4 +1,4 @@
-"""Licence, changelog, citation and the contributors' page agree with the project, and with one another."""
+"""Licence, changelog, citation and contributing guide agree with the project and with each other."""
 
 import re
 import tomllib
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from msf_faiss_cli.main import _COMMANDS
+from test_project import LAYERS
 
 import msf_faiss
 
@@ -18,36 +19,36 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_the_licence_is_apaches() -> None:
+def test_the_licence_is_apache_2() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert PROJECT["license"] == "Apache-2.0"
     assert [line.strip() for line in text.strip().splitlines()[:2]] == ["Apache License", "Version 2.0, January 2004"]
     assert "END OF TERMS AND CONDITIONS" in text
-    assert not [name for name in PROJECT["classifiers"] if name.startswith("License ::")], "the expression says it"
+    assert not [name for name in PROJECT["classifiers"] if name.startswith("License ::")], "redundant"
 
 
-def test_one_version_everywhere() -> None:
+def test_package_and_changelog_have_the_project_version() -> None:
     assert PROJECT["version"] == msf_faiss.__version__
     newest = re.search(r"^## \[(.+)\] - (Unreleased|\d{4}-\d\d-\d\d)$", CHANGELOG, flags=re.MULTILINE)
     assert newest is not None
     assert newest[1] == PROJECT["version"]
 
 
-def test_the_oldest_python_is_the_one_that_is_classified() -> None:
+def test_classifiers_start_with_the_required_python() -> None:
     versions = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
     assert f">={versions[0]}" == PROJECT["requires-python"]
     assert PYPROJECT["tool"]["mypy"]["python_version"] == versions[0]
 
 
-def test_the_changelog_keeps_its_form_and_names_every_command() -> None:
+def test_changelog_follows_keep_a_changelog_and_names_every_command() -> None:
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", CHANGELOG, flags=re.MULTILINE)) <= kinds
     for command in _COMMANDS:
         assert re.search(rf"`(msf-faiss )?{command}`", CHANGELOG), command
 
 
-def test_the_citation_is_complete() -> None:
-    """What CFF 1.2 requires, of the software and of a reference."""
+def test_citation_is_complete() -> None:
+    """Fields that CFF 1.2 requires of the software and of a reference."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["message"]
@@ -63,13 +64,13 @@ def test_the_citation_is_complete() -> None:
 
 
 @pytest.mark.parametrize("page", ["CHANGELOG.md", "CONTRIBUTING.md", "docker/README.md"])
-def test_files_that_are_linked_are_there(page: str) -> None:
+def test_linked_files_exist(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
 
 
-def test_what_contributors_are_told_is_there() -> None:
+def test_contributing_names_files_targets_and_markers_that_exist() -> None:
     folders = ("msf_faiss/", "cli/", "configs/", "tests/", "docker/", "benchmarks/")
     for name in re.findall(r"`([^` ]+)`", CONTRIBUTING):
         if name.startswith(folders) and "NAME" not in name:
@@ -81,8 +82,13 @@ def test_what_contributors_are_told_is_there() -> None:
     assert markers <= set(re.findall(r"^\| `(\w+)` \|", CONTRIBUTING, flags=re.MULTILINE))
 
 
+def test_contributing_shows_the_layers() -> None:
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", CONTRIBUTING, flags=re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(LAYERS)
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "decisions").glob("*.md")), ids=lambda page: page.stem)
-def test_a_decision_has_its_number_and_a_status(page: Path) -> None:
+def test_decision_has_a_number_and_a_status(page: Path) -> None:
     title, _, status, *_ = page.read_text(encoding="utf-8").splitlines()
     assert re.match(rf"# {int(page.name[:4])}\. \S", title)
     assert status.startswith("Status: ")

@@ -1,4 +1,4 @@
-"""Every command of the README is executed: as it stands, made small by settings at its end."""
+"""Runs every command of the README, with settings appended that make it small."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def shell_blocks() -> list[str]:
     ]
 
 
-def test_the_readme_begins_with_two_commands() -> None:
+def test_indented_commands_are_make_demo_and_make_test() -> None:
     commands = re.findall(r"^(?:    )(\S.*)$", README, flags=re.MULTILINE)
     assert commands == ["make demo", "make test"]
 
@@ -45,19 +45,19 @@ def test_every_shell_command_runs(
         run(command, monkeypatch, capfd)
 
 
-def test_the_table_names_every_command() -> None:
+def test_table_lists_every_command() -> None:
     from msf_faiss_cli.main import _COMMANDS
 
     assert re.findall(r"^\| `msf-faiss ([a-z-]+)", README, flags=re.MULTILINE) == list(_COMMANDS)
 
 
-def test_files_that_are_linked_exist() -> None:
+def test_linked_files_exist() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The Makefile with the environment that runs the tests, which is complete already."""
+    """Run make in the environment that runs the tests, without installing anything."""
     environment = Path(sys.executable).parents[1]
     stamps = [part for stamp in (".installed", ".installed-dev") for part in ("-o", f"{environment}/{stamp}")]
     return subprocess.run(
@@ -69,8 +69,8 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
-    """The whole of it on few images; `make test-slow` runs it as it is."""
+def test_make_demo_trains_evaluates_and_writes_pages(tmp_path: Path) -> None:
+    """On few images; `make test-slow` runs the whole demo."""
     small = " ".join(f"--set {setting}" for setting in DEMO)
     done = make("demo", f"RUN={tmp_path / 'run'}", f"DEMO={small}")
     assert done.returncode == 0, done.stderr
@@ -81,8 +81,8 @@ def test_make_demo_runs_from_training_to_gallery(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_make_demo_shows_learning(tmp_path: Path, seed: int) -> None:
-    """At least 20 points above the untrained encoder, and above raw pixels; purity more than doubles."""
+def test_make_demo_learns(tmp_path: Path, seed: int) -> None:
+    """Accuracy is 20 points above the untrained encoder and above raw pixels; purity more than doubles."""
     run_dir = tmp_path / "run"
     done = make("demo", f"RUN={run_dir}", f"DEMO=--set seed={seed}")
     assert done.returncode == 0, done.stderr
@@ -101,8 +101,8 @@ def test_make_demo_shows_learning(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["test", "check", "test-slow", "soak"])
-def test_every_make_target_that_is_named_exists(target: str) -> None:
-    """`make test` runs these tests, so here it is only planned; CI runs `make check`."""
+def test_make_targets_of_the_readme_exist(target: str) -> None:
+    """Dry runs, because `make test` runs this test; CI runs `make check`."""
     assert f"make {target}" in README
     done = make("-n", target)
     assert done.returncode == 0, done.stderr
