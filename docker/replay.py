@@ -1,13 +1,12 @@
-"""Replay the Dockerfile without a Docker engine: each of its steps, taken from the file itself, in a clean root.
+"""Execute the steps of the Dockerfile in clean root file systems, without a Docker engine, and test the result.
 
     make docker-replay                       as root, with debootstrap (Linux); takes 9 GB
 
-The base image is stood in for by debootstrap's smallest Debian with a Python in /usr/local. Every process has mounts
-and process numbers of its own, as in a container, and sees nothing of this machine but the network and what `--bind`
-names. Then the image is tried: a demo run as its user, the health check, the signal to stop, the resume, evaluations,
-another user, TensorBoard.
+A minimal Debian from debootstrap with Python in /usr/local replaces the base image. Every process has its own mount and
+process namespaces, as in a container, and sees nothing of this machine but the network and the paths of `--bind`. The
+tests of the image: a demo run as its user, health check, stop signal, resume, evaluations, another user, TensorBoard.
 
-Not replayed: layers, networks, GPUs, and what an engine does with labels and volumes.
+Not covered: layers, networks, GPUs, and how an engine treats labels and volumes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from typing import NamedTuple
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 CONTEXT = DOCKERFILE.parents[1]
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-PACKAGES = "ca-certificates,python3,python3-venv"  # of Debian; the real base has its Python in /usr/local
-TRAINING = ["pretrain", "demo"]  # with a worker process, since those need /dev/shm
+PACKAGES = "ca-certificates,python3,python3-venv"  # Debian packages
+TRAINING = ["pretrain", "demo"]  # with a worker process, which needs /dev/shm
 for setting in (
     *("data.images=512", "data.test_images=64", "data.workers=1", "model.backbone.width=4"),
     *("train.epochs=150", "train.log_every=1", "train.threads=1"),
@@ -46,17 +45,17 @@ class Instruction(NamedTuple):
 
     name: str  # RUN, COPY, ...; upper case
     flags: dict[str, list[str]]  # --mount=... as {"mount": ["..."]}
-    text: str  # the rest, variables not yet replaced
+    text: str  # the rest, before variables are expanded
 
     @property
     def words(self) -> list[str]:
-        """The arguments, of the JSON form or the plain one."""
+        """The arguments, from the JSON form or the shell form."""
         return list(json.loads(self.text)) if self.text.startswith("[") else shlex.split(self.text)
 
 
 @dataclass(slots=True)
 class Stage:
-    """A stage of the build, and what its instructions set."""
+    """A stage of the build and the state that its instructions set."""
 
     name: str
     instructions: list[Instruction] = field(default_factory=list)
@@ -66,12 +65,12 @@ class Stage:
     user: str = "0:0"
 
     def last(self, name: str) -> Instruction:
-        """The instruction of that name that holds."""
+        """The last instruction of this name, which is the one in force."""
         return [instruction for instruction in self.instructions if instruction.name == name][-1]
 
 
 def parse(text: str) -> list[Instruction]:
-    r"""The instructions of a Dockerfile, in order. Here-documents and escapes other than `\` are not known."""
+    r"""Return the instructions of a Dockerfile. Supports no here-documents and no escape character but `\`."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     found = []
     for line in re.sub(r"\\\n\s*", "", lines).splitlines():
@@ -86,24 +85,24 @@ def parse(text: str) -> list[Instruction]:
 
 
 def stages(text: str) -> list[Stage]:
-    """The stages of a Dockerfile, in order; the last is the image. One without a name is called by its number."""
+    """Return the stages of a Dockerfile; the last is the image. A stage without a name is called by its number."""
     found: list[Stage] = []
     for instruction in parse(text):
         if instruction.name == "FROM":
             words = instruction.words
             found.append(Stage(words[2] if len(words) == 3 else str(len(found))))
-        elif found:  # an ARG before the first FROM chooses the base image, which has its stand-in here
+        elif found:  # an ARG before the first FROM selects the base image, which is replaced here
             found[-1].instructions.append(instruction)
     return found
 
 
-def replaced(text: str, variables: Mapping[str, str]) -> str:
-    """`text` with $NAME and ${NAME} replaced by their values, or by nothing."""
+def expand_variables(text: str, variables: Mapping[str, str]) -> str:
+    """`text` with $NAME and ${NAME} expanded; an unknown variable becomes empty."""
     return re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], ""), text)
 
 
 class Builder:
-    """Builds stages, each in a root of its own below `work`, from one base that is kept."""
+    """Builds each stage in a root of its own under `work`, from a base that later replays reuse."""
 
     def __init__(self, work: Path, *, mirror: str | None, binds: list[str], pip_conf: Path | None) -> None:
         self._work, self._binds, self._pip_conf = work.resolve(), binds, pip_conf
@@ -118,22 +117,22 @@ class Builder:
             begun.rename(self._base)
 
     def build(self, stage: Stage, arguments: Mapping[str, str]) -> None:
-        """Carry out a stage's instructions in order."""
+        """Execute the instructions of a stage."""
         root = self._root(stage)
         shutil.rmtree(root, ignore_errors=True)
         subprocess.run(["cp", "--archive", str(self._base), str(root)], check=True)
         for instruction in stage.instructions:
             say(f"[{stage.name}] {instruction.name} {instruction.text}")
-            self._carry_out(stage, root, instruction, arguments)
+            self._execute(stage, root, instruction, arguments)
 
-    def _carry_out(self, stage: Stage, root: Path, instruction: Instruction, arguments: Mapping[str, str]) -> None:
+    def _execute(self, stage: Stage, root: Path, instruction: Instruction, arguments: Mapping[str, str]) -> None:
         known = stage.arguments | stage.variables
         match instruction.name:
             case "ARG":
                 name, _, value = instruction.words[0].partition("=")
                 stage.arguments[name] = arguments.get(name, value)
             case "ENV":
-                words = shlex.split(replaced(instruction.text, known))
+                words = shlex.split(expand_variables(instruction.text, known))
                 stage.variables |= dict(word.split("=", 1) for word in words)
             case "WORKDIR":
                 stage.directory = instruction.text
@@ -149,17 +148,18 @@ class Builder:
                     if process.wait():
                         sys.exit(f"RUN {instruction.text}: exit code {process.returncode}")
             case "LABEL" | "VOLUME" | "STOPSIGNAL" | "HEALTHCHECK" | "ENTRYPOINT" | "CMD":
-                pass  # for an engine, or for the trial
+                pass  # an engine or `Trial` uses these
             case name:
-                sys.exit(f"{name}: the replay does not know this instruction")
+                sys.exit(f"{name}: the replay does not support this instruction")
 
     def start(
-        self, stage: Stage, command: list[str], *, user: str | None = None, set_to: Mapping[str, str] | None = None
+        self, stage: Stage, command: list[str], *, user: str | None = None
     ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-        """A command in the finished image, as a container runs it: with its variables, its user, its folder."""
-        variables = stage.variables | dict(set_to or {})
+        """Start a command in the finished image with its variables, user and working directory."""
         root, place = self._root(stage), stage.directory
-        return self._inside(root, command, variables, directory=place, user=user or stage.user, output=subprocess.PIPE)
+        return self._inside(
+            root, command, stage.variables, directory=place, user=user or stage.user, output=subprocess.PIPE
+        )
 
     def _root(self, stage: Stage) -> Path:
         return self._work / stage.name
@@ -175,7 +175,7 @@ class Builder:
                 shutil.copy(path, directory / target)
 
     def _mount(self, text: str) -> str:
-        """What a `RUN --mount` shows, as FROM:TO; an empty text for a secret that is not given."""
+        """Return the mount of a `RUN --mount` as FROM:TO, or "" for a secret that was not passed."""
         options = dict(option.split("=", 1) for option in text.split(","))
         if options["type"] == "secret":
             return f"{self._pip_conf}:{options['target']}" if self._pip_conf else ""
@@ -193,7 +193,7 @@ class Builder:
         binds: list[str] | None = None,
         output: int | None = None,
     ) -> Iterator[subprocess.Popen[str]]:
-        """`command` as process 1 of a container over `root`; it and what is mounted for it end with the context."""
+        """Run `command` as process 1 of a container on `root`; process and mounts end with the context."""
         script = ["mount --make-rprivate /", "mkdir -p dev/shm", "mount -t tmpfs -o mode=1777,size=64m shm dev/shm"]
         script.append("mount -t proc proc proc")
         devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
@@ -211,24 +211,24 @@ class Builder:
         try:
             yield process
         finally:
-            process.kill()  # and process 1 with it
+            process.kill()  # kills process 1 too
             process.wait()
 
 
 def say(text: str) -> None:
-    """One line of what goes on."""
+    """Print a line of progress."""
     print(text, flush=True)
 
 
 class Trial:
-    """Tries the finished image; ends with the first thing that is not as it should be."""
+    """Tests the finished image and exits at the first failure."""
 
     def __init__(self, builder: Builder, image: Stage) -> None:
         self._builder, self._image = builder, image
         self._entry = image.last("ENTRYPOINT").words
 
     def all(self) -> None:
-        """Everything that can be tried without an engine."""
+        """Run all tests that need no engine."""
         self._expect(0, [*self._entry, *self._image.last("CMD").words], says="pretrain")
         self._expect(0, ["sh", "-c", "! command -v cc gcc g++ make cmake git"])
         self._expect(0, ["sh", "-c", 'test "$(id -u)" != 0 && ! touch /usr/local/bin/x 2>/dev/null'])
@@ -236,11 +236,11 @@ class Trial:
         self._expect(0, self._health())
         training = [*self._entry, *TRAINING, "--out", "/runs/trial"]
         with self._builder.start(self._image, training) as process:
-            self._read_until(process, "step 20 ")
+            self._read_until(process, "step 20")
             self._expect(0, self._health("/runs/trial"))
-            os.kill(first_of(process.pid), getattr(signal, self._image.last("STOPSIGNAL").text))
-            told, _ = process.communicate(timeout=60)
-            self._check(process.returncode == 75, f"SIGTERM while it trains: exit code {process.returncode}", told)
+            os.kill(pid_of_process_1(process.pid), getattr(signal, self._image.last("STOPSIGNAL").text))
+            output, _ = process.communicate(timeout=60)
+            self._check(process.returncode == 75, f"SIGTERM while it trains: exit code {process.returncode}", output)
         self._expect(1, self._health("/runs/trial"), says="interrupted")
         self._expect(0, training, says="resumed")
         self._expect(0, self._health("/runs/trial"), says="finished")
@@ -252,57 +252,61 @@ class Trial:
         self._tensorboard()
 
     def _health(self, run: str = "") -> list[str]:
-        """The health check, looking at `run`."""
+        """Return the health check command for `run`."""
         command = self._image.last("HEALTHCHECK").text.partition("CMD ")[2]
         return ["env", f"MSF_FAISS_RUN={run}", *json.loads(command)]
 
     def _expect(self, code: int, command: list[str], *, says: str = "", user: str | None = None) -> None:
         with self._builder.start(self._image, command, user=user) as process:
-            told, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=300)
         named = shlex.join(command) + (f" as {user}" if user else "")
-        self._check(process.returncode == code and says in told, f"exit code {process.returncode}: {named}", told)
+        self._check(process.returncode == code and says in output, f"exit code {process.returncode}: {named}", output)
 
-    def _check(self, well: bool, what: str, told: str) -> None:
+    def _check(self, well: bool, what: str, output: str) -> None:
         say(f"{'ok  ' if well else 'BAD '} {what}")
         if not well:
-            sys.exit(told)
+            sys.exit(output)
 
     def _read_until(self, process: subprocess.Popen[str], text: str) -> None:
         assert process.stdout is not None
-        told = []
+        output = []
         for line in process.stdout:
-            told.append(line)
+            output.append(line)
             if text in line:
                 return
-        self._check(False, f"the run ended before it said {text!r}", "".join(told))
+        self._check(False, f"the run ended before it printed {text!r}", "".join(output))
 
     def _tensorboard(self) -> None:
         with self._builder.start(self._image, ["tensorboard", "--logdir", "/runs", "--port", "16006"]) as process:
             for _ in range(120):
                 with contextlib.suppress(OSError), urllib.request.urlopen("http://localhost:16006") as page:
-                    self._check(page.status == 200, "tensorboard answers", "")
+                    self._check(page.status == 200, "tensorboard responds", "")
                     return
                 time.sleep(0.5)
             process.kill()
-            self._check(False, "tensorboard does not answer", process.communicate()[0])
+            self._check(False, "tensorboard does not respond", process.communicate()[0])
 
 
-def first_of(pid: int) -> int:
-    """Process 1 of the container that a process started, by its number here."""
+def pid_of_process_1(pid: int) -> int:
+    """Return the pid, on this machine, of process 1 of the container that process `pid` started."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def main() -> None:
-    """Build every stage, then try the image."""
-    parser = argparse.ArgumentParser(description="Replay the Dockerfile in clean roots, without an engine.")
-    parser.add_argument("work", type=Path, help="folder for the roots; a base that lies there is used again")
-    parser.add_argument("--mirror", metavar="URL", help="where debootstrap takes Debian from")
-    parser.add_argument("--bind", action="append", default=[], metavar="FROM[:TO]", help="show this inside; repeatable")
-    parser.add_argument("--pip-conf", type=Path, help="pip's configuration, given to the build as the secret `pip`")
+    """Build every stage, then test the image."""
+    parser = argparse.ArgumentParser(
+        description="Execute the Dockerfile in clean root file systems, without an engine."
+    )
+    parser.add_argument("work", type=Path, help="folder for the root file systems; an existing base is reused")
+    parser.add_argument("--mirror", metavar="URL", help="Debian mirror for debootstrap")
+    parser.add_argument(
+        "--bind", action="append", default=[], metavar="FROM[:TO]", help="mount this path inside; repeatable"
+    )
+    parser.add_argument("--pip-conf", type=Path, help="pip configuration, passed to the build as secret `pip`")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     if os.geteuid():
-        sys.exit("needs root, to mount and to change roots")
+        sys.exit("needs root, for mount and chroot")
     arguments.work.mkdir(parents=True, exist_ok=True)
     pip_conf = arguments.pip_conf.resolve() if arguments.pip_conf else None
     builder = Builder(arguments.work, mirror=arguments.mirror, binds=arguments.bind, pip_conf=pip_conf)

@@ -69,7 +69,7 @@ def test_parse_reads_flags_and_continued_lines() -> None:
     assert (first.name, first.words) == ("FROM", ["a", "AS", "b"])
     assert (second.text, second.flags) == ("one && two", {"mount": ["type=x,y=z", "w"]})
     assert third.words == ["c"]
-    assert replay.replaced("$A ${B}c $D", {"A": "1", "B": "2"}) == "1 2c "
+    assert replay.expand_variables("$A ${B}c $D", {"A": "1", "B": "2"}) == "1 2c "
 
 
 def test_replay_supports_every_instruction() -> None:
