@@ -172,10 +172,10 @@ def _profile(report: StepProfiled) -> Table:
     table.add_column("share", justify="right")
     parts = {text: report.parts[name] for name, text in _PARTS.items() if name in report.parts}
     rest = report.seconds - sum(parts.values())
-    if report.beside:  # what the bank did meanwhile is no part of the sum
+    if report.overlapped:  # what the bank did meanwhile is no part of the sum
         rest += report.parts["push"] + report.parts["search"]
     for text, seconds in [*parts.items(), ("everything else", max(0.0, rest))]:
-        also = " (beside the online forward)" if report.beside and text in ("push", "search") else ""
+        also = " (beside the online forward)" if report.overlapped and text in ("push", "search") else ""
         table.add_row(text + also, f"{1000 * seconds:.4g}", f"{seconds / report.seconds:.1%}")
     table.add_section()
     table.add_row("step", f"{1000 * report.seconds:.4g}", f"{report.images / report.seconds:,.0f} images/s")

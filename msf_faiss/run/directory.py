@@ -70,7 +70,7 @@ def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
         yield continued
 
 
-def sync_records(run_dir: Path) -> None:
+def sync_metrics(run_dir: Path) -> None:
     """Have the disk hold all lines of metrics.jsonl so far: a checkpoint must not survive what led to it.
 
     Raises:

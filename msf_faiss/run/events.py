@@ -1,4 +1,4 @@
-"""What a run tells its caller, in the order in which it happens. Plain values: nothing here needs torch."""
+"""Events of a run, in the order in which `pretrain` yields them. Plain values; needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """The data are open and the model is built; the next report comes from a step."""
+    """The first event: the data are open and the model is built."""
 
     run_dir: Path
     device: str
@@ -20,112 +20,110 @@ class RunStarted:
     feature_dim: int
     embedding_dim: int
     bank: str
-    engine_ms: Mapping[str, float]  # milliseconds of a search by each exact engine, the fastest first; empty: not timed
-    notes: tuple[str, ...]  # what differs from the run that is continued
+    engine_ms: Mapping[str, float]  # milliseconds per search of each exact engine, fastest first; empty: not timed
+    notes: tuple[str, ...]  # differences from the run that is resumed
     steps_per_epoch: int
     total_steps: int
-    first_step: int  # steps already done: 0, or more on a resumed run
+    first_step: int  # steps already finished: 0, or more in a resumed run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachingImages:
-    """The images are being decoded, to be held in memory; the first step waits for it."""
+    """The images are being decoded into memory; the first step waits for that."""
 
     images: int
-    memory: int  # about so many bytes, of each rank; 0: none, since decoders make such large images smaller, quicker
+    memory: int  # bytes per rank, estimated; 0: no cache, since downscaling such large images while decoding is faster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingProgress:
-    """The means since the report before. `step` counts finished steps, `epoch` is a fraction of epochs done."""
+    """Metrics since the previous `TrainingProgress`; means over steps unless noted."""
 
-    step: int
-    epoch: float
+    step: int  # finished steps
+    epoch: float  # finished epochs
     loss: float
-    purity: float | None  # without entries of the query's own image; None: unlabelled, or no other entries yet
+    purity: float | None  # ratio of neighbours with the query's label, own image excluded; None: nothing to compare
     learning_rate: float
     ema_momentum: float
-    bank_fill_ratio: float  # 0..1
-    neighbor_age_mean: float  # mean over the neighbours, in entries pushed since; the own entry left out
-    neighbor_age_p95: float  # 95 % are not older
-    hubness: (
-        float  # share of the queries that find one of the ten most found entries (mean of the ten), own entry left out
-    )
-    recall_at_k: float | None  # of an approximate bank, as of its last checks; None: exact, or not checked yet
-    embedding_std: float  # of the newest embeddings, see `monitor.Spread`: 1 evenly spread, 0 all the same
-    effective_rank: float  # of the same, at most the smaller of 256 and their dimensions
+    bank_fill_ratio: float
+    neighbor_age_mean: float  # entries pushed since the neighbour was; the query's own image excluded
+    neighbor_age_p95: float
+    hubness: float  # ratio of queries that retrieve an entry, mean of the ten most retrieved entries
+    recall_at_k: float | None  # of an approximate bank, from its latest checks; None: exact bank, or no check yet
+    embedding_std: float  # of the newest embeddings, see `monitors.Spread`: 1 on an even sphere, 0 if all are equal
+    effective_rank: float  # of the newest 256 embeddings
     collapsing_since: int | None  # step; None: the embeddings are not collapsing
-    push_ms: float  # a step
-    search_ms: float  # a step; the mean of the neighbours included
-    bank_metrics: Mapping[str, float]  # what only this kind of bank knows about itself
+    push_ms: float  # per step
+    search_ms: float  # per step, mean of the neighbours included
+    bank_metrics: Mapping[str, float]  # metrics specific to this kind of bank
     images_per_second: float
-    data_time_ratio: float  # of the wall time: waiting for data, and making views
-    bank_time_ratio: float  # push, search, mean and checks
-    model_time_ratio: float  # forward, backward, optimizer and everything else
-    eta_seconds: float  # at the mean rate since this process began
-    unreadable_images: int  # images left out so far
+    data_time_ratio: float  # of the wall time: waiting for data, and augmenting
+    bank_time_ratio: float  # push, search, mean of the neighbours, recall checks
+    model_time_ratio: float  # forward, backward, optimizer, everything else
+    eta_seconds: float  # at this process's mean rate
+    unreadable_images: int  # skipped so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnEvaluated:
-    """kNN accuracy (0..1) of the online encoder's backbone features during training."""
+    """kNN accuracy (0..1) of the online encoder's backbone features."""
 
     step: int
     epoch: float
     k: int
     accuracy: float
-    leave_one_out: bool  # True: among the training images, there being no test images
+    leave_one_out: bool  # True: evaluated among the training images, because there are no test images
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
-    """A checkpoint is on disk. Training went on meanwhile: its step may be earlier than the last report's."""
+    """A checkpoint is on disk. It was written in the background, so its step may precede the latest progress."""
 
     step: int
     epoch: float
     path: Path
-    seconds: float  # until it was there
-    stalled_seconds: float  # of them, how long training waited
+    seconds: float  # from the start of the save
+    stalled_seconds: float  # for which training waited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankAdjusted:
-    """An approximate bank found fewer neighbours than promised, and did something about it."""
+    """An approximate bank fell below its minimum recall, and changed its search to raise it."""
 
     step: int
     epoch: float
-    text: str  # the recall, and what was done
+    text: str  # the recall, and the change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollapseDetected:
-    """The embeddings have come to lie close together: the run learns nothing more."""
+    """The embeddings are collapsing to a point or a line: the run has stopped learning."""
 
     step: int
     epoch: float
-    since: int  # step of the first report that showed it
+    since: int  # step of the first progress event that showed it
     embedding_std: float
     effective_rank: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProfiled:
-    """Where the time of some steps went; a trace of a few later ones is on disk."""
+    """Time of each part of a step, as means over some steps. A trace of three later steps is on disk."""
 
     step: int
     epoch: float
-    steps: int  # that were timed
-    seconds: float  # wall time of one
-    parts: Mapping[str, float]  # seconds of one: data, views, target, push, search, online, backward, optimizer, ...
-    beside: bool  # push and search went on beside the online encoder's forward, so that the parts add up to more
-    images: float  # of one, on all ranks
+    steps: int  # number of timed steps
+    seconds: float  # wall time per step
+    parts: Mapping[str, float]  # seconds per step: data, views, target, push, search, online, backward, optimizer, …
+    overlapped: bool  # push and search ran during the online forward, so the parts sum to more than `seconds`
+    images: float  # per step, over all ranks
     trace: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The last report. `interrupted`: the caller asked to stop; the step that it ended with is saved all the same."""
+    """The last event. A checkpoint of the last step exists, interrupted or not."""
 
     step: int
     epoch: float

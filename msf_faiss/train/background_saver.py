@@ -1,4 +1,4 @@
-"""Saving while training goes on: a step waits for a copy of the state, and a thread writes that."""
+"""Saves in the background: training waits for a copy of the state, and a thread writes it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from msf_faiss.run.events import CheckpointSaved
 
 
 class BackgroundSaver:
-    """Writes checkpoints in a thread, never more than one at a time.
+    """Writes checkpoints in a thread, one at a time.
 
     Args:
-        write: writes the tensors of a step, by file and name, and returns the checkpoint's path; gets (step, epoch,
-            tensors), and may raise.
-        background: false: write at once and without a copy.
+        write: called with (step, epoch, tensors by file and name), writes a checkpoint and returns its path; may raise.
+        background: False: write in the calling thread, without a copy.
     """
 
     def __init__(self, write: Callable[[int, float, Mapping[str, Tensors]], Path], *, background: bool) -> None:
@@ -29,10 +28,10 @@ class BackgroundSaver:
         self._failure: BaseException | None = None
 
     def save(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> None:
-        """Save `tensors` as they are now. On return they may change.
+        """Save the current values of `tensors`, which may change on return.
 
         Raises:
-            Exception: what `write` did, of the save before; of this one too if it is not in the background.
+            Exception: raised by `write` in the previous save, or in this one if it is not in the background.
         """
         began = time.perf_counter()
         self.wait()
@@ -45,17 +44,17 @@ class BackgroundSaver:
             for file, named in tensors.items()
         }
         stalled = time.perf_counter() - began
-        # A daemon, since a process that is told to end at once must not wait for a disk.
+        # A daemon thread, so that a process that ends at once does not wait for the disk.
         self._thread = threading.Thread(
             target=self._work, args=(step, epoch, copy, began, stalled), name="checkpoint", daemon=True
         )
         self._thread.start()
 
     def saved(self) -> list[CheckpointSaved]:
-        """The checkpoints that were finished since the last call. Does not wait.
+        """Checkpoints completed since the last call. Does not wait.
 
         Raises:
-            Exception: what `write` did, if a save failed.
+            Exception: raised by `write`.
         """
         if self._thread is not None and not self._thread.is_alive():
             self._thread = None
@@ -68,7 +67,7 @@ class BackgroundSaver:
         """Wait for the save in progress.
 
         Raises:
-            Exception: what `write` did, if it failed.
+            Exception: raised by `write`.
         """
         if self._thread is not None:
             self._thread.join()
@@ -77,13 +76,13 @@ class BackgroundSaver:
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """On leaving, a save in progress is brought to its end, unless all is to end at once."""
+        """Wait for the save in progress on exit, except after KeyboardInterrupt."""
         try:
             yield
         except KeyboardInterrupt:
             raise
         except BaseException:
-            with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 self.wait()
             raise
         self.wait()

@@ -1,4 +1,4 @@
-"""Where the wall time of training goes."""
+"""Measures where the wall time of training goes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 
 class Clock:
-    """Where the wall time goes: named parts of it, and all of it, since the last reading.
+    """Wall time since the last reading, in total and of each named part.
 
-    On CUDA, work is queued rather than done when a call returns, so a part that computes there is timed by events; they
-    are read where a report waits for the device anyway.
+    CUDA calls return before their work is done, so parts that compute there are timed by events. These are read where a
+    progress event waits for the device anyway.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.tracing = False  # the parts are to be named in the trace of torch's profiler
+        self.tracing = False  # name the parts in the trace of torch's profiler
         self._device = device
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -25,7 +25,7 @@ class Clock:
 
     @contextmanager
     def on_host(self, part: str) -> Iterator[None]:
-        """Time the host's waiting."""
+        """Time `part` on the host."""
         start = time.perf_counter()
         with self._named(part):
             yield
@@ -33,7 +33,7 @@ class Clock:
 
     @contextmanager
     def on_device(self, part: str, device: torch.device | None = None) -> Iterator[None]:
-        """Time the device's computing on its current stream, or that of another `device`."""
+        """Time `part` on the current stream of `device`, by default the clock's own device."""
         if (device or self._device).type != "cuda":
             with self.on_host(part):
                 yield
@@ -46,12 +46,12 @@ class Clock:
         self._events.append((part, before, after))
 
     def settle(self) -> None:
-        """Wait for the device, so that whoever reads from it next does not pay for what was queued before."""
+        """Wait for the device, so that the next transfer from it is not charged for work queued earlier."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last reading, and those of each part. On CUDA the device must have been waited for."""
+        """Seconds since the last reading, in total and by part. On CUDA, call `settle` first."""
         for part, before, after in self._events:
             self._add(part, before.elapsed_time(after) / 1000)
         now = time.perf_counter()
@@ -62,7 +62,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens meanwhile, as an evaluation between two steps."""
+        """Exclude the context from the total, as for an evaluation."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""A step's use of the bank (push, search, mean of the neighbours), beside the online encoder's forward where that pays.
+"""Retrieval: the bank's part of a step (push, search, mean of the neighbours), overlapped with the online forward.
 
-The bank needs the target embeddings alone, and the forward of the online encoder nothing of the bank's. So that the
-method's order (design 1) and every number are the same whether one waits for the other or not.
+The bank needs only the target embeddings, and the online forward needs nothing from the bank, so every number is the
+same with and without overlap.
 
 Shapes: B queries, K neighbours, D dimensions.
 """
@@ -9,7 +9,7 @@ Shapes: B queries, K neighbours, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,107 +22,118 @@ from msf_faiss.train.clock import Clock
 
 
 class Retrieved(NamedTuple):
-    """What a step pulls its queries to."""
+    """The regression targets of a step, and the neighbours that they are the means of."""
 
-    means: Tensor  # [B, D] on the targets' device
-    found: Neighbors  # [B, K] on the bank's device
+    means: Tensor  # [B, D] on the device of the target embeddings
+    neighbors: Neighbors  # [B, K] on the bank's device
 
 
-class Retriever(Protocol):
-    """Has the bank work for a step."""
+class Retrieval(Protocol):
+    """A retrieval in progress."""
 
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Callable[[], Retrieved]:
-        """Push `targets` [B, D] with their `ids` [B], on the bank's device, and search the bank for them.
+    def result(self) -> Retrieved:
+        """Wait for the retrieval and return it; may be called again.
 
-        Returns:
-            What waits for the neighbours: the host if the bank is on another device than the targets, else only the
-            device.
+        Between a bank and networks on the same GPU only the device waits, otherwise the host does.
+
+        Raises:
+            Exception: if the retrieval failed.
         """
 
 
-def retriever(bank: Bank, device: torch.device) -> Retriever:
-    """The way that pays for a bank and networks on `device`."""
+class Retriever(Protocol):
+    """Starts the retrieval of a step."""
+
+    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Retrieval:
+        """Push `targets` [B, D] with their `ids` [B], on the bank's device, and search the bank for them."""
+
+
+def create_retriever(bank: Bank, device: torch.device) -> Retriever:
+    """The fastest retriever for `bank` and networks on `device`."""
     if bank.device.type != device.type:
-        return ByThread(bank)
-    # On the CPU both would only share the same cores.
-    return OnSideStream(bank) if device.type == "cuda" else InTurn(bank)
+        return ThreadedRetriever(bank)
+    # On a CPU both would compete for the same cores.
+    return StreamRetriever(bank) if device.type == "cuda" else SequentialRetriever(bank)
 
 
-class InTurn:
-    """Everything else waits for the bank."""
+class SequentialRetriever:
+    """No overlap: retrieves before it returns."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
 
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Callable[[], Retrieved]:
-        retrieved = _retrieve(self._bank, targets, ids, k, clock)
-        return lambda: retrieved
+    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Future[Retrieved]:
+        retrieval: Future[Retrieved] = Future()
+        retrieval.set_result(_retrieve(self._bank, targets, ids, k, clock))
+        return retrieval
 
 
-class OnSideStream:
-    """A bank on CUDA works on a stream of its own."""
+class StreamRetriever:
+    """Retrieves from a bank on CUDA, on a stream of its own."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
         self._stream = torch.cuda.Stream(bank.device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Callable[[], Retrieved]:
-        here = torch.cuda.current_stream(self._bank.device)
-        self._stream.wait_stream(here)
+    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> StreamRetrieval:
+        caller = torch.cuda.current_stream(self._bank.device)
+        self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
             retrieved = _retrieve(self._bank, targets, ids, k, clock)
-        # The allocator must not give memory away that the other stream is still using.
+        # The allocator must not reuse memory that the other stream is still reading.
         for tensor in (targets, ids):
             tensor.record_stream(self._stream)
-
-        def finish() -> Retrieved:
-            here.wait_stream(self._stream)
-            for tensor in (retrieved.means, *retrieved.found):
-                tensor.record_stream(here)
-            return retrieved
-
-        return finish
+        return StreamRetrieval(retrieved, self._stream, caller)
 
 
-class ByThread:
-    """A bank in host memory works in a thread, while the host has the GPU do the forward."""
+class StreamRetrieval(NamedTuple):
+    """Work queued on `stream`, for which `caller` has to wait."""
+
+    retrieved: Retrieved
+    stream: torch.cuda.Stream
+    caller: torch.cuda.Stream
+
+    def result(self) -> Retrieved:
+        self.caller.wait_stream(self.stream)
+        for tensor in (self.retrieved.means, *self.retrieved.neighbors):
+            tensor.record_stream(self.caller)
+        return self.retrieved
+
+
+class ThreadedRetriever:
+    """Retrieves from a bank in host memory, in a thread, while the GPU computes."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
-        # OpenMP counts threads for each thread that asks for them.
+        # OpenMP counts threads per calling thread.
         self._thread = ThreadPoolExecutor(1, "bank", initializer=set_threads, initargs=(torch.get_num_threads(),))
 
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Callable[[], Retrieved]:
+    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Future[Retrieved]:
         device = targets.device
-        on_host, arrived = _to_host(targets)
+        on_host, wait_for_copy = _to_host(targets)
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-        def work() -> Retrieved:
-            arrived()
-            return _retrieve(self._bank, on_host, ids, k, clock)
+        def retrieve() -> Retrieved:
+            wait_for_copy()
+            means, neighbors = _retrieve(self._bank, on_host, ids, k, clock)
+            with torch.cuda.stream(stream):  # does nothing if there is none
+                return Retrieved(means.pin_memory().to(device, non_blocking=True) if stream else means, neighbors)
 
-        pending = self._thread.submit(work)
-
-        def finish() -> Retrieved:
-            means, found = pending.result()
-            if device.type == "cuda":
-                means = means.pin_memory().to(device, non_blocking=True)
-            return Retrieved(means, found)
-
-        return finish
+        return self._thread.submit(retrieve)
 
 
 def _retrieve(bank: Bank, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Retrieved:
-    """Own embeddings first: each is its own nearest neighbour."""
+    """Push before searching, so that each target is its own nearest neighbour (MSF, ICCV 2021, section 3)."""
     with clock.on_device("push", bank.device):
         bank.push(targets, ids)
     with clock.on_device("search", bank.device):
-        found = bank.search(targets, k)  # [B, K]
-        means = bank.mean_of(found.slots)  # [B, D]
-    return Retrieved(means, found)
+        neighbors = bank.search(targets, k)  # [B, K]
+        means = bank.mean_of(neighbors.slots)  # [B, D]
+    return Retrieved(means, neighbors)
 
 
 def _to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """A copy of `tensor` in host memory, and what waits until it is there."""
+    """Start copying `tensor` to host memory; returns the copy, and a function that waits until it is complete."""
     if tensor.device.type == "cpu":
         return tensor, lambda: None
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,6 +1,6 @@
-"""Where the time of a run's steps goes: some are timed part by part, and after them a few traced by torch's profiler.
+"""Times the parts of some steps, then traces a few more with torch's profiler.
 
-Traced steps are slower, so what is timed is not traced.
+Tracing slows a step down, so traced steps are not timed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from msf_faiss.train.clock import Clock
 FOLDER = "profile"
 
 WARM_UP = 5
-"""Steps before those that are timed: kernels are chosen, memory is allocated, workers begin."""
+"""Untimed steps before the timed ones: kernels are selected, memory is allocated, workers start."""
 TRACED = 3
-"""Steps after those that are timed."""
+"""Traced steps after the timed ones."""
 
 
 class Profiler:
-    """Follows a run step by step.
+    """Profiles the first steps of a run.
 
     Args:
-        steps: to be timed.
-        first_step: the number of finished steps when the run begins.
-        last_step: and when it ends.
-        clock: of the run; whoever reads it tells `add`.
+        steps: number of steps to time.
+        first_step: finished steps when the run starts.
+        last_step: finished steps when it ends.
+        clock: of the run; its readings are passed to `add`.
 
     Raises:
         UserError: if the run is too short.
@@ -39,9 +39,9 @@ class Profiler:
         needed = WARM_UP + steps + TRACED
         if last_step - first_step < needed:
             raise UserError(
-                f"--profile {steps} needs {needed} steps ({WARM_UP} before and {TRACED} after those that are timed), "
-                f"and the run has {last_step - first_step} to go; raise train.epochs or train.max_steps, or profile "
-                "fewer"
+                f"--profile {steps} needs {needed} steps ({WARM_UP} to warm up, {steps} to time, {TRACED} to trace), "
+                f"but the run has only {last_step - first_step} left. Raise train.epochs or train.max_steps, or lower "
+                "--profile"
             )
         self.steps = steps
         self.begins = first_step + WARM_UP
@@ -53,11 +53,11 @@ class Profiler:
         self._trace: torch.profiler.profile | None = None
 
     def is_due(self, step: int) -> bool:
-        """Whether the clock is to be read after so many finished steps."""
+        """Whether the clock must be read after `step`."""
         return step in (self.begins, self.ends)
 
     def add(self, step: int, seconds: float, parts: Mapping[str, float]) -> None:
-        """Take in what the clock was read to say after `step`."""
+        """Add what the clock measured up to `step`."""
         if not self.begins < step <= self.ends:
             return
         self._seconds += seconds
@@ -66,18 +66,18 @@ class Profiler:
 
     @property
     def seconds(self) -> float:
-        """Wall time of a step."""
+        """Wall time per step."""
         return self._seconds / self.steps
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of a step by part; parts that go on beside one another count in full."""
+        """Seconds per step of each part; overlapping parts count in full."""
         return {name: part / self.steps for name, part in self._parts.items()}
 
     def trace(self, step: int) -> bool:
-        """Begin or end the trace if it is time for that; true if it is complete now."""
+        """Start or stop the trace if due after `step`; returns True when the trace is complete."""
         if step == self.ends:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notes on itself would get between ours
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silence its own log
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -91,7 +91,7 @@ class Profiler:
         return False
 
     def write_trace(self, run_dir: Path) -> Path:
-        """Write the trace into a run's directory, as chrome://tracing and Perfetto read it.
+        """Write the trace into a run directory, in the format of chrome://tracing and Perfetto.
 
         Raises:
             UserError: if it cannot be written.
@@ -103,6 +103,6 @@ class Profiler:
             self._trace.export_chrome_trace(str(path))
         except OSError as error:
             raise UserError(
-                f"{path}: cannot write the profile: {error.strerror}; make room, or leave --profile out"
+                f"{path}: cannot write the profile: {error.strerror}. Make room, or omit --profile"
             ) from error
         return path

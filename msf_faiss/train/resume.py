@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may with the config that it is given."""
+"""Selects the checkpoint that a run resumes from, and compares its config with the current one."""
 
 from __future__ import annotations
 
@@ -15,85 +15,85 @@ from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 
 Resume = Path | Literal["auto", "never"]
-"""auto: go on with the run in the directory, if it holds one. never: the directory must be new. A path: begin a new run
-from that checkpoint, or from the newest of that run."""
+"""auto: resume the run in the run directory, if there is one. never: the run directory must be new. A path: start a new
+run from that checkpoint, or from the newest checkpoint of that run."""
 
-# Of another shape the weights do not fit, and with another batch size a step is another part of an epoch.
+# Weights of another shape do not fit, and with another batch size the step number means another position in the data.
 _FIXED = ("model", "train.batch_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
-    """Where a run goes on from."""
+class ResumePoint:
+    """Where a run resumes."""
 
     checkpoint: Checkpoint
-    damaged: dict[Path, str]  # newer checkpoints of the same run, and what is wrong with them
-    origin: str | None  # the checkpoint of another run that this one began from
+    damaged: dict[Path, str]  # newer checkpoints of the same run, and their defects
+    origin: str | None  # the checkpoint of another run that this run started from
 
 
-def find_beginning(run_dir: Path, resume: Resume, ranks: Ranks) -> Beginning | None:
-    """The checkpoint that a run in `run_dir` goes on from; None: it begins anew. All ranks take part.
+def find_resume_point(run_dir: Path, resume: Resume, ranks: Ranks) -> ResumePoint | None:
+    """The checkpoint from which a run in `run_dir` resumes; None: it starts from scratch. All ranks call this together.
 
     Raises:
-        UserError: if there is none where there should be one, all are damaged, or `run_dir` holds another run than
-            one that began from the checkpoint `resume`.
+        UserError: if there is no checkpoint at `resume`, all checkpoints are damaged, or `run_dir` contains a run that
+            did not start from `resume`.
     """
     path = None if isinstance(resume, str) else resume.resolve()
     if ranks.broadcast_object(bool(list_checkpoints(run_dir))):
         checkpoint, damaged = find_newest_valid(run_dir, ranks)
-        if path is not None and not _continues(checkpoint, path):
+        if path is not None and not _descends_from(checkpoint, path):
             raise UserError(
-                f"{run_dir}: holds a run that goes on from {checkpoint.path.name}, not from {resume}; "
-                "choose a new directory with --out, or leave --resume out to continue the run there"
+                f"{run_dir}: contains a run that resumes from {checkpoint.path.name}, not from {resume}. "
+                "Choose a new directory with --out, or omit --resume to resume the run there"
             )
-        return Beginning(checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin)
+        return ResumePoint(checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin)
     if path is None:
         return None
     if list_checkpoints(path):
         checkpoint, damaged = find_newest_valid(path, ranks)
     else:
         checkpoint, damaged = find_checkpoint(path), {}
-    return Beginning(checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path))
+    return ResumePoint(checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path))
 
 
-def _continues(newest: Checkpoint, path: Path) -> bool:
-    """Whether a run whose newest checkpoint is `newest` goes on from `path`, a checkpoint or the directory of a run."""
+def _descends_from(newest: Checkpoint, path: Path) -> bool:
+    """Whether the run of `newest` is the run, or started from the run or checkpoint, at `path`."""
     places = [newest.path.resolve(), *([Path(newest.origin)] if newest.origin else [])]
     return any(place.is_relative_to(path) for place in places)
 
 
-def allowed_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -> list[str]:
-    """Where two configs differ, as `key: this there, that now`.
+def check_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -> list[str]:
+    """The differences between two configs, as `key: was this, now that`.
 
     Args:
-        run: what the old config belongs to, for messages.
-        old: the config of a checkpoint.
-        new: the config to go on with.
-        allowed: keys, or the sections that they are in, that may differ.
+        run: the owner of the old config, for messages.
+        old: config of the checkpoint.
+        new: config to continue with.
+        allowed: keys that may differ, or sections of them.
 
     Raises:
-        UserError: if others differ, or one of `allowed` does not exist.
+        UserError: if other keys differ, or one of `allowed` does not exist.
     """
-    before, now = (config.model_dump(mode="json") for config in (old, new))
-    known = {*_keys(before), *_keys(now)}
+    before, now = (_flatten(config.model_dump(mode="json")) for config in (old, new))
+    known = {*before, *now}
     for key in allowed:
         if key not in known:
             close = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; `msf-faiss pretrain --dry-run` prints all keys"
-            raise UserError(f"--allow-config-change {key}: there is no such key{hint}")
+            hint = f"did you mean {close[0]}?" if close else "`msf-faiss pretrain --dry-run` prints all keys"
+            raise UserError(f"--allow-config-change {key}: no such key; {hint}")
     changes = _differences(before, now)
     fixed = {key: text for key, text in changes.items() if _is_in(key, _FIXED)}
     if fixed:
         raise UserError(
-            f"{run}: its run has another config ({'; '.join(fixed.values())}), and these cannot change within a run; "
-            "start a new run with another --out"
+            f"{run}: the run has another config ({'; '.join(fixed.values())}), and these settings cannot change within "
+            "a run. Start a new run with another --out"
         )
     refused = {key: text for key, text in changes.items() if not _is_in(key, allowed)}
     if refused:
         flags = " ".join(f"--allow-config-change {key}" for key in refused)
         raise UserError(
-            f"{run}: its run has another config ({'; '.join(refused.values())}); continue it with its own (give --out "
-            f"alone), allow the change with {flags}, or start a new run with another --out"
+            f"{run}: the run has another config ({'; '.join(refused.values())}). Resume with its own config "
+            f"(give --out alone), allow the change with {flags}, or start a new run with another --out"
         )
     return list(changes.values())
 
@@ -102,26 +102,23 @@ def _is_in(key: str, sections: Iterable[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """All keys, sections included, dotted."""
-    found = []
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All keys, dotted, sections included."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found.append(f"{prefix}{key}")
+        flat[f"{prefix}{key}"] = value
         if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
+            flat |= _flatten(value, f"{prefix}{key}.")
+    return flat
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Each key with another value, and that in words. Keys that only one of two kinds has follow from `kind`."""
-    found: dict[str, str] = {}
-    for key in [key for key in old if key in new]:
-        before, after, name = old[key], new[key], f"{prefix}{key}"
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= _differences(before, after, f"{name}.")
-        elif before != after:
-            found[name] = f"{name}: {_as_yaml(before)} there, {_as_yaml(after)} now"
-    return found
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Every key with another value. Keys that exist in only one of the two follow from a `kind`."""
+    return {
+        key: f"{key}: was {_as_yaml(before)}, now {_as_yaml(new[key])}"
+        for key, before in old.items()
+        if key in new and before != new[key] and not (isinstance(before, dict) and isinstance(new[key], dict))
+    }
 
 
 def _as_yaml(value: object) -> str:

@@ -1,6 +1,6 @@
 """One step of mean shift.
 
-Shapes: B batch, S height and width of a view, D dimensions of an embedding, K neighbours.
+Shapes: B batch, b micro-batch, S height and width of a view, D dimensions of an embedding, K neighbours.
 """
 
 from __future__ import annotations
@@ -27,52 +27,50 @@ def train_step(
     learning_rate: float,
     momentum: float,
     precision: torch.dtype = torch.float32,
-    share: float = 1.0,
-    parts: int = 1,
+    loss_weight: float = 1.0,
+    micro_batches: int = 1,
     clock: Clock | None = None,
 ) -> tuple[Tensor, Neighbors]:
-    """One step of mean shift (paper, section 3, algorithm 1).
+    """Take one step: MSF (Koohpayegani et al., ICCV 2021), section 3, algorithm 1.
 
-    The authors' code has the forward of the online encoder first. It needs nothing of the rest, so it comes last here,
-    beside the bank's work, to the same numbers.
+    The authors' code begins with the online forward. Nothing before the loss depends on it, so it comes last here,
+    where it overlaps with the retrieval; every number is the same.
 
     Args:
-        state: changed in place; its step count rises by one.
+        state: updated in place; its step count rises by one.
         online_view: T2(x), [B, 3, S, S].
         target_view: T1(x), [B, 3, S, S].
         ids: [B] int64, data-set indices of the images, on the bank's device.
         k: neighbours of each target embedding, itself included.
         learning_rate: of this step.
-        momentum: of the target's moving average.
-        precision: bfloat16 runs the forwards under autocast; any other dtype runs them as the model is.
-        share: of the step's images that are this rank's, 0..1.
-        parts: that the batch goes through the networks in, at most B and on all ranks as many. The bank is filled and
-            searched once; batch statistics are each part's own.
+        momentum: EMA momentum of the target at this step.
+        precision: bfloat16 runs the forwards under autocast; any other dtype runs them in the model's own dtype.
+        loss_weight: this rank's ratio of the images of the step, 0..1.
+        micro_batches: number of forwards that the batch is divided into, at most B and equal on all ranks. The bank is
+            pushed and searched once for the whole batch; batch statistics are those of each micro-batch.
         clock: times the parts of the step.
 
     Returns:
-        This rank's share of the loss, a scalar on the device (the sum over the ranks is the mean over all images), and
-        the neighbours that it pulled to, on the bank's device. The device is not waited for, unless the bank is on
-        another.
+        This rank's weighted loss, a scalar on the device (summed over the ranks: the mean over all images), and the
+        neighbours, on the bank's device. Does not wait for the device, unless the bank is on another one.
     """
     clock = clock or Clock(state.device)
     autocast = torch.autocast(online_view.device.type, precision, enabled=precision == torch.bfloat16)
     with clock.on_device("target"), autocast:
         state.model.update_target(momentum)
-        targets = state.embed_target(target_view, parts)  # [B, D]
-    retrieved = state.retrieve(targets, ids, k, clock)
+        targets = state.embed_target(target_view, micro_batches)  # [B, D]
+    retrieval = state.retrieve(targets, ids, k, clock)
     losses: list[Tensor] = []
-    for view in online_view.tensor_split(parts):  # [b, 3, S, S]
-        last = len(losses) == parts - 1
+    for view in online_view.tensor_split(micro_batches):  # [b, 3, S, S]
+        last = len(losses) == micro_batches - 1
         with contextlib.nullcontext() if last else no_gradient_sync(state.network):
             with clock.on_device("online"), autocast:
                 queries = state.network(view)  # [b, D]
-            if not losses:
-                means, found = retrieved()  # [B, D], [B, K]
+            means, neighbors = retrieval.result()  # [B, D], [B, K]: the first forward overlaps with the retrieval
             with clock.on_device("backward"):
-                loss = mean_shift_loss(queries, means.tensor_split(parts)[len(losses)])
-                loss = loss * (share * len(view) / len(online_view))
-                # Gradients are averaged over the ranks, and this loss is a summand.
+                loss = mean_shift_loss(queries, means.tensor_split(micro_batches)[len(losses)])
+                loss = loss * (loss_weight * len(view) / len(online_view))
+                # DDP averages the gradients over the ranks; this loss is a summand.
                 (loss * state.ranks.size).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     with clock.on_device("optimizer"):
@@ -81,4 +79,4 @@ def train_step(
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    return torch.stack(losses).sum(), found
+    return torch.stack(losses).sum(), neighbors

@@ -1,4 +1,4 @@
-"""Ends a run whose step has hung: a collective whose peer is gone, a disk that does not answer, a deadlock."""
+"""Ends a run whose step hangs: in a collective whose peer is gone, on an unresponsive disk, in a deadlock."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from msf_faiss.errors import EXIT_RESTART
 
 
 class Watchdog:
-    """Calls `on_hang` if nothing is heard for `seconds`; without `seconds` it watches nothing.
+    """Calls `on_hang` if `reset` is not called for `seconds`.
 
     Args:
-        seconds: the longest time between two calls of `heard`.
-        on_hang: by default says so, shows where every thread stands, and ends the process with the exit code that asks
-            for a new start. Nothing gentler gets a thread out of a hung call.
+        seconds: None disables the watchdog.
+        on_hang: by default prints the stack of every thread, and ends the process with the exit code that asks for a
+            restart. Nothing gentler gets a thread out of a hung call.
     """
 
     def __init__(self, seconds: float | None, on_hang: Callable[[float], None] | None = None) -> None:
         self._seconds = seconds
         self._on_hang = on_hang or _end
-        self._heard = time.monotonic()
+        self._last_reset = time.monotonic()
         self._paused = 0
         self._over = threading.Event()
 
-    def heard(self) -> None:
-        """A step is done."""
-        self._heard = time.monotonic()
+    def reset(self) -> None:
+        """Restart the countdown."""
+        self._last_reset = time.monotonic()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until this is left."""
+        """Watch within the context."""
         if self._seconds is None:
             yield
             return
         thread = threading.Thread(target=self._watch, args=(self._seconds,), name="watchdog", daemon=True)
-        self.heard()
+        self.reset()
         thread.start()
         try:
             yield
@@ -50,29 +50,27 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is no step, as an evaluation, takes as long as it takes."""
+        """Allow any time within the context, as for an evaluation."""
         self._paused += 1
         try:
             yield
         finally:
-            self.heard()
+            self.reset()
             self._paused -= 1
 
     def _watch(self, seconds: float) -> None:
         while not self._over.wait(min(seconds / 4, 1.0)):
-            if not self._paused and time.monotonic() - self._heard > seconds:
+            if not self._paused and time.monotonic() - self._last_reset > seconds:
                 self._on_hang(seconds)
                 return
 
 
 def _end(seconds: float) -> None:
     print(
-        f"error: no step was finished for {seconds:g} seconds (train.hang_seconds); every thread stands here:",
+        f"error: no step finished within {seconds:g} seconds (train.hang_seconds). Stacks of all threads:",
         file=sys.stderr,
         flush=True,
     )
     faulthandler.dump_traceback(all_threads=True)
-    print(
-        "the run ends; start the same command again to continue from its last checkpoint", file=sys.stderr, flush=True
-    )
+    print("start the same command again to resume from the last checkpoint", file=sys.stderr, flush=True)
     os._exit(EXIT_RESTART)

@@ -15,7 +15,8 @@ import step_variants
 
 from msf_faiss.config import Config, FlatBankConfig, ModelConfig, NarrowBackbone, ParquetData, TrainConfig, ViewsConfig
 from msf_faiss.models import build_model
-from msf_faiss.train.state import TrainState, create_optimizer
+from msf_faiss.train.optimizer import create_optimizer
+from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
 
 BENCHMARKS = Path(step.__file__).parent

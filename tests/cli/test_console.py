@@ -99,7 +99,14 @@ def test_an_improvement_is_told_in_a_line_that_stays(terminal: bool) -> None:
 def test_a_profile_is_a_table_that_adds_up(beside: bool) -> None:
     parts = {"data": 0.01, "search": 0.02, "push": 0.005, "online": 0.03, "backward": 0.05, "a new part": 1.0}
     profiled = StepProfiled(
-        step=20, epoch=2.0, steps=4, seconds=0.2, parts=parts, beside=beside, images=100, trace=Path("a/trace.json.gz")
+        step=20,
+        epoch=2.0,
+        steps=4,
+        seconds=0.2,
+        parts=parts,
+        overlapped=beside,
+        images=100,
+        trace=Path("a/trace.json.gz"),
     )
     lines = [line.split() for line in shown([STARTED, profiled], terminal=False).splitlines()]
     assert ["profile", "of", "4", "steps;", "a", "trace", "of", "later", "ones:", "a/trace.json.gz"] in lines

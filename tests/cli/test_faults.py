@@ -211,7 +211,7 @@ def test_a_run_that_diverges_keeps_its_earlier_checkpoints_alone(
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "training has diverged; lower optimizer.learning_rate" in done.stderr
+    assert "training has diverged. Lower optimizer.learning_rate" in done.stderr
     assert contents(run_dir / "checkpoints") == before
     assert step_of(checkpoints(run_dir)[-1]) == 6
 

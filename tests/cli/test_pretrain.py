@@ -99,7 +99,7 @@ def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> N
     assert f"error: {tiny_run}: already holds a run; leave out --resume never to continue it" in done.stderr
     other = msf_faiss("pretrain", *TINY, "--set", "seed=3", "--out", tiny_run)
     assert other.returncode == 2
-    assert "its run has another config (seed: 0 there, 3 now); continue it" in other.stderr
+    assert "the run has another config (seed: was 0, now 3). Resume with its own config" in other.stderr
     # With the same settings, or with none, it is continued.
     for arguments in ([*TINY], []):
         again = msf_faiss("pretrain", *arguments, "--out", tiny_run)
@@ -114,7 +114,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: P
     done = msf_faiss(*command)
     assert done.returncode == 0, done.stderr
     assert "resumed  after step 6 of 9" in done.stderr
-    assert "note     the config is another one: train.epochs: 2 there, 3 now" in done.stderr
+    assert "note     config changed: train.epochs: was 2, now 3" in done.stderr
     again = msf_faiss(*command)
     assert again.returncode == 0, again.stderr
     assert "resumed  after step 9 of 9" in again.stderr
@@ -122,14 +122,14 @@ def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: P
     shutil.copytree(tiny_run, tmp_path / "other" / "run")
     refused = msf_faiss("pretrain", "--resume", tmp_path / "run", "--out", tmp_path / "other" / "run")
     assert refused.returncode == 2
-    assert "holds a run that goes on from step-00000006, not from" in refused.stderr
+    assert "contains a run that resumes from step-00000006, not from" in refused.stderr
     unknown = msf_faiss("pretrain", "--allow-config-change", "train.epoch", "--out", tmp_path / "run")
     assert unknown.returncode == 2
-    assert "--allow-config-change train.epoch: there is no such key; did you mean train.epochs?" in unknown.stderr
+    assert "--allow-config-change train.epoch: no such key; did you mean train.epochs?" in unknown.stderr
     shape = ["--set", "model.dim=3", "--allow-config-change", "model"]
     fixed = msf_faiss("pretrain", *shape, "--out", tmp_path / "run")
     assert fixed.returncode == 2
-    assert "(model.dim: 64 there, 3 now), and these cannot change within a run" in fixed.stderr
+    assert "(model.dim: was 64, now 3), and these settings cannot change within a run" in fixed.stderr
 
 
 def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: 
     assert "allow the change with --allow-config-change bank.capacity, or start" in refused.stderr
     done = msf_faiss("pretrain", *arguments, "--allow-config-change", "bank")
     assert done.returncode == 0, done.stderr
-    assert "note     the config is another one: bank.capacity: 40 there, 30 now" in done.stderr
-    assert "note     the bank took over the newest 30 entries" in done.stderr
+    assert "note     config changed: bank.capacity: was 40, now 30" in done.stderr
+    assert "note     the bank kept the newest 30 entries" in done.stderr
     assert "capacity: 30" in (tmp_path / "run" / "config.yaml").read_text()
 
 

@@ -148,7 +148,7 @@ def test_the_loss_of_a_rank_ends_the_others_in_words(tmp_path: Path) -> None:
         processes[1].kill()
         told = processes[0].communicate(timeout=60)[1]
         assert processes[0].returncode == 75, told
-    assert "error: rank 0 lost another rank, whose own message says why; start the same command again" in told
+    assert "error: rank 0 lost another rank, whose own message says why. Start the same command again" in told
     assert "Traceback" not in told
 
 

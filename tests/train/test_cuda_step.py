@@ -23,7 +23,7 @@ from msf_faiss.models import best_memory_format
 from msf_faiss.run.events import StepProfiled
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import LossMonitor, NeighborMonitor
-from msf_faiss.train.overlap import ByThread, InTurn, OnSideStream
+from msf_faiss.train.overlap import SequentialRetriever, StreamRetriever, ThreadedRetriever
 from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
 from msf_faiss.train.trainer import pretrain
@@ -40,14 +40,14 @@ CONFIG = Config(
 )
 
 
-def steps(config: Config, count: int, *, in_turn: bool = False, strict: bool = False) -> TrainState:
+def steps(config: Config, count: int, *, sequential: bool = False, strict: bool = False) -> TrainState:
     """The state after so many steps; `strict`: all but the first few must not wait for the device."""
     device = torch.device("cuda", torch.cuda.current_device())
     source = open_source(config.data, "train")
     assert source is not None
     state = TrainState.create(config, device)
-    if in_turn:
-        state.retrieve = InTurn(state.bank)
+    if sequential:
+        state.retrieve = SequentialRetriever(state.bank)
     layout, clock = best_memory_format(state.model, device), Clock(device)
     losses, neighbors = LossMonitor(), NeighborMonitor(source.labels, state.bank.device)
     batches = training_batches(source, config, device=device)
@@ -66,7 +66,7 @@ def steps(config: Config, count: int, *, in_turn: bool = False, strict: bool = F
                 learning_rate=0.05,
                 momentum=0.99,
                 precision=getattr(torch, config.train.precision),
-                parts=config.train.accumulate,
+                micro_batches=config.train.accumulate,
                 clock=clock,
             )
             losses.update(loss)
@@ -102,13 +102,13 @@ def test_a_side_stream_and_a_thread_give_the_numbers_of_one_after_the_other(accu
         train = CONFIG.train.model_copy(update={"accumulate": accumulate})
         config = CONFIG.model_copy(update={"train": train})
         on_host = config.model_copy(update={"bank": FlatBankConfig(capacity=4096, device="cpu")})
-        beside, thread, in_turn = steps(config, 30), steps(on_host, 30), steps(config, 30, in_turn=True)
+        beside, thread, sequential = steps(config, 30), steps(on_host, 30), steps(config, 30, sequential=True)
     finally:
         torch.backends.cudnn.deterministic = False
-    assert isinstance(beside.retrieve, OnSideStream)
-    assert isinstance(thread.retrieve, ByThread)
+    assert isinstance(beside.retrieve, StreamRetriever)
+    assert isinstance(thread.retrieve, ThreadedRetriever)
     assert thread.bank.device.type == "cpu"
-    for name, weight in in_turn.model.state_dict().items():
+    for name, weight in sequential.model.state_dict().items():
         assert torch.equal(weight, beside.model.state_dict()[name]), name
         # A mean over neighbours is added up in another order on the host.
         torch.testing.assert_close(weight, thread.model.state_dict()[name], rtol=1e-3, atol=1e-4)
@@ -118,6 +118,6 @@ def test_a_side_stream_and_a_thread_give_the_numbers_of_one_after_the_other(accu
 def test_a_profile_of_a_gpu_run(device: str, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=4096, device=device)})
     (profiled,) = [each for each in pretrain(config, tmp_path / "run", profile=10) if isinstance(each, StepProfiled)]
-    assert profiled.beside
+    assert profiled.overlapped
     assert {"data", "views", "target", "push", "search", "online", "backward", "optimizer"} <= profiled.parts.keys()
     assert profiled.trace.stat().st_size > 1000

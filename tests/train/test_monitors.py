@@ -8,7 +8,7 @@ import torch
 
 from msf_faiss.errors import UserError
 from msf_faiss.train.clock import Clock
-from msf_faiss.train.monitors import CollapseWatch, LossMonitor, NeighborMonitor, Spread, spread_of
+from msf_faiss.train.monitors import CollapseMonitor, LossMonitor, NeighborMonitor, Spread, measure_spread
 
 CPU = torch.device("cpu")
 
@@ -19,12 +19,12 @@ def test_purity_leaves_out_every_entry_of_the_own_image() -> None:
     neighbors = torch.tensor([[0, 1, 0, 2], [2, 0, 3, 3]])  # without the own: one of two right, two of three right
     ages = torch.tensor([[1, 10, 100, 20], [0, 30, 40, 50]])
     monitor.update(ids, neighbors, ages, 200)
-    found = monitor.read()
+    found = monitor.summarize()
     assert found.purity == pytest.approx(3 / 5)
-    assert found.age == pytest.approx((10 + 20 + 30 + 40 + 50) / 5)
+    assert found.age_mean == pytest.approx((10 + 20 + 30 + 40 + 50) / 5)
     assert found.age_p95 == 50
     assert found.hubness == pytest.approx(1 / 2)  # five entries, each found by one of two queries
-    assert monitor.read() == (None, 0.0, 0.0, 0.0)  # nothing since
+    assert monitor.summarize() == (None, 0.0, 0.0, 0.0)  # nothing since
 
 
 def test_hubs_are_entries_not_slots_or_images() -> None:
@@ -34,7 +34,7 @@ def test_hubs_are_entries_not_slots_or_images() -> None:
         ids = torch.tensor([2 * step, 2 * step + 1]) + 100
         ages = torch.tensor([[1, 10 + 2 * step], [0, 10 + 2 * step]])  # entry number 89 is found by every query
         monitor.update(ids, torch.stack([ids, torch.tensor([7, 8])], dim=1), ages, pushed=100 + 2 * step)
-    assert monitor.read().hubness == 1.0
+    assert monitor.summarize().hubness == 1.0
 
 
 def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
@@ -45,7 +45,7 @@ def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
         monitor.update(torch.arange(80), torch.full((80, 3), 1000), ages, pushed=60 + 80 * step)
         ages_seen += ages[:64].flatten().tolist()
         numbers += (60 + 80 * step - 1 - ages[:64]).flatten().tolist()
-    found = monitor.read()
+    found = monitor.summarize()
     assert found.age_p95 == sorted(ages_seen)[math.ceil(0.95 * (len(ages_seen) - 1))]
     ten = sorted(Counter(numbers).values())[-10:]
     assert found.hubness == pytest.approx(sum(ten) / 10 / 320)
@@ -54,21 +54,21 @@ def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
 def test_unlabelled_images_are_not_counted() -> None:
     monitor = NeighborMonitor(np.array([0, -1, 0, 1, -1]), CPU)
     monitor.update(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [0, 4, 2]]), torch.ones(2, 3, dtype=torch.int64), 9)
-    assert monitor.read()[:2] == (0.5, 1.0)
+    assert monitor.summarize()[:2] == (0.5, 1.0)
     unlabelled = NeighborMonitor(None, CPU)
     unlabelled.update(torch.tensor([0]), torch.tensor([[1, 2]]), torch.tensor([[4, 6]]), 9)
-    assert unlabelled.read()[:2] == (None, 5.0)
+    assert unlabelled.summarize()[:2] == (None, 5.0)
 
 
 def test_the_first_loss_that_is_not_finite_is_named() -> None:
     monitor = LossMonitor()
     for loss in (1.0, 2.0):
         monitor.update(torch.tensor(loss))
-    assert monitor.read(2) == 1.5
+    assert monitor.mean(2) == 1.5
     for loss in (1.0, float("inf"), float("nan")):
         monitor.update(torch.tensor(loss))
     with pytest.raises(UserError, match="the loss of step 4 is inf"):
-        monitor.read(5)
+        monitor.mean(5)
 
 
 def test_the_clock_divides_the_time() -> None:
@@ -94,29 +94,29 @@ def test_the_clock_divides_the_time() -> None:
 def test_the_spread_of_embeddings() -> None:
     rng = torch.Generator().manual_seed(0)
     even = torch.nn.functional.normalize(torch.randn(256, 32, generator=rng), dim=1)
-    spread = spread_of(even)
+    spread = measure_spread(even)
     assert spread.std == pytest.approx(1, abs=0.01)
-    assert 28 < spread.rank <= 32
+    assert 28 < spread.effective_rank <= 32
     same = even[:1].expand(256, -1)
-    assert spread_of(same) == pytest.approx((0, 1), abs=1e-3)
+    assert measure_spread(same) == pytest.approx((0, 1), abs=1e-3)
     plane = torch.nn.functional.normalize(even[:, :2], dim=1)
-    assert spread_of(torch.cat([plane, torch.zeros(256, 30)], dim=1)).rank == pytest.approx(2, abs=0.05)
+    assert measure_spread(torch.cat([plane, torch.zeros(256, 30)], dim=1)).effective_rank == pytest.approx(2, abs=0.05)
     wide = torch.nn.functional.normalize(torch.randn(10, 500, generator=rng), dim=1)
-    assert 9 < spread_of(wide).rank <= 10
+    assert 9 < measure_spread(wide).effective_rank <= 10
     # as by the singular values themselves
     values = torch.linalg.svdvals(even.double())
     shares = values / values.sum()
-    assert spread.rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-9)
+    assert spread.effective_rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-9)
 
 
 def test_a_collapse_is_told_once_with_the_step_where_it_began() -> None:
-    watch, well, low = CollapseWatch(), Spread(0.9, 20.0), Spread(0.05, 20.0)
+    watch, well, low = CollapseMonitor(), Spread(0.9, 20.0), Spread(0.05, 20.0)
     assert [watch.update(low, step) for step in (10, 20)] == [False, False]
     assert not watch.update(well, 30)  # the two were chance
     assert [watch.update(low, step) for step in (40, 50)] == [False, False]
     assert watch.since is None
-    again = CollapseWatch()
-    again.pending = watch.pending
+    again = CollapseMonitor()
+    again.load_state_dict(watch.state_dict())
     assert [again.update(Spread(0.9, 1.5), 60), again.update(low, 70)] == [True, False]
     assert again.since == 40
     again.update(well, 80)

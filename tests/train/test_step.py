@@ -16,8 +16,9 @@ from msf_faiss.bank import Bank, FlatBank, ReferenceBank
 from msf_faiss.config import ModelConfig, NarrowBackbone, OptimizerConfig
 from msf_faiss.models import MeanShift, build_model
 from msf_faiss.train.loss import mean_shift_loss
-from msf_faiss.train.overlap import ByThread
-from msf_faiss.train.state import TrainState, create_optimizer
+from msf_faiss.train.optimizer import create_optimizer
+from msf_faiss.train.overlap import ThreadedRetriever
+from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
 
 BATCH, CAPACITY, PUSHED = 12, 45, 70  # the bank has wrapped around before the step, and wraps within it
@@ -87,7 +88,7 @@ def dense_step(k: int, parts: int = 1) -> Step:
     )
 
 
-def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, by_thread: bool = False) -> Step:
+def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, threaded: bool = False) -> Step:
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     model = fresh_model().to(dtype)
     online_view, target_view, ids, filling, filling_ids = inputs()
@@ -99,8 +100,8 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, by_t
                 lambda p, name=name: gradients.__setitem__(name, p.grad.detach().clone().double())
             )
     state = TrainState(model, create_optimizer(model, OptimizerConfig()), bank)
-    if by_thread:
-        state.retrieve = ByThread(bank)
+    if threaded:
+        state.retrieve = ThreadedRetriever(bank)
     loss, found = train_step(
         state,
         online_view.to(dtype),
@@ -110,7 +111,7 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, by_t
         learning_rate=RATE,
         momentum=MOMENTUM,
         precision=precision,
-        parts=parts,
+        micro_batches=parts,
     )
     assert found.slots.shape == (BATCH, k)
     assert not loss.requires_grad
@@ -163,7 +164,7 @@ def test_a_batch_in_parts_is_one_step(parts: int) -> None:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_bank_that_works_in_a_thread_gives_the_same_bits(parts: int) -> None:
     in_turn = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts)
-    beside = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts, by_thread=True)
+    beside = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts, threaded=True)
     assert torch.equal(in_turn.loss, beside.loss)
     for before, after in [(in_turn.online, beside.online), (in_turn.target, beside.target)]:
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

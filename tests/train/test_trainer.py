@@ -49,6 +49,7 @@ from msf_faiss.run.events import (
 from msf_faiss.run.recorder import Recorder
 from msf_faiss.search import torch_engine as tiled
 from msf_faiss.search.neighbors import Neighbors
+from msf_faiss.train.monitors import Spread
 from msf_faiss.train.resume import Resume
 from msf_faiss.train.state import TrainState
 from msf_faiss.train.trainer import pretrain
@@ -197,7 +198,7 @@ def test_held_images_are_announced_and_change_nothing(tmp_path: Path) -> None:
 def test_a_profile_divides_the_time_of_the_steps_that_it_says(tmp_path: Path) -> None:
     reports = list(pretrain(changed(train={"log_every": 100}), tmp_path / "run", profile=3))
     (profiled,) = [report for report in reports if isinstance(report, StepProfiled)]
-    assert (profiled.step, profiled.steps, profiled.images, profiled.beside) == (11, 3, 16, False)
+    assert (profiled.step, profiled.steps, profiled.images, profiled.overlapped) == (11, 3, 16, False)
     parts = {"data", "views", "target", "push", "search", "online", "backward", "optimizer", "reporting"}
     assert profiled.parts.keys() == parts
     assert 0.5 * profiled.seconds < sum(profiled.parts.values()) <= profiled.seconds * 1.001  # the clock's own rounding
@@ -216,7 +217,7 @@ def test_a_profile_does_not_change_the_run(finished: tuple[Path, list[Event]], t
 
 
 def test_a_run_that_is_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--profile 5 needs 13 steps .* and the run has 12 to go"):
+    with pytest.raises(UserError, match=r"--profile 5 needs 13 steps .* the run has only 12 left"):
         list(pretrain(CONFIG, tmp_path / "run", profile=5))
 
 
@@ -243,7 +244,7 @@ def test_a_run_is_never_overwritten(finished: tuple[Path, list[Event]], tmp_path
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     with pytest.raises(UserError, match="already holds a run; leave out --resume never to continue it"):
         run(CONFIG, run_dir)
-    with pytest.raises(UserError, match=r"another config \(seed: 1 there, 2 now; bank.k: 3 there, 4 now\)"):
+    with pytest.raises(UserError, match=r"another config \(seed: was 1, now 2; bank.k: was 3, now 4\)"):
         run(changed(bank={"k": 4}).model_copy(update={"seed": 2}), run_dir, resume="auto")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -271,7 +272,7 @@ def test_a_mistake_in_the_data_leaves_no_run_directory(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     config = changed(optimizer={"learning_rate": 1e30}, train={"log_every": 3}, knn={"every_epochs": None})
-    with pytest.raises(UserError, match=r"training has diverged; lower optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"training has diverged. Lower optimizer.learning_rate"):
         run(config, tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     # The same when it happens after a good checkpoint: that one stays, and nothing newer appears.
@@ -290,7 +291,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     from msf_faiss.train import step
 
     monkeypatch.setattr(step, "mean_shift_loss", lambda queries, means: (0 * queries).sum().sqrt())
-    with pytest.raises(UserError, match=r"after step 1 the weights of .* are not finite"):
+    with pytest.raises(UserError, match=r"the weights of .* are not finite after step 1"):
         run(changed(train={"max_steps": 1}, knn={"every_epochs": None}), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
@@ -370,17 +371,16 @@ def test_bfloat16_and_the_reference_bank_train_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bank", "kept", "told"),
     [
-        (ReferenceBankConfig(capacity=100, k=3), 100, "bank.kind: flat there, reference now"),
-        (FlatBankConfig(capacity=100, k=3, dtype="bfloat16"), 100, "bank.dtype: float32 there, bfloat16 now"),
-        (FlatBankConfig(capacity=37, k=3), 37, "bank.capacity: 100 there, 37 now"),
-        (FlatBankConfig(capacity=300, k=3), 100, "bank.capacity: 100 there, 300 now"),
-        (FlatBankConfig(capacity="dataset", k=3), 70, "bank.capacity: 100 there, dataset now"),
-        (FlatBankConfig(capacity=100, k=3, max_age=40), 100, "bank.max_age: null there, 40 now"),
+        (ReferenceBankConfig(capacity=100, k=3), 100, "bank.kind: was flat, now reference"),
+        (FlatBankConfig(capacity=100, k=3, dtype="bfloat16"), 100, "bank.dtype: was float32, now bfloat16"),
+        (FlatBankConfig(capacity=37, k=3), 37, "bank.capacity: was 100, now 37"),
+        (FlatBankConfig(capacity=300, k=3), 100, "bank.capacity: was 100, now 300"),
+        (FlatBankConfig(capacity="dataset", k=3), 70, "bank.capacity: was 100, now dataset"),
+        (FlatBankConfig(capacity=100, k=3, max_age=40), 100, "bank.max_age: was null, now 40"),
         (
             ReferenceBankConfig(capacity=50, k=3, dtype="float16"),
             50,
-            "bank.capacity: 100 there, 50 now; bank.dtype: float32 there, float16 now; "
-            "bank.kind: flat there, reference now",
+            "bank.capacity: was 100, now 50; bank.dtype: was float32, now float16; bank.kind: was flat, now reference",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -407,13 +407,13 @@ def test_a_run_goes_on_with_another_bank(
     reports = run(config, tmp_path / "run", resume="auto", allow=["bank"])
     assert isinstance(reports[0], RunStarted)
     assert reports[0].notes == (
-        *(f"the config is another one: {text}" for text in told.split("; ")),
-        f"the bank took over the newest {kept} entries",
+        *(f"config changed: {text}" for text in told.split("; ")),
+        f"the bank kept the newest {kept} entries",
     )
     assert isinstance(reports[-1], RunEnded)
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert find_checkpoint(tmp_path / "run").config == config
-    if told == "bank.kind: flat there, reference now":  # the same neighbours, so the same run
+    if told == "bank.kind: was flat, now reference":  # the same neighbours, so the same run
         expected, found = tensors(finished[0], 12), tensors(tmp_path / "run", 12)
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     # From here on it is that run, and there is nothing to tell.
@@ -427,7 +427,7 @@ def test_another_bank_must_find_as_many_neighbours(tmp_path: Path) -> None:
     run(CONFIG, tmp_path / "run", stop_after=5)
     written = (tmp_path / "run" / "config.yaml").read_text()
     config = CONFIG.model_copy(update={"bank": ReferenceBankConfig(capacity=50, k=4)})
-    with pytest.raises(UserError, match=r"another config \(bank.k: 3 there, 4 now\); .* --allow-config-change bank.k,"):
+    with pytest.raises(UserError, match=r"another config \(bank.k: was 3, now 4\)\. .* --allow-config-change bank.k,"):
         run(config, tmp_path / "run", resume="auto", allow=["bank.capacity", "bank.kind"])
     assert (tmp_path / "run" / "config.yaml").read_text() == written
 
@@ -534,7 +534,7 @@ def test_an_interruption_does_not_change_what_the_watch_sees(
     run(forgetful, tmp_path / "stopped", resume="auto")
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "stopped", 12)
-    assert "monitor.watch" in expected
+    assert "monitor.recall.counts" in expected
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
@@ -610,8 +610,8 @@ def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: s
     assert isinstance(reports[0], RunStarted)
     kind = INDEXED[name].kind
     assert reports[0].notes == (
-        f"the config is another one: bank.kind: flat there, {kind} now",
-        "the bank took over the newest 100 entries",
+        f"config changed: bank.kind: flat there, {kind} now",
+        "the bank kept the newest 100 entries",
     )
     steps = [report for report in reports if isinstance(report, TrainingProgress)]
     assert [report.step for report in steps] == [10, 11, 12]
@@ -626,12 +626,12 @@ def test_a_run_goes_on_with_an_index(scanned: list[int], tmp_path: Path, name: s
 
 
 def test_a_collapse_is_told_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msf_faiss.train import monitors as monitor
+    from msf_faiss.train import progress
 
-    measured = monitor.spread_of
+    measured = progress.measure_spread
     low = iter(range(1, 100))
     monkeypatch.setattr(
-        monitor, "spread_of", lambda rows: monitor.Spread(0.01, 9.0) if next(low) >= 4 else measured(rows)
+        progress, "measure_spread", lambda rows: Spread(0.01, 9.0) if next(low) >= 4 else measured(rows)
     )
     first = run(CONFIG, tmp_path / "run", stop_after=5)
     reports = first + run(CONFIG, tmp_path / "run", resume="auto")

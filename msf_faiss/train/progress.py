@@ -1,0 +1,151 @@
+"""Builds the events that describe a run and its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from msf_faiss.bank import Bank, FlatBank, ParallelBank
+from msf_faiss.data.source import Source
+from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.run.events import CollapseDetected, RunStarted, TrainingProgress
+from msf_faiss.train.clock import Clock
+from msf_faiss.train.monitors import Monitors, measure_spread
+from msf_faiss.train.optimizer import Schedule
+from msf_faiss.train.profiler import Profiler
+from msf_faiss.train.state import TrainState
+
+_SPREAD_OVER = 256  # newest embeddings
+
+
+class Progress:
+    """Reports the progress of a run since the last report. All ranks call `report` together.
+
+    Args:
+        state: of the run.
+        schedule: of the run.
+        monitors: read and restarted by each report.
+        clock: read and restarted by each report.
+        profiler: gets the readings of the clock.
+    """
+
+    def __init__(
+        self, state: TrainState, schedule: Schedule, monitors: Monitors, clock: Clock, profiler: Profiler | None
+    ) -> None:
+        self._state, self._schedule, self._monitors = state, schedule, monitors
+        self._clock, self._profiler = clock, profiler
+        self._first_step = self._reported = state.step
+        self._images = 0  # since the last report, over all ranks
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the construction of this object."""
+        return time.perf_counter() - self._began
+
+    def count(self, images: int) -> None:
+        """Count the images of a step, over all ranks."""
+        self._images += images
+
+    def report(self) -> Iterator[TrainingProgress | CollapseDetected]:
+        """The progress, and a collapse in the report that detects it.
+
+        Raises:
+            UserError: if a loss is not finite.
+        """
+        step, state, ranks, monitors = self._state.step, self._state, self._state.ranks, self._monitors
+        seconds, parts = self._clock.read()  # first, since the rest counts as reporting of the next period
+        with ranks.report_on_main():
+            loss = monitors.loss.mean(step)
+        neighbors = monitors.neighbors.summarize()
+        if self._profiler is not None:
+            self._profiler.add(step, seconds, parts)
+        data_seconds = sum(parts.get(part, 0.0) for part in ("data", "views"))
+        bank_seconds = sum(parts.get(part, 0.0) for part in ("push", "search", "recall"))
+        steps, self._reported = step - self._reported, step
+        images, self._images = self._images, 0
+        everyone = ranks.gather_objects((state.bank.metrics(), set(monitors.unreadable)))
+        newest = state.bank.reconstruct(state.bank.newest(max(1, _SPREAD_OVER // ranks.size)))
+        spread = measure_spread(ranks.gather_rows(newest))
+        collapsed = monitors.collapse.update(spread, step)
+        epoch = step / self._schedule.steps_per_epoch
+        yield TrainingProgress(
+            step=step,
+            epoch=epoch,
+            loss=loss,
+            purity=neighbors.purity,
+            learning_rate=state.optimizer.param_groups[0]["lr"],
+            ema_momentum=self._schedule.ema_momentum(step - 1),
+            bank_fill_ratio=len(state.bank) / state.bank.capacity,
+            neighbor_age_mean=neighbors.age_mean,
+            neighbor_age_p95=neighbors.age_p95,
+            hubness=neighbors.hubness,
+            recall_at_k=monitors.recall.recall if monitors.recall else None,
+            embedding_std=spread.std,
+            effective_rank=spread.effective_rank,
+            collapsing_since=monitors.collapse.since,
+            push_ms=1000 * parts.get("push", 0.0) / steps,
+            search_ms=1000 * parts.get("search", 0.0) / steps,
+            bank_metrics=_means([metrics for metrics, _ in everyone]),
+            images_per_second=images / seconds,
+            data_time_ratio=data_seconds / seconds,
+            bank_time_ratio=bank_seconds / seconds,
+            model_time_ratio=max(0.0, 1 - (data_seconds + bank_seconds) / seconds),
+            eta_seconds=self.seconds / (step - self._first_step) * (self._schedule.total_steps - step),
+            unreadable_images=len(set().union(*(ids for _, ids in everyone))),
+        )
+        if collapsed and monitors.collapse.since is not None:
+            yield CollapseDetected(
+                step=step,
+                epoch=epoch,
+                since=monitors.collapse.since,
+                embedding_std=spread.std,
+                effective_rank=spread.effective_rank,
+            )
+
+
+def run_started(
+    run_dir: Path, source: Source, state: TrainState, schedule: Schedule, *, labelled: bool, notes: tuple[str, ...]
+) -> RunStarted:
+    """The first event of a run."""
+    model = state.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return RunStarted(
+        run_dir=run_dir,
+        device=_describe(state.device, state.ranks),
+        images=len(source),
+        classes=len(source.classes) if labelled and source.classes is not None else None,
+        parameters=sum(parameter.numel() for parameter in trained),
+        feature_dim=model.online.feature_dim,
+        embedding_dim=model.online.dim,
+        bank=repr(state.bank),
+        engine_ms=_engine_ms(state.bank),
+        notes=notes,
+        steps_per_epoch=schedule.steps_per_epoch,
+        total_steps=schedule.total_steps,
+        first_step=state.step,
+    )
+
+
+def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the ranks that have it."""
+    names = dict.fromkeys(name for each in metrics for name in each)
+    values = {name: [each[name] for each in metrics if name in each] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items()}
+
+
+def _engine_ms(bank: Bank) -> Mapping[str, float]:
+    """Milliseconds of each engine of an exact bank, if they were timed."""
+    bank = bank.local if isinstance(bank, ParallelBank) else bank
+    return bank.engine_ms if isinstance(bank, FlatBank) else {}
+
+
+def _describe(device: torch.device, ranks: Ranks) -> str:
+    if device.type == "cuda":
+        text = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        text = f"{device} ({torch.get_num_threads()} threads)"
+    return text if ranks.size == 1 else f"{text}, on each of {ranks.size} ranks"
