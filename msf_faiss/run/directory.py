@@ -30,10 +30,10 @@ from msf_faiss.errors import UserError
 from msf_faiss.files import write_atomic
 from msf_faiss.run.metrics_file import METRICS
 from msf_faiss.run.status import LOCK, STATUS
-from msf_faiss.train.profiler import FOLDER as PROFILE
 
 CONFIG = "config.yaml"
 BOARD = "tensorboard"
+PROFILE = "profile"
 REPORT = "report.html"
 _PATIENCE = 3.0  # seconds: a process that was killed takes a while to give all of its memory back, then the lock
 

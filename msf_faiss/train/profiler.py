@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from msf_faiss.errors import UserError
+from msf_faiss.run.directory import PROFILE
 from msf_faiss.train.clock import Clock
-
-FOLDER = "profile"
 
 WARM_UP = 5
 """Untimed steps before the timed ones: kernels are selected, memory is allocated, workers start."""
@@ -97,7 +96,7 @@ class Profiler:
             UserError: if it cannot be written.
         """
         assert self._trace is not None, "the trace is complete"
-        path = run_dir / FOLDER / f"step-{self.traced:08d}.json.gz"
+        path = run_dir / PROFILE / f"step-{self.traced:08d}.json.gz"
         try:
             path.parent.mkdir(exist_ok=True)
             self._trace.export_chrome_trace(str(path))

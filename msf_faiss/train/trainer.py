@@ -122,9 +122,7 @@ class _Trainer:
             self.device = select_device(config.train.device)
             self.source = _open_training_source(config)
             self.test_source = open_source(config.data, "test")
-            self.schedule = Schedule(
-                config, steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
-            )
+            steps = steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
         self.schedule = Schedule(config, steps)
         if worker_count(self.source, config, self.device, processes=ranks.local_size):
             warm_up()
