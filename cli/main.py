@@ -23,7 +23,7 @@ _COMMANDS = {
     "eval-transfer": "Score frozen features by logistic regression, on any labelled data.",
     "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all that the evaluations found for a run.",
-    "report": "Write a run's report, or that of several side by side, as one page.",
+    "report": "Write a report of one or several runs as an HTML page.",
     "export": "Write an encoder in another library's format, with a model card.",
     "embed": "Write the embeddings of any images to a file.",
     "index": "Write a FAISS index over the embeddings of any images, or over the bank.",

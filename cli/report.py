@@ -8,22 +8,22 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="Write a run's report, or that of several side by side, as one page.")
+@click.command(short_help="Write a report of one or several runs as an HTML page.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The page; an older report is replaced, nothing else is.  [default: RUN/report.html; ./report.html for "
+    help="File to write. Replaces an older report, but no other file.  [default: RUN/report.html; ./report.html for "
     "several runs]",
 )
-@click.option("--title", metavar="TEXT", help="Of the page.  [default: the run's name]")
-@click.option("--no-neighbors", is_flag=True, help="Leave out the neighbours, which take some seconds a run.")
+@click.option("--title", metavar="TEXT", help="Title of the page.  [default: the run's name]")
+@click.option("--no-neighbors", is_flag=True, help="Omit the neighbours, which take some seconds per run.")
 def command(runs: tuple[Path, ...], out: Path | None, title: str | None, no_neighbors: bool) -> None:
-    """Write a run's report, or that of several runs side by side, as one page that needs neither network nor server.
+    """Write a report of one or several runs as a self-contained HTML page.
 
-    RUN is a run directory, while it trains or afterwards. The page has its curves, evaluations, config and neighbours,
-    and of several runs what is different in their configs. Its path goes to stdout.
+    RUN is a run directory, during training or afterwards. The page shows curves, evaluations, config and neighbours,
+    and for several runs how their configs differ. The path of the page is printed to stdout.
     """
     from msf_faiss.report.build import write_report
 

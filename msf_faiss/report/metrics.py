@@ -1,6 +1,6 @@
-"""The curves in a run's metrics.jsonl, and fewer points that look the same.
+"""Curves and events from a run's metrics.jsonl, and thinning and smoothing of curves.
 
-Shapes: n points of a curve, in the order of their steps.
+Shapes: n points of a curve, by step.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from numpy.typing import NDArray
 
 from msf_faiss.run.metrics_file import check_header
 
-MOST_POINTS = 1500  # of a curve on the page: more than its pixels
-_SMOOTH_POINTS = 400
-SMOOTH_SHARE = 0.02  # of a curve's points, over which a smoothed one is the mean
-_LEAST_TO_SMOOTH = 50  # points; the mean of a few is another curve, not a smoother one
-_LARGEST_STEP = 2**53  # what a float, and JavaScript, still counts
-_LARGEST = 1e300  # sums and ranges of such values overflow; it counts as infinite
+MAX_POINTS = 1500  # of a curve on the page; more than it has pixels
+SMOOTHING_WINDOW = 0.02  # fraction of a curve's points that each smoothed point averages
+_MAX_SMOOTH_POINTS = 400
+_MIN_POINTS_TO_SMOOTH = 50  # an average of few points distorts a curve rather than smooths it
+_MAX_STEP = 2**53  # floats, and so JavaScript, count no further
+_MAX_VALUE = 1e300  # sums and ranges of larger values overflow; they count as infinite
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One reading over the steps. NaN: the run reported it and had nothing to tell, or no finite number."""
+    """One metric by step; NaN where it was recorded as null or was not finite."""
 
-    steps: NDArray[np.int64]  # [n] ascending, each once
+    steps: NDArray[np.int64]  # [n] strictly ascending
     values: NDArray[np.float64]  # [n]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Something that happened at a step, to be seen in every curve."""
+    """An event, marked in every chart."""
 
     step: int
     epoch: float | None
@@ -47,22 +47,22 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """All that a metrics.jsonl holds."""
+    """The contents of a metrics.jsonl."""
 
-    curves: Mapping[str, Curve]  # by the name in the file, in the order of its first line
+    curves: Mapping[str, Curve]  # by name, in order of first appearance
     marks: tuple[Mark, ...]
-    skipped: int  # lines that are no record: cut short by a kill, or being written
+    skipped: int  # invalid lines: cut short by a kill, or still being written
 
     def last(self, name: str) -> float | None:
-        """The last reading; None: there is none, or it is no number."""
+        """Return the last value, or None if there is none or it is not finite."""
         curve = self.curves.get(name)
         return None if curve is None or math.isnan(curve.values[-1]) else float(curve.values[-1])
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Every number and truth value of a metrics.jsonl as a curve; nothing if there is no such file.
+    """Read every numeric or boolean field as a curve. Without a file there are no curves.
 
-    A line that is cut short is skipped. Where a step is there twice, its last line counts.
+    Invalid lines are skipped. If a step appears twice, its last line counts.
 
     Raises:
         UserError: if the file has another format version.
@@ -83,20 +83,22 @@ def read_metrics(path: Path) -> Metrics:
                 steps, values = points.setdefault(name, (array("q"), array("d")))
                 steps.append(step)
                 values.append(_finite(value))
-    curves = {name: _in_order(np.array(steps), np.array(values)) for name, (steps, values) in points.items()}
-    told = {name: curve for name, curve in curves.items() if not np.isnan(curve.values).all()}
-    return Metrics(curves=told, marks=tuple(sorted(marks.values(), key=lambda mark: mark.step)), skipped=skipped)
+    curves = {name: _sorted_curve(np.array(steps), np.array(values)) for name, (steps, values) in points.items()}
+    known = {name: curve for name, curve in curves.items() if not np.isnan(curve.values).all()}
+    return Metrics(curves=known, marks=tuple(sorted(marks.values(), key=lambda mark: mark.step)), skipped=skipped)
 
 
-def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """At most `most` points of a curve. Of each stretch the lowest and the highest stay, and a gap, so that no spike is
-    lost; the first and the last stay too.
+def thin(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+    """Return at most `max_points` points of a curve.
+
+    It keeps the first and last point, and of each interval the lowest, highest and first missing value, so that no
+    spike is lost.
     """
     count = len(curve.values)
-    if count <= most:
+    if count <= max_points:
         return curve
     kept = {0, count - 1}
-    edges = np.linspace(0, count, (most - 2) // 3 + 1).astype(int)
+    edges = np.linspace(0, count, (max_points - 2) // 3 + 1).astype(int)
     for start, stop in itertools.pairwise(edges.tolist()):
         part = curve.values[start:stop]
         gaps = np.isnan(part)
@@ -109,12 +111,12 @@ def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
 
 
 def smooth(curve: Curve) -> Curve | None:
-    """The running mean over `SMOOTH_SHARE` of the points, at up to 400 of them; None for a curve of few points."""
+    """Return the running mean over `SMOOTHING_WINDOW` at up to 400 points, or None for a curve of fewer than 50."""
     count = len(curve.values)
-    if count < _LEAST_TO_SMOOTH:
+    if count < _MIN_POINTS_TO_SMOOTH:
         return None
-    half = max(2, round(count * SMOOTH_SHARE / 2))
-    places = np.unique(np.linspace(0, count - 1, _SMOOTH_POINTS).round().astype(int))
+    half = max(2, round(count * SMOOTHING_WINDOW / 2))
+    places = np.unique(np.linspace(0, count - 1, _MAX_SMOOTH_POINTS).round().astype(int))
     values = np.array([_mean(curve.values[max(0, place - half) : place + half + 1]) for place in places])
     values[np.isnan(curve.values[places])] = math.nan
     return Curve(curve.steps[places], values)
@@ -126,32 +128,31 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The lines of the file; None for one that is no record."""
+    """Yield the record of each line, or None for an invalid line."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         header = file.readline()
-        if not header.endswith(b"\n"):  # empty, or being written
+        if not header.endswith(b"\n"):  # empty, or still being written
             return
         check_header(path, header)
         for line in file:
             try:
                 record = json.loads(line)
-                step = record["step"]
-                whole = isinstance(step, int) and 0 <= step <= _LARGEST_STEP
+                valid = isinstance(record["step"], int) and 0 <= record["step"] <= _MAX_STEP
             except (ValueError, KeyError, TypeError, RecursionError):
-                whole = False
-            yield record if whole else None
+                valid = False
+            yield record if valid else None
 
 
 def _finite(value: float | None) -> float:
     try:
         number = math.nan if value is None else float(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return math.nan
-    return number if abs(number) < _LARGEST else math.nan
+    return number if abs(number) < _MAX_VALUE else math.nan
 
 
 def _marks(record: Mapping[str, Any]) -> Iterator[Mark]:
@@ -163,18 +164,18 @@ def _marks(record: Mapping[str, Any]) -> Iterator[Mark]:
         since, std, rank = (collapse.get(name) for name in ("since", "embedding_std", "effective_rank"))
         text = "the embeddings are collapsing"
         if isinstance(since, int):
-            text += f" since step {since:,}"
+            text = f"the embeddings have been collapsing since step {since:,}"
         if isinstance(std, float) and isinstance(rank, float):
-            text += f" (deviation {std:.2g} of 1, effective rank {rank:.3g})"
+            text += f" (std {std:.2g}, effective rank {rank:.3g})"
         yield Mark(**at, kind="collapse", text=text)
     if "bank_adjusted" in record:
         yield Mark(**at, kind="bank", text=f"bank: {record['bank_adjusted']}")
     loss = record.get("loss")
     if isinstance(loss, float) and not math.isfinite(loss):
-        yield Mark(**at, kind="loss", text="the first loss that is no finite number")
+        yield Mark(**at, kind="loss", text="the loss is not finite")
 
 
-def _in_order(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Curve:
+def _sorted_curve(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Curve:
     if len(steps) > 1 and not (np.diff(steps) > 0).all():
         order = np.argsort(steps, kind="stable")
         steps, values = steps[order], values[order]

@@ -1,25 +1,27 @@
 "use strict";
-// The crosshair: the readings of all runs at one step, in every chart. Everything else on the page works without this.
+// The crosshair: the values of all runs at one step, in every chart. The rest of the page works without this script.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const slider = document.getElementById("step");
-  const at = document.getElementById("at");
-  if (!slider) return; // nothing has been reported yet
+  const position = document.getElementById("position");
+  if (!slider) return; // there are no metrics yet
 
-  const steps = [...new Set(data.charts.flatMap((chart) => chart.series.flatMap((series) => series.steps)))].sort((a, b) => a - b);
-  const figures = [...document.querySelectorAll(".chart")];
-  const charts = figures.map((figure, number) => ({
+  const allSteps = data.charts.flatMap((chart) => chart.series.flatMap((series) => series.steps));
+  const steps = [...new Set(allSteps)].sort((a, b) => a - b);
+  const charts = [...document.querySelectorAll(".chart")].map((figure, number) => ({
     ...data.charts[number],
     plots: [...figure.querySelectorAll(".plot")].map((plot) => ({
       scale: plot.dataset.scale,
       line: plot.querySelector(".cursor line"),
       dots: [...plot.querySelectorAll(".cursor circle")],
     })),
-    words: [...figure.querySelectorAll(".values b")].map((element) => ({ element, last: element.textContent })),
+    values: [...figure.querySelectorAll(".values b")].map((element) => ({ element, latest: element.textContent })),
   }));
+  let pinned = false; // a click or a key has fixed the crosshair
+  let nextStep = null; // to be shown in the next frame
 
-  // The place of the last of `sorted` that is not beyond `step`; -1: all are.
-  function lastAt(sorted, step) {
+  // The index of the last of `sorted` that is at most `step`; -1 if there is none.
+  function lastIndexUpTo(sorted, step) {
     let low = 0;
     let high = sorted.length;
     while (low < high) {
@@ -30,107 +32,106 @@
     return low - 1;
   }
 
-  // As `in_words` in charts.py.
-  function inWords(value, format) {
+  const integer = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+
+  // The same as `format_value` in charts.py.
+  function formatValue(value, format) {
     if (value === null) return "–";
     if (format === "percent") return `${(100 * value).toFixed(1)}%`;
-    if (format === "count") return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
-    return format === "ms" ? `${digits(value, 3)} ms` : digits(value, 4);
+    if (format === "count") return integer(value);
+    return format === "ms" ? `${significant(value, 3)} ms` : significant(value, 4);
   }
 
-  function digits(value, count) {
+  function significant(value, digits) {
     const size = Math.abs(value);
     if (size >= 1e12) return value.toExponential(2);
-    if (size >= 10 ** count) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
-    if (size >= 1e-4 || size === 0) return String(Number(value.toPrecision(count)));
-    const [mantissa, power] = value.toExponential(count - 1).split("e");
+    if (size >= 10 ** digits) return integer(value);
+    if (size >= 1e-4 || size === 0) return String(Number(value.toPrecision(digits)));
+    const [mantissa, power] = value.toExponential(digits - 1).split("e");
     return `${Number(mantissa)}e${power}`;
   }
 
+  // The distance from the top, 0 to 1; null if a logarithmic scale cannot show the value.
   function height(value, [low, high], scale) {
     if (scale === "log") return value > 0 ? 1 - Math.log(value / low) / Math.log(high / low) : null;
     return 1 - (value - low) / (high - low);
   }
 
   function show(step) {
-    const across = `${(100 * step) / data.last}%`;
+    const x = `${(100 * step) / data.last}%`;
     for (const chart of charts) {
-      const found = chart.series.map((series) => {
-        const place = step > series.steps[series.steps.length - 1] ? -1 : lastAt(series.steps, step);
-        return { step: series.steps[place], value: place < 0 ? null : series.values[place] };
+      const points = chart.series.map((series) => {
+        const index = step > series.steps.at(-1) ? -1 : lastIndexUpTo(series.steps, step);
+        return { step: series.steps[index], value: index < 0 ? null : series.values[index] };
       });
-      found.forEach(({ value }, number) => (chart.words[number].element.textContent = inWords(value, chart.format)));
+      points.forEach(({ value }, number) => {
+        chart.values[number].element.textContent = formatValue(value, chart.format);
+      });
       for (const plot of chart.plots) {
-        plot.line.setAttribute("x1", across);
-        plot.line.setAttribute("x2", across);
-        found.forEach(({ step: where, value }, number) => {
+        plot.line.setAttribute("x1", x);
+        plot.line.setAttribute("x2", x);
+        points.forEach((point, number) => {
           const dot = plot.dots[number];
-          const y = value === null ? null : height(value, chart[plot.scale], plot.scale);
-          dot.classList.toggle("away", y === null);
+          const y = point.value === null ? null : height(point.value, chart[plot.scale], plot.scale);
+          dot.classList.toggle("absent", y === null);
           if (y === null) return;
-          dot.setAttribute("cx", `${(100 * where) / data.last}%`);
+          dot.setAttribute("cx", `${(100 * point.step) / data.last}%`);
           dot.setAttribute("cy", `${100 * y}%`);
         });
       }
     }
-    const epochs = new Set(
-      data.runs.filter((run) => run.steps.length && step <= run.steps[run.steps.length - 1]).map((run) => run.epochs[Math.max(0, lastAt(run.steps, step))]),
-    );
-    const [only] = epochs;
-    const epoch = epochs.size === 1 && only !== null ? `, epoch ${only}` : "";
-    at.textContent = `step ${step.toLocaleString("en-US")}${epoch}`;
-    slider.setAttribute("aria-valuetext", at.textContent);
+    const running = data.runs.filter((run) => run.steps.length && step <= run.steps.at(-1));
+    const [epoch, ...others] = new Set(running.map((run) => run.epochs[Math.max(0, lastIndexUpTo(run.steps, step))]));
+    position.textContent = `step ${integer(step)}${epoch == null || others.length ? "" : `, epoch ${epoch}`}`;
+    slider.setAttribute("aria-valuetext", position.textContent);
     document.body.classList.add("pointing");
   }
 
-  function rest() {
+  function showLatest() {
     pinned = false;
     document.body.classList.remove("pointing");
-    for (const chart of charts) for (const { element, last } of chart.words) element.textContent = last;
-    at.textContent = "last reading";
+    for (const chart of charts) for (const { element, latest } of chart.values) element.textContent = latest;
+    position.textContent = "latest value";
     slider.value = slider.max;
-    slider.setAttribute("aria-valuetext", "last reading");
+    slider.setAttribute("aria-valuetext", "latest value");
   }
 
-  let pinned = false; // a click or a key holds the crosshair where it is
-  let waiting = null;
-
-  function point(step) {
-    if (waiting === null) {
+  function showInNextFrame(step) {
+    if (nextStep === null) {
       requestAnimationFrame(() => {
-        if (waiting !== null) {
-          slider.value = lastAt(steps, waiting);
-          show(waiting);
+        if (nextStep !== null) {
+          slider.value = lastIndexUpTo(steps, nextStep);
+          show(nextStep);
         }
-        waiting = null;
+        nextStep = null;
       });
     }
-    waiting = step;
+    nextStep = step;
   }
 
-  // The step of a report that is nearest to the pointer.
-  function under(event, canvas) {
+  // The recorded step that is nearest to the pointer.
+  function nearestStep(event, canvas) {
     const { left, width } = canvas.getBoundingClientRect();
     const wanted = (data.last * (event.clientX - left)) / width;
-    const below = Math.max(0, lastAt(steps, wanted));
+    const below = Math.max(0, lastIndexUpTo(steps, wanted));
     const above = Math.min(steps.length - 1, below + 1);
     return steps[above] - wanted < wanted - steps[below] ? steps[above] : steps[below];
   }
 
   for (const canvas of document.querySelectorAll(".canvas")) {
-    canvas.addEventListener("pointermove", (event) => pinned || point(under(event, canvas)));
+    canvas.addEventListener("pointermove", (event) => pinned || showInNextFrame(nearestStep(event, canvas)));
     canvas.addEventListener("pointerleave", () => {
       if (pinned) return;
-      waiting = null;
-      rest();
+      nextStep = null;
+      showLatest();
     });
     canvas.addEventListener("click", (event) => {
       pinned = !pinned;
       if (pinned) slider.focus({ preventScroll: true });
-      point(under(event, canvas));
+      showInNextFrame(nearestStep(event, canvas));
     });
   }
-  // On paper nothing can be unfolded.
+  // Print what is folded, too.
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("details:not([open])")];
@@ -142,10 +143,10 @@
   slider.max = String(steps.length - 1);
   slider.addEventListener("input", () => {
     pinned = true;
-    waiting = null;
+    nextStep = null;
     show(steps[Number(slider.value)]);
   });
-  document.addEventListener("keydown", (event) => event.key === "Escape" && rest());
+  document.addEventListener("keydown", (event) => event.key === "Escape" && showLatest());
   slider.parentElement.hidden = false;
-  rest();
+  showLatest();
 })();

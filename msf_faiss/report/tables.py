@@ -1,30 +1,43 @@
-"""What stands in tables: the settings of runs beside each other, and what the evaluations found."""
+"""Tables of settings and of evaluation results, side by side for all runs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msf_faiss.evaluate.comparison import TITLES, Comparison, describe_data
-from msf_faiss.report.record import RunRecord, settings
+from msf_faiss.report.record import RunRecord
 
 Rows = dict[str, list[str | None]]
-"""By setting: its value in each run whose config is known; None: the run has no such setting."""
+"""By setting: its value in each run with a readable config, or None if the run has no such setting."""
 
 
 def config_sections(runs: Sequence[RunRecord]) -> dict[str, Rows]:
-    """All settings by section, "" for those outside of one."""
-    each = [settings(run.config) for run in runs if run.config is not None]
+    """Return all settings by section; the section "" holds top-level settings."""
+    configs = [_flatten(run.config) for run in runs if run.config is not None]
     sections: dict[str, Rows] = {}
-    for key in dict.fromkeys(key for found in each for key in found):
+    for key in dict.fromkeys(key for config in configs for key in config):
         section, dot, rest = key.partition(".")
         section, rest = (section, rest) if dot else ("", key)
-        sections.setdefault(section, {})[rest] = [found.get(key) for found in each]
+        sections.setdefault(section, {})[rest] = [config.get(key) for config in configs]
     return sections
 
 
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return every setting by its dotted key, as a config file spells it."""
+    flat: dict[str, str] = {}
+    for key, value in sorted(config.items(), key=lambda item: item[0] != "kind"):
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
 def differences(sections: Mapping[str, Rows]) -> Rows:
-    """The settings that are not the same in all runs, by their whole key."""
+    """Return the settings that differ between runs, by dotted key."""
     return {
         f"{section}.{key}".removeprefix("."): values
         for section, rows in sections.items()
@@ -34,31 +47,31 @@ def differences(sections: Mapping[str, Rows]) -> Rows:
 
 
 def differ(values: Sequence[str | None]) -> bool:
-    """Whether the runs have not all the same value."""
+    """Return whether the runs have different values."""
     return len(set(values)) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTable:
-    """Comparisons on the same images; a row a metric, a group of columns a run and step."""
+    """Comparisons on the same images: one row for each metric, one group of columns for each run and step."""
 
-    about: str
-    groups: list[tuple[int, Comparison]]  # number of the run
-    heads: list[list[str]]  # of each group its columns
-    rows: dict[str, list[list[str]]]  # by metric: of each group its cells
-    best: dict[str, str]  # the highest accuracy of a row, as its cell says it
+    data: str  # describes the images
+    groups: list[tuple[int, Comparison]]  # with the number of the run
+    heads: list[list[str]]  # by group: column titles
+    rows: dict[str, list[list[str]]]  # by metric and group: cells
+    best: dict[str, str]  # by metric: the cell with the highest accuracy
 
 
 def score_tables(runs: Sequence[RunRecord]) -> list[ScoreTable]:
-    """Evaluations on the same images stand side by side, whichever run they are of."""
+    """Return one table for each set of evaluated images, with all runs that were evaluated on it."""
     by_images: dict[str, list[tuple[int, Comparison]]] = {}
     for number, run in enumerate(runs):
         for comparison in run.comparisons:
             by_images.setdefault(describe_data(comparison.data), []).append((number, comparison))
-    return [_table(about, groups) for about, groups in by_images.items()]
+    return [_score_table(data, groups) for data, groups in by_images.items()]
 
 
-def _table(about: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
+def _score_table(data: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
     heads = []
     for _, comparison in groups:
         gains = any(comparison.gain(metric) is not None for metric in comparison.scores)
@@ -77,7 +90,7 @@ def _table(about: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
                 cells.append("–" if gain is None else f"{gain:+.1f}")
             rows[metric].append(cells)
         best[metric] = _accuracy(max(accuracies))
-    return ScoreTable(about=about, groups=groups, heads=heads, rows=rows, best=best)
+    return ScoreTable(data=data, groups=groups, heads=heads, rows=rows, best=best)
 
 
 def _accuracy(value: float) -> str:

@@ -1,4 +1,4 @@
-"""A report in a real Chromium: its crosshair, toggles and themes, with nothing on the console and nothing requested."""
+"""A report in Chromium: crosshair, toggles, themes and phones, without console messages or requests."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<∕script>"
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`one` run, and `three` of different lengths, one of them with a hostile name."""
+    """`one`: of one run. `three`: of runs of different lengths, one with a hostile name."""
     folder = tmp_path_factory.mktemp("reports")
     runs = [
         write_run(folder / "first", range(10, 1001, 10)),
@@ -50,44 +50,42 @@ def write_run(path: Path, steps: Any, *settings: str, name: str = "a bank") -> P
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Any]:
-    """Opens a report; what it says on the console, or requests beside itself, fails the test."""
-    contexts, wrong = [], []
+    """Opens a report; console messages, dialogs and requests fail the test."""
+    contexts, problems = [], []
 
     def open_(path: Path, *, width: int = 1280, **options: Any) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(5_000)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: None if request.url == path.as_uri() else wrong.append(request.url))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: None if request.url == path.as_uri() else problems.append(request.url))
         page.goto(path.as_uri())
         return page
 
     yield open_
     for context in contexts:
         context.close()
-    assert wrong == []
+    assert problems == []
 
 
-def readings(page: Page, chart: str) -> list[str]:
+def values(page: Page, chart: str) -> list[str]:
     return page.locator(f'[data-name="{chart}"] .values b').all_text_contents()
 
 
-def test_the_crosshair_shows_all_readings_at_the_pointer_and_by_keyboard(
-    open_page: Any, reports: dict[str, Path]
-) -> None:
+def test_crosshair_by_pointer_and_keyboard(open_page: Any, reports: dict[str, Path]) -> None:
     page: Page = open_page(reports["three"])
-    assert page.text_content("#at") == "last reading"
-    assert readings(page, "loss") == [f"{loss(1000):.4g}", f"{loss(500):.4g}", f"{loss(100):.4g}"]
+    assert page.text_content("#position") == "latest value"
+    assert values(page, "loss") == [f"{loss(1000):.4g}", f"{loss(500):.4g}", f"{loss(100):.4g}"]
     canvas = page.locator('[data-name="purity"] .canvas')
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 50)
-    page.wait_for_function("document.getElementById('at').textContent === 'step 300, epoch 3'")
-    assert readings(page, "loss") == [f"{loss(300):.4g}", f"{loss(300):.4g}", "–"]
-    assert readings(page, "purity") == ["30.0%", "30.0%", "–"]
+    page.wait_for_function("document.getElementById('position').textContent === 'step 300, epoch 3'")
+    assert values(page, "loss") == [f"{loss(300):.4g}", f"{loss(300):.4g}", "–"]
+    assert values(page, "purity") == ["30.0%", "30.0%", "–"]
     dot = page.locator('[data-name="purity"] .cursor circle').first.bounding_box()
     assert dot is not None
     assert dot["x"] + dot["width"] / 2 == pytest.approx(box["x"] + 0.3 * box["width"], abs=1)  # pixel
@@ -96,20 +94,20 @@ def test_the_crosshair_shows_all_readings_at_the_pointer_and_by_keyboard(
     page.mouse.up()
     page.mouse.move(0, 0)
     page.keyboard.press("ArrowLeft")
-    assert page.text_content("#at") == "step 290, epoch 2.9"
+    assert page.text_content("#position") == "step 290, epoch 2.9"
     assert page.get_attribute("#step", "aria-valuetext") == "step 290, epoch 2.9"
     page.keyboard.press("Home")
-    assert readings(page, "loss") == [f"{loss(10):.4g}", f"{loss(10):.4g}", "–"]
+    assert values(page, "loss") == [f"{loss(10):.4g}", f"{loss(10):.4g}", "–"]
     page.keyboard.press("End")
-    assert readings(page, "loss") == [f"{loss(1000):.4g}", "–", "–"]
+    assert values(page, "loss") == [f"{loss(1000):.4g}", "–", "–"]
     page.keyboard.press("Escape")
-    assert readings(page, "loss")[1] == f"{loss(500):.4g}"
+    assert values(page, "loss")[1] == f"{loss(500):.4g}"
     assert not page.locator(".cursor").first.is_visible()
 
 
-def test_without_scripts_everything_but_the_crosshair_works(open_page: Any, reports: dict[str, Path]) -> None:
+def test_page_without_javascript_lacks_only_the_crosshair(open_page: Any, reports: dict[str, Path]) -> None:
     page: Page = open_page(reports["three"], java_script_enabled=False)
-    assert readings(page, "loss")[0] == f"{loss(1000):.4g}"
+    assert values(page, "loss")[0] == f"{loss(1000):.4g}"
     assert not page.locator("#step").is_visible()
     figure = page.locator('[data-name="loss"]')
     assert figure.locator(".plot.linear").is_visible()
@@ -129,27 +127,26 @@ def test_without_scripts_everything_but_the_crosshair_works(open_page: Any, repo
     assert page.get_by_role("cell", name="0.5", exact=True).last.is_visible()
 
 
-def test_it_reads_on_a_phone_in_light_and_dark(open_page: Any, reports: dict[str, Path]) -> None:
-    grounds = set()
+def test_phone_in_light_and_dark(open_page: Any, reports: dict[str, Path]) -> None:
+    backgrounds = set()
     for name in ("one", "three"):
         for scheme in ("light", "dark"):
             page: Page = open_page(reports[name], width=360, color_scheme=scheme)
             assert page.evaluate("document.documentElement.scrollWidth") == 360
-            grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             narrow = page.locator(".canvas:visible").evaluate_all("found => Math.min(...found.map(c => c.clientWidth))")
             assert narrow > 200
-    assert len(grounds) == 2
+    assert len(backgrounds) == 2
 
 
-def test_the_last_word_of_the_script_is_that_of_the_page(open_page: Any, reports: dict[str, Path]) -> None:
-    """Readings are put into words in two places, by Python and by the script."""
+def test_script_formats_values_like_python(open_page: Any, reports: dict[str, Path]) -> None:
     page: Page = open_page(reports["one"])
     names = page.locator(".chart").evaluate_all("found => found.map(chart => chart.dataset.name)")
-    before = {name: readings(page, name) for name in names}
+    before = {name: values(page, name) for name in names}
     page.focus("#step")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    assert page.text_content("#at") == "step 1,000, epoch 10"
-    assert {name: readings(page, name) for name in names} == before
+    assert page.text_content("#position") == "step 1,000, epoch 10"
+    assert {name: values(page, name) for name in names} == before
     page.emulate_media(media="print")
     assert not page.locator(".controls").is_visible()

@@ -48,7 +48,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_the_page_goes_into_the_run_and_its_path_to_stdout(run_dir: Path) -> None:
+def test_report_is_written_to_run_and_its_path_to_stdout(run_dir: Path) -> None:
     result = invoke(run_dir)
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert result.exit_code == 0
@@ -56,18 +56,20 @@ def test_the_page_goes_into_the_run_and_its_path_to_stdout(run_dir: Path) -> Non
     assert page.startswith("<!doctype html>")
     assert page.count('alt="Query: ') == 6
     assert page.count('alt="Neighbour ') == 6 * 8
-    assert "In the bank of step 2, 24 entries." in page
+    assert "Retrieved from the bank at step 2 (24 entries)." in page
     assert 'title="' + str(run_dir.parent) not in page
-    assert invoke(run_dir).exit_code == 0  # again, over the older one
+    assert invoke(run_dir).exit_code == 0  # replaces the older one
     (run_dir / "checkpoints").rename(run_dir / "elsewhere")
-    assert "None to show: " in invoke_and_read(run_dir)
+    assert "Not available: " in invoke_and_read(run_dir)
 
 
 def invoke_and_read(*arguments: object) -> str:
     return Path(invoke(*arguments).stdout.rstrip("\n")).read_text(encoding="utf-8")
 
 
-def test_several_runs_make_a_page_here(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_of_several_runs_is_written_to_working_directory(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     other = shutil.copytree(run_dir, tmp_path / "other")
     result = invoke(run_dir, other, "--no-neighbors", "--title", "A & B")
@@ -78,19 +80,19 @@ def test_several_runs_make_a_page_here(run_dir: Path, tmp_path: Path, monkeypatc
     assert not (run_dir / "report.html").exists()
 
 
-def test_data_that_are_gone_are_told_in_their_place(run_dir: Path, tmp_path: Path, trained: Path) -> None:
+def test_missing_images_are_reported_in_place_of_neighbors(run_dir: Path, tmp_path: Path, trained: Path) -> None:
     (trained / "images").rename(trained / "moved")
     try:
         page = invoke_and_read(run_dir, "--out", tmp_path / "page.html")
     finally:
         (trained / "moved").rename(trained / "images")
-    assert "None to show: " in page
+    assert "Not available: " in page
     assert f"{trained / 'images'}" in page
     assert "<img" not in page
     assert 'data-name="loss"' in page
 
 
-def test_a_run_before_its_first_checkpoint_goes_on_beside_its_report(run_dir: Path) -> None:
+def test_report_does_not_disturb_run_without_checkpoint(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "epo')
@@ -99,19 +101,19 @@ def test_a_run_before_its_first_checkpoint_goes_on_beside_its_report(run_dir: Pa
         assert not continued
 
 
-def test_a_name_that_is_no_text_is_printed_as_it_is(run_dir: Path, tmp_path: Path) -> None:
+def test_path_that_is_invalid_utf8_is_printed_unchanged(run_dir: Path, tmp_path: Path) -> None:
     run = run_dir.rename(tmp_path / os.fsdecode(b"caf\xe9"))
     result = invoke(run, "--no-neighbors")
     assert result.stdout_bytes == os.fsencode(run / "report.html") + b"\n"
 
 
-def test_mistakes_are_told_in_words(
+def test_user_errors_exit_2_without_traceback(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (run_dir / "notes.html").write_text("<h1>mine</h1>")
     for arguments, words in (
         ((run_dir / "nowhere",), "no such run directory"),
-        ((run_dir, "--out", run_dir / "notes.html"), "is there already and is no report"),
+        ((run_dir, "--out", run_dir / "notes.html"), "exists and is not a report"),
         ((run_dir, "--out", run_dir / "notes.html" / "page.html"), "choose another"),
         ((), "Missing argument"),
     ):
@@ -125,7 +127,7 @@ def test_mistakes_are_told_in_words(
     assert (run_dir / "notes.html").read_text() == "<h1>mine</h1>"
 
 
-def test_the_report_tells_what_the_metrics_hold(run_dir: Path) -> None:
+def test_report_shows_last_metrics(run_dir: Path) -> None:
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     page = invoke_and_read(run_dir, "--no-neighbors")
     assert f"to {last['loss']:.4g} at step 2" in page

@@ -1,4 +1,4 @@
-"""Directories as runs leave them, written without training."""
+"""Run directories written without training."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,8 @@ MakeRun = Callable[..., Path]
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}\u2028"
 
 
-def reading(step: int, **changes: Any) -> dict[str, Any]:
-    """A line of metrics.jsonl as `Recorder` writes it."""
+def record(step: int, **changes: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl, as training writes it."""
     values = {
         "step": step,
         "epoch": step / 100,
@@ -43,7 +43,7 @@ def reading(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def heartbeat(state: str = "finished", **changes: Any) -> dict[str, Any]:
-    """A status.json."""
+    """The content of a status.json."""
     values = {
         "state": state,
         "host": "a host",
@@ -65,9 +65,9 @@ def write_run(
     status: dict[str, Any] | None = None,
     tail: str = "",
 ) -> Path:
-    """A run of the demo data with so many readings; None: thirty."""
+    """Write a run of the demo data with these lines of metrics; None: thirty."""
     path.mkdir(parents=True)
-    lines = [reading(10 * (place + 1)) for place in range(30)] if lines is None else lines
+    lines = [record(10 * (place + 1)) for place in range(30)] if lines is None else lines
     (path / "metrics.jsonl").write_text(HEADER + "".join(json.dumps(line) + "\n" for line in lines) + tail)
     (path / "config.yaml").write_text(dump_config(override_config(Config(data=DemoData()), settings)))
     (path / "status.json").write_text(json.dumps(status or heartbeat()))

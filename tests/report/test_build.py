@@ -1,4 +1,4 @@
-"""The page: complete, escaped, self-contained, and made of whatever a run has."""
+"""The report page: complete, escaped, self-contained, and tolerant of missing parts."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 import pytest
 from html_page import HtmlPage
-from runs_on_disk import HOSTILE, MakeRun, heartbeat, reading
+from runs_on_disk import HOSTILE, MakeRun, heartbeat, record
 
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import Result, Score, save_result
@@ -57,7 +57,7 @@ def result(encoder: str, accuracy: float, *, kind: str = "demo", step: int | Non
     )
 
 
-def test_one_run_has_its_curves_config_and_end(make_run: MakeRun) -> None:
+def test_single_run_shows_curves_config_and_state(make_run: MakeRun) -> None:
     run = make_run("first")
     page = render(run)
     charts = [figure["data-name"] for figure in page.all("figure")]
@@ -68,16 +68,16 @@ def test_one_run_has_its_curves_config_and_end(make_run: MakeRun) -> None:
     assert page.data["last"] == 300
     words = page.words
     assert "Step 300 of 300 (epoch 3)" in words
-    assert "Finished 2026-09-21 14:14 UTC, 0:01:01 after its last process began." in words
+    assert "Finished 2026-09-21 14:14 UTC, 0:01:01 after its last start." in words
     assert "learning_rate" in words
     assert "first has not been evaluated yet" in words
-    assert "Left out, as --no-neighbors asks." in words
+    assert "Omitted by --no-neighbors." in words
     assert "a host" in words
     assert "Differences" not in words
     assert not page.all("input", id="show-0")
 
 
-def test_every_curve_is_told_in_words_too(make_run: MakeRun) -> None:
+def test_curves_have_text_descriptions(make_run: MakeRun) -> None:
     labels = [svg["aria-label"] or "" for svg in render(make_run()).all("svg", role="img")]
     assert (
         labels[0]
@@ -87,8 +87,8 @@ def test_every_curve_is_told_in_words_too(make_run: MakeRun) -> None:
     assert all("at step" in label for label in labels)
 
 
-def test_of_several_runs_the_differences_come_first(make_run: MakeRun) -> None:
-    short = [reading(step) for step in (10, 20)]
+def test_several_runs_start_with_their_differences(make_run: MakeRun) -> None:
+    short = [record(step) for step in (10, 20)]
     runs = [
         make_run("a"),
         make_run("b", settings=("optimizer.learning_rate=0.125", "bank.kind=ivf")),
@@ -115,11 +115,11 @@ def test_of_several_runs_the_differences_come_first(make_run: MakeRun) -> None:
     assert len(looks) == 3
 
 
-def test_equal_configs_are_called_equal(make_run: MakeRun) -> None:
-    assert "The configs are the same." in render(make_run("a"), make_run("b")).words
+def test_identical_configs_are_reported(make_run: MakeRun) -> None:
+    assert "The configs are identical." in render(make_run("a"), make_run("b")).words
 
 
-def test_nothing_is_loaded_from_outside_and_the_policy_knows_style_and_script(make_run: MakeRun) -> None:
+def test_security_policy_allows_only_the_pages_own_style_and_script(make_run: MakeRun) -> None:
     page = render(make_run("a"), make_run("b"))
     (policy,) = [meta["content"] or "" for meta in page.all("meta") if meta.get("http-equiv")]
     for tag, text in (("style", page.texts["style"][0]), ("script", page.texts["script"][1])):
@@ -135,15 +135,15 @@ def test_nothing_is_loaded_from_outside_and_the_policy_knows_style_and_script(ma
         assert (attributes.get("href") or "#").startswith("#")
 
 
-def test_hostile_names_are_only_text(make_run: MakeRun) -> None:
+def test_hostile_names_are_escaped(make_run: MakeRun) -> None:
     name = " ".join(HOSTILE.replace("/", "∕").split())
     collapse = {"since": 10, "embedding_std": 0.05, "effective_rank": 1.5}
 
     def runs(folder: str, text: str) -> list[Path]:
         lines = [
-            reading(10) | {f"bank_{text}": 1.0},
-            reading(20) | {"bank_adjusted": text},
-            reading(30) | {"collapse": collapse},
+            record(10) | {f"bank_{text}": 1.0},
+            record(20) | {"bank_adjusted": text},
+            record(30) | {"collapse": collapse},
         ]
         made = [
             make_run(f"{folder}/{text.replace('/', '∕')}", lines, status=heartbeat("failed", message=text, host=text)),
@@ -167,7 +167,7 @@ def test_hostile_names_are_only_text(make_run: MakeRun) -> None:
         assert name in label or "other" in label
 
 
-def test_names_need_not_be_text(make_run: MakeRun) -> None:
+def test_names_may_be_invalid_utf8(make_run: MakeRun) -> None:
     run = make_run(os.fsdecode(b"caf\xe9"))
     (run / "neighbors").mkdir()
     (run / "neighbors" / os.fsdecode(b"\xff #1?.html")).touch()
@@ -177,7 +177,7 @@ def test_names_need_not_be_text(make_run: MakeRun) -> None:
     assert page.all("a", href="neighbors/%FF%20%231%3F.html")
 
 
-def test_links_to_the_pages_of_each_run_are_relative(make_run: MakeRun, tmp_path: Path) -> None:
+def test_links_to_pages_of_runs_are_relative(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("runs/a"), make_run("runs/b")]
     for run in runs:
         (run / "neighbors").mkdir()
@@ -189,7 +189,7 @@ def test_links_to_the_pages_of_each_run_are_relative(make_run: MakeRun, tmp_path
     assert render(runs[0]).all("a", href="neighbors/sheet.png")
 
 
-def test_results_on_the_same_images_stand_side_by_side(make_run: MakeRun) -> None:
+def test_results_on_the_same_images_share_a_table(make_run: MakeRun) -> None:
     runs = [make_run("a"), make_run("b")]
     for run, accuracy in zip(runs, (0.8, 0.6), strict=True):
         save_result(result("online", accuracy), run / "results")
@@ -215,67 +215,67 @@ def test_results_on_the_same_images_stand_side_by_side(make_run: MakeRun) -> Non
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (heartbeat("interrupted"), "Interrupted 2026-09-21 14:14 UTC; the same command continues it."),
+        (heartbeat("interrupted"), "Interrupted 2026-09-21 14:14 UTC; run the same command again to resume."),
         (heartbeat("failed", message="the disk is full"), "Failed 2026-09-21 14:14 UTC: the disk is full"),
-        (heartbeat("training"), "Dead: its process is gone without a word since 2026-09-21 14:14 UTC"),
+        (heartbeat("training"), "Dead: the process is gone; last heartbeat 2026-09-21 14:14 UTC."),
     ],
 )
-def test_how_it_ended_is_told(make_run: MakeRun, status: dict[str, Any], words: str) -> None:
+def test_state_is_described(make_run: MakeRun, status: dict[str, Any], words: str) -> None:
     assert words in render(make_run(status=status)).words
 
 
-def test_a_run_that_trains_has_time_left(make_run: MakeRun) -> None:
+def test_training_run_shows_remaining_time(make_run: MakeRun) -> None:
     run = make_run(status=heartbeat("training", eta_seconds=3725.2, host=socket.gethostname()))
     with filelock.FileLock(run / ".lock"):
         words = render(run).words
-    assert re.search(r"In training on .*, last heard of 2026-09-21 14:14 UTC, about 1:02:05 left\.", words)
+    assert re.search(r"Training on .*; last heartbeat 2026-09-21 14:14 UTC, about 1:02:05 left\.", words)
 
 
-def test_events_are_marked_in_the_curves_and_listed(make_run: MakeRun) -> None:
+def test_events_are_marked_in_charts_and_listed(make_run: MakeRun) -> None:
     collapse = {"since": 120, "embedding_std": 0.05, "effective_rank": 1.5}
-    lines = [reading(10 * place) for place in range(1, 21)]
-    lines += [reading(200) | {"collapse": collapse}, {"step": 100, "epoch": 1.0, "loss": 0.5, "bank_adjusted": "more"}]
+    lines = [record(10 * place) for place in range(1, 21)]
+    lines += [record(200) | {"collapse": collapse}, {"step": 100, "epoch": 1.0, "loss": 0.5, "bank_adjusted": "more"}]
     page = render(make_run(lines=lines))
     marks = page.all("path", d="M1000 0V400")
     assert len(marks) == len(page.data["charts"]) + 1  # the loss has two scales
     assert all("collapse" in (mark["class"] or "") for mark in marks)
     assert len(page.all("path", d="M500 0V400")) == len(marks)
-    assert "Step 200: the embeddings are collapsing since step 120" in page.words
+    assert "Step 200: the embeddings have been collapsing since step 120" in page.words
     assert "bank: more" in page.words
 
 
-def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:
+def test_new_run_has_no_metrics(make_run: MakeRun) -> None:
     run = make_run(lines=[])
     words = render(run).words
-    assert "Nothing has been reported yet." in words
+    assert "No metrics have been recorded yet." in words
     (run / "metrics.jsonl").unlink()
     (run / "status.json").unlink()
     words = render(run).words
-    assert "Not known how it goes" in words
+    assert "State unknown: " in words
     assert "learning_rate" in words
     words = render(make_run("other"), run).words
-    assert "run has reported nothing yet." in words
+    assert "run has not recorded any metrics yet." in words
 
 
 @pytest.mark.parametrize(
     "lines",
     [
-        [reading(1)],
-        [reading(step, purity=None) for step in (1, 2)],
-        [reading(step, loss=math.nan, purity=math.inf) for step in (1, 2)],
+        [record(1)],
+        [record(step, purity=None) for step in (1, 2)],
+        [record(step, loss=math.nan, purity=math.inf) for step in (1, 2)],
         [{"step": 0, "loss": 1.0}],
         [{"step": 5}],
     ],
     ids=["one step", "no labels", "no numbers", "step 0", "only steps"],
 )
-def test_odd_metrics_make_a_page(make_run: MakeRun, lines: list[dict[str, Any]]) -> None:
+def test_unusual_metrics_make_a_page(make_run: MakeRun, lines: list[dict[str, Any]]) -> None:
     page = render(make_run(lines=lines, tail='{"step": 9, "lo'))
     assert "NaN" not in page.texts["script"][0]
-    assert not re.search(r'd="[^"]*(nan|inf)', page.page)
+    assert not re.search(r' d="[^"]*(nan|inf)', page.page)
     assert ("1 unreadable line of run was skipped." in page.words) == bool(page.data["charts"])
 
 
-def test_what_is_broken_is_told_in_its_place(make_run: MakeRun) -> None:
+def test_damaged_parts_are_reported_in_place(make_run: MakeRun) -> None:
     run = make_run()
     (run / "status.json").write_text("{")
     (run / "config.yaml").write_text("seed: none\nfuture_setting: 3\n")
@@ -288,11 +288,11 @@ def test_what_is_broken_is_told_in_its_place(make_run: MakeRun) -> None:
     assert "mine.json: not a result" in words
     assert len(render(run).data["charts"]) > 5
     words = render(run, make_run("other")).words
-    assert "run is left out: its config cannot be read" in words
-    assert "The configs are the same." not in words
+    assert "run is not compared: its config cannot be read" in words
+    assert "The configs are identical." not in words
 
 
-def test_versions_come_from_the_newest_checkpoint(make_run: MakeRun) -> None:
+def test_versions_come_from_newest_readable_checkpoint(make_run: MakeRun) -> None:
     run = make_run()
     for step, content in ((100, '{"step": 100, "versions": {"torch": "1.0"}}'), (99_999_999, "{"), (300, None)):
         folder = run / "checkpoints" / f"step-{step:08d}"
@@ -302,11 +302,11 @@ def test_versions_come_from_the_newest_checkpoint(make_run: MakeRun) -> None:
     words = render(run).words
     assert "torch 2.14, python 3.11" in words
     assert "step 300, a day" in words
-    assert "began from" in words
+    assert "started from" in words
 
 
-def test_long_runs_make_a_small_page(make_run: MakeRun) -> None:
-    """What 300,000 lines take is what 2,000 take: each curve has at most 1,500 points."""
+def test_long_runs_make_small_pages(make_run: MakeRun) -> None:
+    """300,000 lines take no more than 2,000, since each curve has at most 1,500 points."""
     lines = [{"step": step, "loss": 1 + 0.1 * (step * 7919 % 997), "purity": 1 / step} for step in range(1, 2_001)]
     run = make_run(lines=lines)
     records = read_runs([run], neighbors=False) * 8
@@ -314,19 +314,19 @@ def test_long_runs_make_a_small_page(make_run: MakeRun) -> None:
     page = Page(text)
     assert all(len(series["steps"]) <= 1_500 for chart in page.data["charts"] for series in chart["series"])
     assert page.data["charts"][0]["series"][7]["values"]
-    assert len(text) < 8 * 3 * 100_000  # three plots with eight curves each: a page with thirty such has 24 MB
+    assert len(text) < 8 * 3 * 100_000  # three plots of eight curves; thirty charts would take 24 MB
     looks = {found["class"] for found in page.all("svg") if "swatch" in (found.get("class") or "")}
     assert len(looks) == 8
 
 
-def test_runs_are_named_by_what_tells_them_apart() -> None:
+def test_short_names_are_unique() -> None:
     assert short_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert short_names([Path("x/a/run"), Path("x/b/run")]) == ["a/run", "b/run"]
     assert short_names([Path("x/a/run"), Path("a/run"), Path("c")])[:2] == ["x/a/run", f"{Path.cwd().name}/a/run"]
     assert short_names([Path()]) == [Path.cwd().name]
 
 
-def test_a_run_that_is_named_twice_is_shown_once(make_run: MakeRun) -> None:
+def test_repeated_run_is_shown_once(make_run: MakeRun) -> None:
     run = make_run()
     path = write_report([run, run / ".." / "run"], neighbors=False)
     assert path == run / "report.html"
@@ -337,10 +337,10 @@ def test_only_reports_are_overwritten(make_run: MakeRun, tmp_path: Path) -> None
     run = make_run()
     gallery = tmp_path / "gallery.html"
     gallery.write_text('<!doctype html><meta name="generator" content="msf-faiss 0.1.0">')
-    with pytest.raises(UserError, match="is there already and is no report of msf-faiss; choose another file"):
+    with pytest.raises(UserError, match="exists and is not a report of msf-faiss; choose another file"):
         write_report([run], gallery, neighbors=False)
     assert gallery.read_text().endswith('content="msf-faiss 0.1.0">')
-    with pytest.raises(UserError, match=r"is a folder; name a file in it, as .*report\.html"):
+    with pytest.raises(UserError, match=r"is a folder; name a file in it, such as .*report\.html"):
         write_report([run], tmp_path, neighbors=False)
     page = write_report([run], tmp_path / "new" / "page.html", neighbors=False)
     before = page.read_text()
@@ -348,17 +348,17 @@ def test_only_reports_are_overwritten(make_run: MakeRun, tmp_path: Path) -> None
     assert page.read_text() != before
 
 
-def test_what_is_no_run_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+def test_paths_that_are_not_runs_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run directory"):
         write_report([make_run(), tmp_path / "nowhere"], tmp_path / "page.html")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no run there"):
+    with pytest.raises(UserError, match="not a run"):
         write_report([tmp_path / "empty"])
     assert not (tmp_path / "empty" / "report.html").exists()
     assert not (tmp_path / "page.html").exists()
 
 
-def test_metrics_that_cannot_be_read_are_an_error(make_run: MakeRun) -> None:
+def test_unreadable_metrics_are_user_error(make_run: MakeRun) -> None:
     run = make_run()
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
