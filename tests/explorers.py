@@ -1,4 +1,4 @@
-"""Pages of neighbours for tests: all that one shows, worked out densely from a few embeddings."""
+"""Contents of pages of neighbours, computed by brute force from a few random embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def make_explorer(
     incomplete: Sequence[int] = (),
     members: int = 12,
 ) -> Explorer:
-    """Every image [P, D] is a node; ages are drawn at random, and clusters gather around random images."""
+    """Contents of a page of the images with these embeddings [P, D]; ages are random."""
     rng = np.random.default_rng(0)
     count = len(embeddings)
     neighbors, similarities = _nearest(embeddings, k)
@@ -97,7 +97,7 @@ def make_explorer(
             method="pca",
             nodes=np.arange(count),
             positions=positions.astype(np.float32),
-            note="41% of the variance is in them",
+            note="41% of the variance is in these two dimensions",
         )
         if with_map
         else None,
@@ -105,7 +105,7 @@ def make_explorer(
 
 
 def random_explorer(count: int = 40, *, kinds: int = 3, seed: int = 0, **options: Any) -> Explorer:
-    """Embeddings in as many clouds as there are classes; `kinds` 0: no labels."""
+    """Contents of a page of images in `kinds` classes, one Gaussian cloud each; 0: no labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, kinds, count) if kinds else np.full(count, -1)
     centers = rng.normal(size=(max(1, kinds), 16))

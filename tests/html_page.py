@@ -1,4 +1,4 @@
-"""A page as a file, taken apart."""
+"""A parser for the HTML pages under test."""
 
 import html.parser
 
@@ -6,13 +6,13 @@ VOID = {"meta", "img", "input", "path", "line", "circle", "br"}
 
 
 class HtmlPage(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
+    """Collects tags, attributes and text, and asserts that tags are closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.page = page
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}  # text directly within each kind of tag
+        self.texts: dict[str, list[str]] = {}  # text directly inside each kind of tag
         self._open: list[str] = []
         self.feed(page)
         self.close()
@@ -38,6 +38,6 @@ class HtmlPage(html.parser.HTMLParser):
 
     @property
     def words(self) -> str:
-        """Everything that is read, with single spaces."""
+        """The visible text, with single spaces."""
         parts = (text for tag, texts in self.texts.items() if tag not in ("script", "style") for text in texts)
         return " ".join(" ".join(parts).split())
