@@ -1,5 +1,5 @@
-/* Search from the disk. A browser starts no worker from a file, so there its script runs in a hidden frame instead, which
- * passes messages as a worker would. On a server the browser's own workers are left as they are. */
+/* Makes the search work from disk, where browsers start no workers: runs the script in a hidden frame that passes messages like a worker.
+ * On a server, the browser's own workers are used. */
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
@@ -7,12 +7,12 @@ if (location.protocol === "file:") {
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
       document.body.append(this.frame);
-      const inside = this.frame.contentWindow;
-      inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
-      const script = inside.document.createElement("script");
+      const frameWindow = this.frame.contentWindow;
+      frameWindow.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
+      const script = frameWindow.document.createElement("script");
       script.src = url;
       this.loaded = new Promise((loaded) => script.addEventListener("load", loaded));
-      inside.document.head.append(script);
+      frameWindow.document.head.append(script);
     }
 
     async postMessage(data) {

@@ -1,7 +1,7 @@
-"""Bars from the tables of docs/benchmarks.md, so that no chart has a figure of its own.
+"""Bar charts from the tables of docs/benchmarks.md, so that charts and tables always agree.
 
-A page asks for one with `<!-- chart: HEADING | TABLE | COLUMN | UNIT -->`: of the table with that number (from 1) below
-that heading, the column whose name begins so; a row's name is its first cell.
+`<!-- chart: HEADING | TABLE | COLUMN | UNIT -->` in a page inserts a chart of the table with this number (from 1) below
+this heading. COLUMN is the start of a column name; the first cell of a row is its label.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _NUMBER = re.compile(r"[\d,]+(\.\d+)?")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the charts where they are asked for."""
-    return _CHART.sub(lambda asked: chart(asked[1], int(asked[2]), asked[3], asked[4]), markdown)
+    """Replace each chart comment by its chart."""
+    return _CHART.sub(lambda match: chart(match[1], int(match[2]), match[3], match[4]), markdown)
 
 
 def chart(heading: str, number: int, column: str, unit: str) -> str:
-    """A figure with a bar a row.
+    """Return an HTML figure with one bar per row.
 
     Raises:
-        ValueError: if docs/benchmarks.md has no such heading, table or column, so that the build fails.
+        ValueError: docs/benchmarks.md has no such heading, table or column; this fails the build.
     """
     header, *rows = _table(heading, number)
     place = next((i for i, name in enumerate(header) if name.startswith(column)), None)
@@ -44,7 +44,7 @@ def chart(heading: str, number: int, column: str, unit: str) -> str:
 
 
 def _table(heading: str, number: int) -> list[list[str]]:
-    """Cells of a table's header and rows."""
+    """Return the cells of a table, header first."""
     _, found, below = BENCHMARKS.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
     tables = re.findall(r"(?:^\|.*\n)+", below.partition("\n## ")[0], flags=re.MULTILINE)
     if not found or number > len(tables):
@@ -54,6 +54,6 @@ def _table(heading: str, number: int) -> list[list[str]]:
 
 
 def _name(cell: str) -> str:
-    """A cell's `code` and **bold** as HTML."""
+    """Convert `code` and **bold** of a cell to HTML."""
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(cell))
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)

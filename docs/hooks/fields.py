@@ -1,4 +1,4 @@
-"""The comment behind a field of a dataclass or named tuple explains it: the reference shows it like a docstring."""
+"""Show the comments of dataclass and named-tuple fields in the reference, like docstrings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import griffe
 
 
 class FieldComments(griffe.Extension):
-    """Adds a section `Attributes` to the docstring of a class whose fields have comments."""
+    """Adds an `Attributes` section to the docstring of a class whose fields have comments."""
 
     def on_class_members(self, *, node: ast.AST | griffe.ObjectNode, cls: griffe.Class, **_: Any) -> None:
-        """Read the comments from the source."""
+        """Read the comments from the source code."""
         if cls.docstring is None or not isinstance(node, ast.ClassDef) or "Attributes:" in cls.docstring.value:
             return
         explained = {name: _comment(field.lines) for name, field in cls.attributes.items() if not field.docstring}
@@ -23,6 +23,6 @@ class FieldComments(griffe.Extension):
 
 
 def _comment(lines: list[str]) -> str:
-    """What stands behind a field, which may go on over several lines."""
+    """Return the comment of a field, which may span several lines."""
     found = [match[1].strip() for line in lines if (match := re.search(r"\s# (.+)", line))]
     return " ".join(found)

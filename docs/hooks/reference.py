@@ -1,4 +1,4 @@
-"""Pages that nobody writes by hand: commands from click, settings from the JSON Schema, Python from docstrings."""
+"""Generate reference pages: commands from click, settings from the JSON Schema, Python from docstrings."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Schema = dict[str, Any]
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Write out the navigation's `FOLDER/*`."""
-    every = {
+    """Expand `FOLDER/*` in the navigation."""
+    globs = {
         "decisions/*": sorted(f"decisions/{path.name}" for path in (ROOT / "docs" / "decisions").glob("*.md")),
         "reference/python/*": ["reference/python.md", *(f"reference/python/{name}.md" for name in packages())],
     }
-    config.nav = _written_out(config.nav, every)
+    config.nav = _expand_globs(config.nav, globs)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages."""
+    """Add the generated pages."""
     pages = {
         "reference/commands.md": commands(),
         "reference/configuration.md": configuration(),
@@ -43,23 +43,23 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, name, content=text))
 
 
-def _written_out(nav: Any, every: dict[str, list[str]]) -> Any:
+def _expand_globs(nav: Any, globs: dict[str, list[str]]) -> Any:
     match nav:
         case list():
-            return [_written_out(item, every) for item in nav]
+            return [_expand_globs(item, globs) for item in nav]
         case dict():
-            return {title: _written_out(item, every) for title, item in nav.items()}
+            return {title: _expand_globs(item, globs) for title, item in nav.items()}
         case _:
-            return every.get(nav, nav)
+            return globs.get(nav, nav)
 
 
 # Commands
 
 
 def commands() -> str:
-    """A section a command: what `--help` says."""
+    """Return the page of commands, with one section per command: the output of `--help`."""
     context = click.Context(cli, info_name="msf-faiss")
-    text = "# Commands\n\nWhat `msf-faiss COMMAND --help` says. [Exit codes](../resuming.md#exit-codes).\n"
+    text = "# Commands\n\nThe output of `msf-faiss COMMAND --help`. See also [exit codes](../resuming.md#exit-codes).\n"
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
@@ -86,12 +86,12 @@ def _cell(text: str) -> str:
 
 
 def configuration() -> str:
-    """A section a section of the config, a heading a key, so that each can be linked to and found by the search."""
+    """Return the page of settings, with a heading per section and per key, so that links and search find each key."""
     schema = config_schema()
     text = (
-        "# Configuration\n\nEvery setting, with its default. A YAML file holds only what differs from the defaults; "
-        "`--set KEY=VALUE` overrides one. Unknown keys are errors. `msf-faiss config-schema` prints this page as a "
-        "JSON Schema, with which editors complete and check a config.\n"
+        "# Configuration\n\nAll settings with their defaults. A YAML file contains only settings that differ from the "
+        "defaults; `--set KEY=VALUE` overrides one. Unknown keys are errors. `msf-faiss config-schema` prints this "
+        "page as a JSON Schema, with which editors complete and check configs.\n"
     )
     lone = {name: value for name, value in schema["properties"].items() if "description" in value}
     text += "".join(_key(name, value, level=2, anchor=name) for name, value in lone.items())
@@ -104,7 +104,7 @@ def configuration() -> str:
 def _section(
     path: str, value: Schema, models: dict[str, Schema], *, level: int, anchor: str | None = None
 ) -> Iterator[str]:
-    """A heading, what the section is for, its keys, and the sections in it; for a choice of kinds, what each adds."""
+    """Yield heading, description, keys and subsections of a section; for a choice of kinds, the keys of each kind."""
     anchor = anchor or path
     kinds = [models[kind["$ref"].rpartition("/")[2]] for kind in value.get("oneOf", [value])]
     shared = {
@@ -119,7 +119,7 @@ def _section(
         return
     names = ", ".join(f"`{name}`" for kind in kinds for name in _kinds(kind))
     yield f"\n`{path}.kind` is one of {names}; `{value['default']['kind']}` by default."
-    yield f"{' Every kind has:' if shared else ''}\n"
+    yield f"{' Settings of every kind:' if shared else ''}\n"
     yield from _keys(path, shared, models, level=level + 1, anchor=anchor)
     for kind in kinds:
         own = {name: key for name, key in kind["properties"].items() if name != "kind" and name not in shared}
@@ -135,7 +135,7 @@ def _kinds(kind: Schema) -> list[str]:
 
 
 def _keys(path: str, keys: Schema, models: dict[str, Schema], *, level: int, anchor: str) -> Iterator[str]:
-    """Keys first, then the sections among them."""
+    """Yield the keys, then the subsections."""
     sections = {name: key for name, key in keys.items() if "$ref" in key or "oneOf" in key}
     for name, key in keys.items():
         if name not in sections:
@@ -157,7 +157,7 @@ def _yaml(value: object) -> str:
 
 
 def _type(key: Schema) -> str:
-    """The JSON Schema's type in words."""
+    """Describe a type of the JSON Schema in words."""
     if "anyOf" in key:
         return " or ".join(_type(option) for option in key["anyOf"])
     if "enum" in key:
@@ -178,15 +178,15 @@ def _type(key: Schema) -> str:
 
 
 def _prose(text: str) -> str:
-    """A docstring as Markdown in which nothing but `code` is special."""
+    """Escape a docstring as Markdown, except for `code`."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return escaped.replace("*", "\\*").replace("[", "\\[")
 
 
 def configs() -> str:
-    """The shipped configs as they are, headers included."""
+    """Return the page of shipped configs, with the complete files."""
     text = (
-        "# Shipped configs\n\n`msf-faiss pretrain NAME` takes one of these; a file of your own may start as a copy.\n"
+        "# Shipped configs\n\nPass a name to `msf-faiss pretrain NAME`, or copy one of these to a file of your own.\n"
     )
     for name in shipped_configs():
         text += f"\n## {name}\n\n```yaml\n{(ROOT / 'configs' / f'{name}.yaml').read_text(encoding='utf-8')}```\n"
@@ -197,12 +197,12 @@ def configs() -> str:
 
 
 def packages() -> list[str]:
-    """The library's packages, by dotted name."""
+    """Return the dotted names of the library's packages."""
     return sorted(".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "msf_faiss").rglob("__init__.py"))
 
 
 def package(name: str) -> str:
-    """A table of a package's modules, and what each one has for others."""
+    """Return the page of a package: a table of its modules, and their public functions and classes."""
     folder = ROOT.joinpath(*name.split("."))
     modules = {
         f"{name}.{path.stem}": summary
@@ -220,14 +220,14 @@ def package(name: str) -> str:
 
 
 def _summary(path: Path) -> str | None:
-    """The first line of a module's docstring; None: there is nothing in it for others."""
+    """Return the first line of a module's docstring, or None if the module has no public names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     doc = ast.get_docstring(tree)
     return doc.partition("\n\n")[0] if doc and (path.stem == "__init__" or _public(tree)) else None
 
 
 def _public(tree: ast.Module) -> list[str]:
-    """Functions and classes that a module has for others."""
+    """Return the public, documented functions and classes of a module."""
     return [
         node.name
         for node in tree.body

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Start this on every host, with the same arguments: `docs/launch/torchrun.sh HOSTS FIRST_HOST CONFIG RUN_DIRECTORY [OPTION ...]`
+# Train on several hosts. Start this on every host with the same arguments: `docs/launch/torchrun.sh HOSTS FIRST_HOST CONFIG RUN_DIRECTORY [OPTION ...]`
 #
-# The hosts find each other at FIRST_HOST, port 29400 (or PORT). If a process dies, all are started again and the run
-# goes on from its newest checkpoint. The run directory must be on a file system that all hosts share.
+# The hosts meet at FIRST_HOST, port 29400 (or PORT). If a process dies, torchrun restarts all of them, and the run resumes from its
+# newest checkpoint. The run directory must be on a file system that all hosts share.
 set -euo pipefail
 
 hosts=${1:?usage: torchrun.sh HOSTS FIRST_HOST CONFIG RUN_DIRECTORY [OPTION ...]}

@@ -1,4 +1,4 @@
-"""The code blocks of docs/, and a folder in which they can run."""
+"""Code blocks of docs/ and the images that they use."""
 
 import re
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A fenced block of a page."""
+    """A fenced code block of a page."""
 
     page: str  # path below docs/
     line: int  # of the opening fence
-    language: str  # "": none
+    language: str  # "" if none is given
     title: str | None
     text: str
-    not_run: str | None  # why, in the words of the comment before it
+    not_run: str | None  # the reason, from the comment before the block
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
 
 def blocks() -> list[Block]:
-    """Of all pages, in order."""
+    """Return the blocks of all pages, in order."""
     return [block for path in sorted(DOCS.rglob("*.md")) for block in blocks_of(path)]
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """Of one page, in order."""
+    """Return the blocks of a page, in order."""
     text = path.read_text(encoding="utf-8")
     found = []
     for fence in _FENCE.finditer(text):
@@ -59,13 +59,13 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The commands of a shell block, one a line; a line may go on after a backslash."""
+    """Return the commands of a shell block, one per line; a backslash continues a line."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def draw_photos(folder: Path, images: int, seed: int) -> None:
-    """JPEGs of two classes."""
+    """Write random JPEGs of two classes."""
     rng = np.random.default_rng(seed)
     for i in range(images):
         place = folder / ("cats", "dogs")[i % 2]

@@ -1,7 +1,7 @@
-"""Every command and code block of docs/ is executed, page by page, in this process; what cannot be says why.
+"""Run every code block of docs/, page by page, in this process; a comment before a block gives the reason not to.
 
-Shell blocks have a command a line, which `small_commands` makes small. Python blocks of a page share their names. YAML
-blocks are configs; one with a title is the file of that name for what follows. Text blocks are output.
+Shell blocks have one command per line, and `small_commands` makes each small. The Python blocks of a page share their
+names. YAML blocks are configs; a title is the name of a file that later blocks use. Text blocks are output.
 """
 
 import json
@@ -25,23 +25,22 @@ from msf_faiss.config.load import load_config
 BLOCKS = blocks()
 PAGES = sorted({block.page for block in BLOCKS})
 NOT_RUN = [block for block in BLOCKS if block.not_run]
-FRESH = {"quick-start.md"}  # pages that train runs/first themselves; others find it there
-WIDEST = 88  # see docs/assets/docs.css
-PHOTOS = {"exporting.md"}  # pages that find a run of photos, with its ResNet
+FRESH = {"quick-start.md"}  # pages that train runs/first themselves; the others get it
+MAX_WIDTH = 88  # see docs/assets/docs.css
+PHOTOS = {"exporting.md"}  # pages that get a run on photos, with a ResNet
 
 Run = Callable[[str], None]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command of ours in this process, and any other as another."""
-
+    """Run msf-faiss in this process, and other commands in a new one."""
     return lambda command: small_commands.run(command, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages speak of: photos, and a run of the demo."""
+    """Files that the pages use: photos and a run of the demo."""
     folder = tmp_path_factory.mktemp("docs")
     draw_photos(folder / "photos", 8, seed=0)
     draw_photos(folder / "photos-held-out", 4, seed=1)
@@ -51,7 +50,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page: str, prepared: Path, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+def test_code_blocks_run(page: str, prepared: Path, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     if page in FRESH:
@@ -77,55 +76,55 @@ def test_every_block_of_a_page_runs(page: str, prepared: Path, run: Run, tmp_pat
                 json.loads(block.text)
 
 
-def test_every_block_says_what_it_is() -> None:
-    odd = [str(block) for block in BLOCKS if block.language not in {"sh", "python", "yaml", "json", "text"}]
-    assert not odd, "no language, or none that a test knows what to do with"
+def test_every_block_has_a_known_language() -> None:
+    unknown = [str(block) for block in BLOCKS if block.language not in {"sh", "python", "yaml", "json", "text"}]
+    assert not unknown
 
 
-def test_no_line_of_code_is_wider_than_the_page() -> None:
+def test_code_fits_the_page() -> None:
     code = [(block, line) for block in BLOCKS if block.language != "text" for line in block.text.splitlines()]
-    assert not [f"{block}: {line}" for block, line in code if len(line) > WIDEST]
+    assert not [f"{block}: {line}" for block, line in code if len(line) > MAX_WIDTH]
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: f"{block}: {block.not_run}")
-def test_what_is_not_run_can_be_read(block: Block) -> None:
-    """Its syntax is right, and our commands in it have the options that it gives them."""
+def test_blocks_not_run_are_valid(block: Block) -> None:
+    """Their syntax is valid, and their msf-faiss commands and options exist."""
     match block.language:
         case "sh":
             done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             for command in commands(block):
-                for arguments in ours(command):
+                for arguments in msf_faiss_arguments(command):
                     parse(arguments)
         case "python":
             compile(block.text, str(block), "exec")
         case "yaml":
             assert isinstance(yaml.safe_load(block.text), dict)
         case other:
-            pytest.fail(f"{other} is not run anyway")
+            pytest.fail(f"{other} blocks are never run")
 
 
-def ours(command: str) -> list[list[str]]:
-    """Arguments of each `msf-faiss` in a line of shell."""
+def msf_faiss_arguments(command: str) -> list[list[str]]:
+    """Return the arguments of each msf-faiss command in a line of shell."""
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = [*lexer, ";"]
     named = [i for i, word in enumerate(words) if word in ("msf-faiss", "msf_faiss_cli")]
-    starts = [i for i in named if words[i - 1] != "--tag"]  # docker's image has the same name
+    starts = [i for i in named if words[i - 1] != "--tag"]  # the Docker image has the same name
     ends = [next(j for j in range(i, len(words)) if set(words[j]) <= set("();<>|&")) for i in starts]
     return [words[start + 1 : end] for start, end in zip(starts, ends, strict=True)]
 
 
 def parse(arguments: list[str]) -> None:
-    """What click makes of them, short of doing it."""
+    """Let click parse the arguments, without running the command."""
     context = click.Context(cli, info_name="msf-faiss")
     command = cli.get_command(context, arguments[0])
     assert command is not None, f"no command {arguments[0]}"
     command.make_context(arguments[0], arguments[1:], parent=context)
 
 
-def test_the_check_of_commands_that_are_not_run() -> None:
-    assert ours("torchrun --nproc-per-node=2 -m msf_faiss_cli status 'a b' && x; msf-faiss doctor") == [
+def test_commands_are_extracted_and_parsed() -> None:
+    assert msf_faiss_arguments("torchrun --nproc-per-node=2 -m msf_faiss_cli status 'a b' && x; msf-faiss doctor") == [
         ["status", "a b"],
         ["doctor"],
     ]

@@ -1,4 +1,4 @@
-"""The documentation site: built strictly, complete, and at work without a network."""
+"""The documentation site builds without warnings, is complete, and works without a network."""
 
 import html
 import os
@@ -18,12 +18,12 @@ from playwright.sync_api import Browser
 
 from msf_faiss.config.load import load_config
 
-LOADED = {"src", "srcset", "poster", "data"}  # attributes whose URL a browser fetches by itself; href, of these:
+LOADED = {"src", "srcset", "poster", "data"}  # attributes whose URL a browser loads; it loads href of LINKED elements
 LINKED = {"link", "use", "image"}
 
-PLACED = ("folder", "parquet", "webdataset", "huggingface")  # data that have no place by themselves
+NEED_PATH = ("folder", "parquet", "webdataset", "huggingface")  # sources that need data.path
 KINDS = [
-    *(f"data.kind={kind}" for kind in ("demo", *PLACED, "cifar10", "cifar100", "stl10")),
+    *(f"data.kind={kind}" for kind in ("demo", *NEED_PATH, "cifar10", "cifar100", "stl10")),
     *(f"bank.kind={kind}" for kind in ("flat", "scan", "ivf", "reference")),
     *(f"model.backbone.kind={kind}" for kind in ("torchvision", "narrow")),
 ]
@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Loads(HTMLParser):
-    """What a page has a browser load."""
+    """Collects the URLs that a browser loads for a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Loads(HTMLParser):
 
 
 def styles(css: str) -> list[str]:
-    """URLs in a style sheet."""
+    """Return the URLs in a style sheet."""
     return [url or imported for url, imported in re.findall(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""", css)]
 
 
@@ -68,7 +68,7 @@ def external(url: str) -> bool:
     return bool(re.match(r"\s*(?:[a-z][a-z0-9+.-]*:)?//", url, flags=re.IGNORECASE))
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_pages_load_nothing_from_other_sites(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
@@ -80,7 +80,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert not [url for url in styles(sheet.read_text(encoding="utf-8")) if external(url)], sheet
 
 
-def test_what_would_be_loaded_from_elsewhere_is_seen() -> None:
+def test_external_urls_are_detected() -> None:
     loads = Loads()
     loads.feed('<link href="//a"><img src="https://b"><i style="background: url(http://c)"></i><a href="https://d">')
     assert loads.urls == ["//a", "https://b", "http://c"]
@@ -90,8 +90,8 @@ def test_what_would_be_loaded_from_elsewhere_is_seen() -> None:
     )
 
 
-def test_the_references_are_complete(site: Path) -> None:
-    """Every command with its options, every setting by the name that `--set` takes, every package."""
+def test_reference_is_complete(site: Path) -> None:
+    """It has every command with its options, every setting by its name for `--set`, and every package."""
     commands = html.unescape((site / "reference" / "commands.html").read_text(encoding="utf-8"))
     context = click.Context(cli)
     for name in cli.list_commands(context):
@@ -105,8 +105,8 @@ def test_the_references_are_complete(site: Path) -> None:
     for kind in KINDS:
         choice, _, name = kind.partition("=")
         assert re.search(rf">{choice}: ([a-z0-9]+ or )*{name}\b", settings), kind
-        where = ["data.path=anywhere"] if name in PLACED else []
-        for key in keys(load_config("demo", [kind, *where]).model_dump(mode="json")):
+        path = ["data.path=anywhere"] if name in NEED_PATH else []
+        for key in keys(load_config("demo", [kind, *path]).model_dump(mode="json")):
             assert f">{key}<" in settings, key
     for package in (ROOT / "msf_faiss").rglob("__init__.py"):
         name = ".".join(package.parent.relative_to(ROOT).parts)
@@ -114,7 +114,7 @@ def test_the_references_are_complete(site: Path) -> None:
 
 
 def keys(values: dict[str, Any], above: str = "") -> Iterator[str]:
-    """Dotted names of all settings."""
+    """Yield the dotted names of all settings."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from keys(value, f"{above}{name}.")
@@ -123,14 +123,14 @@ def keys(values: dict[str, Any], above: str = "") -> Iterator[str]:
 
 
 @pytest.mark.browser
-def test_the_site_works_from_the_disk(site: Path, browser: Browser) -> None:
-    """Search included, in light and dark, without a complaint in the console or a request that is no file's."""
-    told: list[str] = []
+def test_search_works_from_disk(site: Path, browser: Browser) -> None:
+    """In light and dark mode, without console messages and without requests for anything but files."""
+    messages: list[str] = []
     for scheme in ("light", "dark"):
         page = browser.new_page(color_scheme=scheme)
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: told.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: messages.append(request.url))
         page.goto((site / "bank.html").as_uri())
         page.keyboard.press("/")
         page.keyboard.type("min_recall")
@@ -139,4 +139,4 @@ def test_the_site_works_from_the_disk(site: Path, browser: Browser) -> None:
         brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
         assert (int(brightness) > 200) == (scheme == "light")
         page.close()
-    assert [line for line in told if not line.startswith(("file:", "data:"))] == []
+    assert [line for line in messages if not line.startswith(("file:", "data:"))] == []
