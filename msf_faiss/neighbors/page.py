@@ -18,6 +18,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,7 @@ from PIL import Image
 from msf_faiss.neighbors.page_content import Explorer, Histogram
 from msf_faiss.neighbors.records import write_output
 
-MAX_BYTES = 30_000_000
-"""Size limit of a page of up to about 10,000 images."""
-
 _SCRIPTS = ("theme", "core", "charts", "views", "map", "navigation")
-_RESERVED_BYTES = 500_000  # for the page's own text, style and script
 _MAX_PIXELS = 60_000_000  # of all pictures together; photographs take about 0.2 bytes a pixel, 0.3 as base64
 _SMALL_SIDE = 64  # pictures up to this side are shown pixel by pixel, and kept lossless while they fit
 _MIN_SIDE = 16
@@ -53,19 +50,19 @@ def write_page(explorer: Explorer, path: Path) -> None:
     write_output(path, render_page(explorer))
 
 
-def render_page(explorer: Explorer) -> str:
-    """Return the page's HTML: valid UTF-8, at most `MAX_BYTES` long.
+def render_page(explorer: Explorer, max_bytes: int = 30_000_000) -> str:
+    """Return the page's HTML: valid UTF-8, at most `max_bytes` long with up to about 10,000 images.
 
-    Pictures are reduced to `picture_side`, and further if the page would still be too large.
+    Pictures are reduced to `_picture_side`, and further if the page would still be too large.
     """
     files = importlib.resources.files("msf_faiss.neighbors") / "page"
     style, script = (files / "page.css").read_text("utf-8"), _join_scripts(files)
-    data = _to_json(_page_data(explorer))
-    pictures, side = _fit_pictures(explorer.nodes.pictures, MAX_BYTES - _RESERVED_BYTES - len(data.encode()))
     environment = html_environment()
     environment.filters["displayable"] = displayable
     statistics = explorer.statistics
-    return environment.from_string((files / "page.html.j2").read_text("utf-8")).render(
+    template = environment.from_string((files / "page.html.j2").read_text("utf-8"))
+    render = partial(
+        template.render,
         explorer=explorer,
         protocol=explorer.protocol,
         statistics=statistics,
@@ -75,9 +72,10 @@ def render_page(explorer: Explorer) -> str:
         script=script,
         style_hash=csp_hash(style),
         script_hash=csp_hash(script),
-        data=data,
-        pictures=_to_json({"side": side, "small": explorer.nodes.pictures[0].width <= _SMALL_SIDE, "images": pictures}),
+        data=_to_json(_page_data(explorer)),
     )
+    size_without_pictures = len(render(pictures="").encode())
+    return render(pictures=_fit_pictures(explorer.nodes.pictures, max_bytes - size_without_pictures))
 
 
 def html_environment() -> Environment:
@@ -92,7 +90,7 @@ def csp_hash(source: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
-def picture_side(side: int, count: int) -> int:
+def _picture_side(side: int, count: int) -> int:
     """Return the side in pixels, at most `side`, at which a page embeds `count` pictures.
 
     Together they have at most 60 million pixels: 1,600 pictures keep 192 pixels, 3,000 get 141 and 10,000 get 77. Never
@@ -218,23 +216,20 @@ def _to_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _fit_pictures(pictures: Sequence[Image.Image], max_bytes: int) -> tuple[list[str], int]:
-    """Return each picture as base64 of WebP, and their side in pixels.
-
-    Together they take at most `max_bytes`, unless even 16 pixels need more.
-    """
+def _fit_pictures(pictures: Sequence[Image.Image], max_bytes: int) -> str:
+    """Return JSON of the pictures' base64 and side, at most `max_bytes` long unless even 16 pixels need more."""
     own_side = pictures[0].width
-    side = picture_side(own_side, len(pictures))
+    side = _picture_side(own_side, len(pictures))
     lossless = side == own_side <= _SMALL_SIDE
     while True:
-        encoded = _encode_pictures(pictures, side, lossless)
-        size = sum(map(len, encoded)) + 3 * len(encoded)  # with quotes and commas
-        if size <= max_bytes or (side == min(own_side, _MIN_SIDE) and not lossless):
-            return encoded, side
+        images = _encode_pictures(pictures, side, lossless)
+        text = _to_json({"side": side, "small": own_side <= _SMALL_SIDE, "images": images})
+        if len(text) <= max_bytes or (side == min(own_side, _MIN_SIDE) and not lossless):
+            return text
         if lossless:
             lossless = False
         else:
-            side = max(_MIN_SIDE, min(side - 1, int(side * 0.97 * math.sqrt(max(max_bytes, 0) / size))))
+            side = max(_MIN_SIDE, min(side - 1, int(side * 0.97 * math.sqrt(max(max_bytes, 0) / len(text)))))
 
 
 def _encode_pictures(pictures: Sequence[Image.Image], side: int, lossless: bool) -> list[str]:

@@ -139,7 +139,7 @@ def _run_context(number: int, run: RunRecord, out: Path, last: int) -> dict[str,
         "warnings": [f"Step {mark.step:,}: {mark.text}." for mark in run.metrics.marks if mark.kind != "bank"],
         "pages": [(page.name, _relative_url(page, out)) for page in run.pages],
         "pictures": _pictures(run.inspection),
-        "protocols": [(_result_title(result), dump(_to_plain(result.protocol))) for result in run.results],
+        "protocols": [(_result_title(result), dump(dict(result.protocol))) for result in run.results],
         "config_text": _config_text(run),
     }
 
@@ -205,15 +205,6 @@ def _config_text(run: RunRecord) -> str | None:
 def _result_title(result: Result) -> str:
     step = "" if result.step is None else f", step {result.step:,}"
     return f"{result.evaluation}, {result.encoder}{step} · {result.created}, {result.device}, {result.seconds:.1f} s"
-
-
-def _to_plain(value: Any) -> Any:
-    """Return mappings and sequences of any kind as the dicts and lists that YAML can write."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return value
 
 
 def _relative_url(page: Path, out: Path) -> str:

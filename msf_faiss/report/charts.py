@@ -34,7 +34,7 @@ class MetricInfo:
     noisy: bool = True  # offer smoothing
 
 
-GROUPS: dict[str, dict[str, MetricInfo]] = {
+_GROUPS: dict[str, dict[str, MetricInfo]] = {
     "Learning": {
         "loss": MetricInfo("Loss", "mean squared distance between query and neighbours", log=True),
         "purity": MetricInfo("Purity", "share of neighbours with the query’s label", "percent"),
@@ -122,7 +122,7 @@ class Chart:
 def make_charts(runs: Sequence[Metrics]) -> dict[str, list[Chart]]:
     """Return charts by group, in reading order. Unknown metrics come last: bank_* in "Bank", others in "More"."""
     names = dict.fromkeys(name for run in runs for name in run.curves if name not in _NOT_PLOTTED)
-    groups = {group: [name for name in infos if name in names] for group, infos in GROUPS.items()}
+    groups = {group: [name for name in infos if name in names] for group, infos in _GROUPS.items()}
     for name in names:
         if name in _PLOTTED_IF_POSITIVE:
             if any((run.last(name) or 0) > 0 for run in runs):
@@ -134,7 +134,7 @@ def make_charts(runs: Sequence[Metrics]) -> dict[str, list[Chart]]:
 
 def metric_info(name: str, runs: Sequence[Metrics]) -> MetricInfo:
     """Return how the metric `name` of these runs is described and plotted."""
-    known = {name: info for infos in GROUPS.values() for name, info in infos.items()} | _PLOTTED_IF_POSITIVE
+    known = {name: info for infos in _GROUPS.values() for name, info in infos.items()} | _PLOTTED_IF_POSITIVE
     if name not in known:
         title = name.removeprefix("bank_").replace("_", " ").capitalize()
         return MetricInfo(title, format="percent" if name.endswith("_ratio") else "number")

@@ -1,7 +1,6 @@
 """The page of neighbours as a file: complete, escaped, self-contained and within its size limit."""
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
@@ -17,8 +16,7 @@ from PIL import Image
 
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors import page as page_module
-from msf_faiss.neighbors.page import MAX_BYTES, displayable, picture_side, render_page, write_page
-from msf_faiss.neighbors.page_content import Explorer
+from msf_faiss.neighbors.page import displayable, render_page, write_page
 
 HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
 
@@ -181,25 +179,22 @@ def test_large_pictures_are_nearly_lossless() -> None:
 
 
 def test_picture_side_shrinks_with_number_of_pictures() -> None:
-    sides = [picture_side(192, count) for count in (1, 1_600, 3_000, 4_000, 10_000, 300_000, 10**9)]
+    sides = [page_module._picture_side(192, count) for count in (1, 1_600, 3_000, 4_000, 10_000, 300_000, 10**9)]
     assert sides == [192, 192, 141, 122, 77, 16, 16]
-    assert picture_side(32, 3_000) == 32
-    assert picture_side(8, 10**9) == 8
-    assert all(count * picture_side(192, count) ** 2 <= 60_000_000 for count in range(1, 200_000, 997))
+    assert page_module._picture_side(32, 3_000) == 32
+    assert page_module._picture_side(8, 10**9) == 8
+    assert all(count * page_module._picture_side(192, count) ** 2 <= 60_000_000 for count in range(1, 200_000, 997))
 
 
 @pytest.mark.parametrize("side", [48, 128])
-def test_pictures_shrink_until_page_fits(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_shrink_until_page_fits(side: int) -> None:
     """Noise is the worst case: no photograph needs as many bytes."""
     rng = np.random.default_rng(0)
     noise = tuple(Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(30))
     explorer = random_explorer(30, pictures=noise)
-    free = len(render_page(explorer).encode())
     budget = 200_000  # the page itself takes about 100,000
-    assert free > budget
-    monkeypatch.setattr(page_module, "MAX_BYTES", budget)
-    monkeypatch.setattr(page_module, "_RESERVED_BYTES", 130_000)
-    page = render_page(explorer)
+    assert len(render_page(explorer).encode()) > budget
+    page = render_page(explorer, max_bytes=budget)
     assert len(page.encode()) <= budget
     _, pictures = Page(page).documents
     assert 16 <= pictures["side"] < side
@@ -207,19 +202,11 @@ def test_pictures_shrink_until_page_fits(side: int, monkeypatch: pytest.MonkeyPa
     assert pictures["small"] == (side <= 64)
 
 
-def test_text_style_and_script_stay_within_reserved_bytes() -> None:
-    long = "\N{CJK UNIFIED IDEOGRAPH-6F22}" * 10_000
-    explorer = random_explorer(1, run=long, clusters=1, with_map=True)
-    data, pictures = Page(page := render_page(explorer)).documents
-    rest = len(page.encode()) - len(json.dumps(data)) - len(json.dumps(pictures))
-    assert rest < page_module._RESERVED_BYTES
-
-
 def test_long_names_and_many_neighbors_leave_room_for_pictures() -> None:
     count = 3_000
     explorer = random_explorer(count, k=50, names=["\N{CJK UNIFIED IDEOGRAPH-6F22}" * 10_000] * count)
     data = page_module._to_json(page_module._page_data(explorer))
-    assert len(data.encode()) < MAX_BYTES / 4  # pictures take up to four fifths
+    assert len(data.encode()) < 30_000_000 / 4  # pictures take up to four fifths
 
 
 def test_single_image_has_no_neighbors_and_no_purity() -> None:
@@ -228,16 +215,6 @@ def test_single_image_has_no_neighbors_and_no_purity() -> None:
         assert page.documents[0]["neighbors"] == [[]]
         assert "Purity" not in page.words
     assert "From the neighbours of 1 random image." in page.words
-
-
-def test_write_page_replaces_older_file_and_leaves_no_temporary(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "page.html"
-    path.parent.mkdir(parents=True)
-    path.write_text("old")
-    explorer: Explorer = dataclasses.replace(random_explorer(4))
-    write_page(explorer, path)
-    assert path.read_text(encoding="utf-8") == render_page(explorer)
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_unwritable_path_is_user_error(tmp_path: Path) -> None:
