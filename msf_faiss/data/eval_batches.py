@@ -45,19 +45,25 @@ def eval_batches(
     view: WeakView | None = None,
     epoch: int = 0,
 ) -> Generator[EvalBatch, None, None]:
-    """Batches of the images `ids` [N], in order. Unreadable images are left out, and batches without any other.
+    """Batches of the images `ids` [N], in order, without unreadable images and empty batches.
 
-    `device`: where the views go; batches for a CUDA device are pinned, and augmented there.
-    `view`: None for center views, or the kind of random view, drawn from the config's seed, `epoch` and the id. Closing
-    the generator ends the workers.
+    Closing the generator ends the workers.
+
+    Args:
+        source: the images.
+        ids: which of them.
+        config: of the run.
+        device: where the views go; batches for a GPU are in pinned memory, and random views are augmented there.
+        batch_size: images in a batch.
+        view: kind of the random views, drawn from the config's seed, `epoch` and the id; None: center views.
+        epoch: see `view`.
 
     Raises:
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
     """
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    workers = min(
-        worker_count(source, config, device), len(chunks) // 2
-    )  # a worker for one batch costs more than it saves
+    # A worker for a single batch would take longer to start than to work.
+    workers = min(worker_count(source, config, device), len(chunks) // 2)
     maker = _EvalBatchMaker(source, config, view, epoch, device)
     unreadable: dict[int, str] = {}
     for batch in load(maker, chunks, workers=workers, pin_memory=device.type == "cuda"):
