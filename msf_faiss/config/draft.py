@@ -1,10 +1,9 @@
-"""A config on its way from YAML and overrides to a validated `Config`, collecting every problem with its place."""
+"""A config while it is read from YAML and overrides, with the place of each value; reports all problems at once."""
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,35 +19,35 @@ from msf_faiss.errors import UserError
 
 
 class Place(NamedTuple):
-    """Where something was written. Places sort as a reader meets them: the file's lines, then the overrides."""
+    """Where a value was written. Places sort by the lines of the file, then by the overrides."""
 
-    override: int  # 0: in the file; else which override, from 1
-    line: int  # from 1; 0: the whole
-    name: str  # the file, or the override
+    override: int  # 0: in the file; else number of the override, from 1
+    line: int  # from 1; 0: not a single line
+    name: str  # of the file, or the override itself
 
     def __str__(self) -> str:
         return f"{self.name}:{self.line}" if self.line else self.name
 
     def at(self, node: yaml.Node) -> Place:
-        """The place of a node in the same text."""
+        """The place of a node of the same text."""
         return self if self.override else self._replace(line=node.start_mark.line + 1)
 
 
 class Draft:
-    """Values, where each came from, and what is wrong so far."""
+    """The values so far, the place of each, and the problems found so far."""
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         self._values: dict[str, Any] = {} if values is None else values
         self._places: dict[Key, Place] = {(): Place(0, 0, "config")}
         self._texts: dict[Key, str] = {}  # scalars as they were written
-        self._unread: set[Key] = set()
+        self._invalid: set[Key] = set()  # keys whose problem has been reported
         self._problems: list[tuple[Place, str]] = []
 
     def read(self, text: str, name: str) -> None:
-        """Take the values of a YAML document; `name` is what its problems are reported under.
+        """Read a YAML document; `name` is that of the file in messages.
 
         Raises:
-            UserError: it is not a YAML mapping, so that nothing in it can be judged.
+            UserError: if it is not YAML or not a mapping. All other problems are collected.
         """
         place = self._places[()] = Place(0, 0, name)
         try:
@@ -56,25 +55,25 @@ class Draft:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f"{name}:{mark.line + 1}" if mark else name
-            what = error.problem or error.context
-            raise UserError(f"{where}: not valid YAML: {what}; check indentation, quotes and colons") from error
+            problem = error.problem or error.context
+            raise UserError(f"{where}: not valid YAML: {problem}; check indentation, quotes and colons") from error
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            raise UserError(f"{name}:{line}: not valid YAML: a control character; remove it") from error
+            raise UserError(f"{name}:{line}: not valid YAML: contains a control character; remove it") from error
         if root is None or root.tag == NULL:
             return
         if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{place.at(root)}: must hold sections and keys, as in `seed: 1`, found something else")
+            raise UserError(f"{place.at(root)}: must consist of keys and values, such as `seed: 1`")
         self._values = self._read_mapping(root, (), place, ())
 
     def override(self, overrides: Sequence[str]) -> None:
-        """Apply "dotted.key=value" in order."""
+        """Apply overrides "dotted.key=value" in order."""
         for number, text in enumerate(overrides, start=1):
             place = Place(number, 0, f"--set {text}")
             name, equals, written = text.partition("=")
             key: Key = tuple(part.strip() for part in name.split("."))
             if not equals or not all(key):
-                self._problems.append((place, "must be KEY=VALUE, as in --set train.epochs=50"))
+                self._problems.append((place, "must be KEY=VALUE, such as --set train.epochs=50"))
                 continue
             try:
                 node = compose(written)
@@ -83,32 +82,32 @@ class Draft:
             self._set(key, node, place)
 
     def finish(self) -> Config:
-        """The config.
+        """The validated config.
 
         Raises:
-            UserError: with a line for every problem, in the order of the places.
+            UserError: with one line per problem, in the order of their places.
         """
         config = self._validate()
         if self._problems:
             lines = [f"{place}: {text}" for place, text in sorted(self._problems, key=lambda problem: problem[0][:2])]
             heading = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
             raise UserError("\n  ".join([f"the config has {heading}:", *lines]))
-        assert config is not None, "without a problem there is a config"
+        assert config is not None, "a config without problems is valid"
         return config
 
-    # Reading nodes. `above` holds the nodes around one, since an alias may name one of them.
+    # Reading nodes. `above`: the nodes that contain a node; an alias may refer to one of them.
 
     def _read(self, node: yaml.Node, key: Key, place: Place, above: tuple[yaml.Node, ...]) -> Any:
         self._places[key] = place
         self._texts.pop(key, None)
         if node in above:
-            return self._refuse(key, "refers to itself; write the values out")
+            return self._reject(key, "refers to itself; write the values out")
         if isinstance(node, yaml.ScalarNode):
             self._texts[key] = node.value
             try:
                 return scalar(node)
             except ValueError as error:
-                return self._refuse(key, str(error))
+                return self._reject(key, str(error))
         if isinstance(node, yaml.SequenceNode):
             return [self._read(item, (*key, i), place.at(item), (*above, node)) for i, item in enumerate(node.value)]
         assert isinstance(node, yaml.MappingNode)
@@ -133,12 +132,12 @@ class Draft:
             if name_node.tag == MERGE:
                 continue
             if not isinstance(name_node, yaml.ScalarNode):
-                self._problems.append((here, f"{dotted((*key, '?'))}: a key must be a word, found a list or a section"))
+                self._problems.append((here, f"{dotted((*key, '?'))}: a key must be a word, not a list or a section"))
                 continue
             name = str(name_node.value)
             if name in lines:
                 first = f" (first in line {lines[name]})" if here.line else ""
-                self._problems.append((here, f"{dotted((*key, name))}: stands twice{first}; keep one of them"))
+                self._problems.append((here, f"{dotted((*key, name))}: duplicate key{first}; keep one of them"))
                 continue
             lines[name] = here.line
             values[name] = self._read(value_node, (*key, name), here, above)
@@ -153,7 +152,7 @@ class Draft:
                 self._places[key[:depth]] = place
             inside = inside[str(part)]
             if not isinstance(inside, dict):
-                self._problems.append((place, f"{dotted(key[:depth])}: holds a value; there are no keys below it"))
+                self._problems.append((place, f"{dotted(key[:depth])}: is a value, not a section; it has no keys"))
                 return
         for known in [known for known in self._places if known[: len(key)] == key]:
             del self._places[known]
@@ -161,7 +160,7 @@ class Draft:
         self._places[key], self._texts[key] = place, place.name.partition("=")[2]
         kinds = SECTIONS.get(section)
         if kinds is not None and kinds.is_union and name == "kind" and value != inside.get("kind", kinds.default):
-            for other in set(inside) - kinds.shared:  # they made sense for the old kind, unless overrides set them too
+            for other in set(inside) - kinds.shared:  # belongs to the old kind, unless it comes from an override too
                 if not self._place((*section, other)).override:
                     del inside[other]
                     self._places.pop((*section, other), None)
@@ -171,35 +170,35 @@ class Draft:
     # Validating.
 
     def _validate(self) -> Config | None:
-        """The config, or with every problem noted whatever is left of it.
+        """The config; or None, after reporting every problem.
 
-        Pydantic judges what spans several keys only once each of them is right. So what is wrong is taken out and the
-        rest judged again, until nothing is wrong; then rules that a removed key would have a part in are left alone.
+        Pydantic checks a rule between keys only once each key is valid. So invalid keys are removed and the rest is
+        validated again, until nothing is invalid. Rules that involve a removed key are not reported.
         """
-        values, removed = copy.deepcopy(self._values), self._unread
+        values, removed = copy.deepcopy(self._values), self._invalid
         for key in removed:
             _remove(values, key)
-        config, errors = _judge(values)
+        config, errors = _try(values)
         if self._restore_texts(values, errors):
-            config, errors = _judge(values)
+            config, errors = _try(values)
         while errors:
             grouped: dict[Key, list[ErrorDetails]] = {}
             for error in errors:
                 grouped.setdefault(key_of(error["loc"]), []).append(error)
             for key, group in grouped.items():
-                if not any(one[: len(other)] == other for one in _concerned(key, group) for other in removed):
+                if not any(one[: len(other)] == other for one in _involved(key, group) for other in removed):
                     self._report_group(key, group)
-            gone = {_present(values, one) for key, group in grouped.items() for one in _spoiled(values, key, group)}
+            gone = {_present(values, one) for key, group in grouped.items() for one in _to_remove(key, group)}
             if () in gone:
                 return None
             for key in gone:
                 _remove(values, key)
             removed |= gone
-            config, errors = _judge(values)
+            config, errors = _try(values)
         return config
 
     def _restore_texts(self, values: dict[str, Any], errors: Sequence[ErrorDetails]) -> bool:
-        """Where text is due and a number or the like was read (`path: 2024`), put back what was written."""
+        """Where text is expected and YAML read something else (`path: 2024`), put back what was written."""
         keys = {key_of(error["loc"]) for error in errors if error["type"] in {"string_type", "path_type"}}
         restored = False
         for key in keys & set(self._texts):
@@ -211,24 +210,24 @@ class Draft:
                 restored = True
         return restored
 
-    def _refuse(self, key: Key, text: str) -> None:
-        self._unread.add(key)
+    def _reject(self, key: Key, text: str) -> None:
+        self._invalid.add(key)
         self._report(key, text)
 
     def _report_group(self, key: Key, errors: Sequence[ErrorDetails]) -> None:
         text = explain(key, errors)
+        if errors[0]["type"] == "rule":
+            # Reported where one of the keys was written: at an override if there is one.
+            keys = _involved(key, errors)
+            written = [self._places[one] for one in keys if one in self._places]
+            place = max(written, key=lambda place: place.override > 0, default=self._place(key))
+            return self._problems.append((place, f"{dotted(keys[0])}: {text}"))
         if errors[0]["type"].startswith("union_tag"):
             for name in errors[0]["input"]:
                 if not _exists((*key, name)):
                     self._report((*key, name), unknown_key((*key, name)))
-            return self._report((*key, "kind"), text)
-        if key not in SECTIONS or errors[0]["type"] != "value_error":
-            return self._report(key, text)
-        # A rule of a section: the text starts with the key at fault, and names the others that have a part in it.
-        written = [self._places[one] for one in _concerned(key, errors) if one in self._places]
-        place = max(written, key=lambda place: place.override > 0, default=self._place(key))
-        self._problems.append((place, f"{dotted(key)}.{text}" if key else text))
-        return None
+            key = (*key, "kind")
+        return self._report(key, text)
 
     def _report(self, key: Key, text: str) -> None:
         self._problems.append((self._place(key), f"{dotted(key)}: {text}"))
@@ -237,16 +236,15 @@ class Draft:
         return next(self._places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self._places)
 
 
-def _concerned(key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
-    """The keys that have a part in a problem: `key`, or those that a rule of the section `key` names."""
-    if key not in SECTIONS or errors[0]["type"] != "value_error":
+def _involved(key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
+    """The keys that a problem is about: `key`, or those of a rule of the section `key`."""
+    if errors[0]["type"] != "rule":
         return [key]
-    words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", explain(key, errors))
-    return [one for word in words if _exists(one := (*key, *word.split(".")))]
+    return [(*key, *name.split(".")) for name in errors[0]["ctx"]["keys"]]
 
 
-def _spoiled(values: Any, key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
-    """The keys that cannot be judged: `key`, or of a section of unknown kind those that only some kinds have."""
+def _to_remove(key: Key, errors: Sequence[ErrorDetails]) -> list[Key]:
+    """The keys that are invalid: `key`, or in a section of unknown kind those that not every kind has."""
     if not errors[0]["type"].startswith("union_tag"):
         return [key]
     return [(*key, name) for name in errors[0]["input"] if name == "kind" or name not in SECTIONS[key].shared]
@@ -258,7 +256,7 @@ def _exists(key: Key) -> bool:
 
 
 def _present(values: Any, key: Key) -> Key:
-    """`key`, or the innermost key around it that holds something in `values`. Lists count as one thing."""
+    """`key`, or the innermost key around it that is in `values`. A list counts as a single value."""
     for depth, part in enumerate(key):
         if not isinstance(values, dict) or part not in values:
             return key[:depth]
@@ -274,8 +272,8 @@ def _remove(values: Any, key: Key) -> None:
         del values[key[-1]]
 
 
-def _judge(values: dict[str, Any]) -> tuple[Config | None, list[ErrorDetails]]:
-    # Strict, so that `true` is no number and "5" no count; as JSON, where strictness still lets a list be a tuple.
+def _try(values: dict[str, Any]) -> tuple[Config | None, list[ErrorDetails]]:
+    # Strict mode: `true` is not a number, "5" not an integer. From JSON, where strict mode accepts lists as tuples.
     try:
         return Config.model_validate_json(json.dumps(_complete(values)), strict=True), []
     except ValidationError as error:
@@ -283,7 +281,7 @@ def _judge(values: dict[str, Any]) -> tuple[Config | None, list[ErrorDetails]]:
 
 
 def _complete(values: dict[str, Any], key: Key = ()) -> dict[str, Any]:
-    """`values` without empty sections, and with the default `kind` where a section names none."""
+    """`values` without empty sections, and with the default `kind` where a section has none."""
     kinds = SECTIONS.get(key)
     complete: dict[str, Any] = {"kind": kinds.default} if kinds is not None and kinds.is_union else {}
     for name, value in values.items():

@@ -1,7 +1,7 @@
-"""Configs as YAML files and `--set` overrides: read with every problem reported at once, written to be read again.
+"""Load configs from YAML files, shipped names and `--set` overrides, and dump them.
 
-A key may stand only once, and a section that is left empty has its defaults. Paths are relative to the working
-directory, wherever the file lies; `~` is the home folder.
+Duplicate keys are errors; an empty section has its defaults. Paths are relative to the working directory, not to the
+file; `~` is the home folder.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def load_config(reference: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, or of a shipped name, with overrides.
+    """Load a YAML file or a shipped config, and apply overrides.
 
     Args:
-        reference: a path, or the name of a shipped config; None: "demo". Text with a separator or an ending is a path.
-        overrides: "dotted.key=value", later ones win; the value is read as in YAML. Setting `data.kind` or
-            `model.backbone.kind` to another kind starts that section afresh, but for what all kinds share
-            (`workers`, `cache`, `unreadable`, `unreadable_limit`) and for what other overrides set, whatever their
-            order. A mapping, as in views={size: 64}, replaces a whole section.
+        reference: path of a file, or name of a shipped config; None: "demo". A string with a path separator or the
+            extension .yaml or .yml is a path.
+        overrides: "dotted.key=value" with the value in YAML; later ones win. Changing the `kind` of a section resets
+            the section, except for keys that all kinds share (such as `data.workers`) and keys that other overrides
+            set. A mapping, such as views={size: 64}, replaces the whole section.
 
     Raises:
-        UserError: with a line for every problem, `place: key: what is wrong; what instead`; the place is `file:line`,
-            or the override.
+        UserError: with one line per problem, `place: key: what is wrong; what to do`; the place is `file:line` or the
+            override.
     """
     name, text = _find("demo" if reference is None else reference)
     draft = Draft()
@@ -42,10 +42,10 @@ def load_config(reference: str | Path | None = None, overrides: Sequence[str] = 
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """`config` with overrides, as `load_config` applies them to a file.
+    """Apply overrides to `config` as `load_config` does.
 
     Raises:
-        UserError: with a line for every problem.
+        UserError: with one line per problem.
     """
     draft = Draft(config.model_dump(mode="json"))
     draft.override(overrides)
@@ -53,7 +53,7 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The complete config as YAML; loading it gives an equal config."""
+    """The complete config as YAML, from which `load_config` loads an equal one."""
     return dump(_kind_first(config.model_dump(mode="json")))
 
 
@@ -65,13 +65,13 @@ def _kind_first(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors."""
+    """The JSON Schema of a config file, for editors."""
     schema = Config.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "msf-faiss config"}
 
 
 def shipped_configs() -> dict[str, str]:
-    """What each shipped config is for, the first line of its header, by name."""
+    """The purpose of each shipped config (the first line of its file), by name."""
     folder = resources.files("msf_faiss_configs")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_SUFFIXES))
     headers = {name: (folder / name).read_text(encoding="utf-8").partition("\n")[0] for name in names}
@@ -79,7 +79,7 @@ def shipped_configs() -> dict[str, str]:
 
 
 def _find(reference: str | Path) -> tuple[str, str]:
-    """The name to report problems under, and the text."""
+    """The file's name for messages, and its text."""
     path = Path(reference).expanduser()
     is_path = isinstance(reference, Path) or len(path.parts) > 1 or path.suffix in _SUFFIXES
     shipped = shipped_configs()

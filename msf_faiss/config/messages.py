@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a config, in the words of its user."""
+"""Messages for the errors that pydantic finds in a config: what is wrong with a key, and what to do."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TYPES = {
     "bool": "true or false",
     "string": "text",
     "path": "a path",
-    "tuple": "a list, as in [1, 2]",
-    "model": "a section with keys of its own",
-    "dict": "a section with keys of its own",
+    "tuple": "a list, such as [1, 2]",
+    "model": "a section with keys",
+    "dict": "a section with keys",
 }
 
 
 def explain(key: Key, errors: Sequence[ErrorDetails]) -> str:
-    """What is wrong with the value at `key`, and what instead; several errors are those of alternatives."""
+    """What is wrong with the value at `key`, and what to do; several errors are those of alternative types."""
     first = errors[0]
     found = first["input"]
     match first["type"]:
@@ -40,9 +40,9 @@ def explain(key: Key, errors: Sequence[ErrorDetails]) -> str:
         case "missing":
             if isinstance(key[-1], int):
                 return "is missing; the list needs more entries"
-            return f"is required; write it into the file, or add --set {dotted(key)}=…"
-        case "value_error":
-            return str(first["ctx"]["error"])
+            return f"is required; add it to the file, or pass --set {dotted(key)}=…"
+        case "rule":
+            return str(first["ctx"]["problem"])
         case "union_tag_invalid" | "union_tag_not_found":
             kinds, found = list(SECTIONS[key].models), found["kind"]
             return f"must be {_or(kinds)}, found {_show(found)}{_did_you_mean(found, kinds)}"
@@ -68,24 +68,24 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def unknown_key(key: Key, location: Sequence[str | int] = ()) -> str:
-    """What to do about a key that does not exist; `location` (pydantic's) says of which kind its section is."""
+    """What to do about a key that does not exist; pydantic's `location` tells the kind of its section."""
     name, section = str(key[-1]), SECTIONS[key[:-1]]
     kind = str(location[len(key) - 1]) if section.is_union and location else None
     if name in section.names():
         others = [other for other in section.models if name in section.names(other)]
         kind_key = dotted((*key[:-1], "kind"))
-        return f"no such key for kind {kind}, but for {_or(others)}; change {kind_key} or remove the key"
+        return f"kind {kind} has no such key, only {_or(others, 'and')}; change {kind_key} or remove the key"
     head, _, rest = name.partition(".")
     if rest and (*key[:-1], head) in SECTIONS:
         return f"no such key; write {rest} inside the section {head}"
     if (name,) in SECTIONS:
-        return f"no such key; {name} is a section of its own, at the top level"
+        return f"no such key; {name} is a section at the top level"
     names = section.names(kind)
     return "no such key" + (_did_you_mean(name, names) or f"; the keys here are {', '.join(names)}")
 
 
 def _literals(error: ErrorDetails) -> list[str]:
-    """What a literal may be, from pydantic's \"'a', 'b' or 'c'\"."""
+    """The allowed values, from pydantic's \"'a', 'b' or 'c'\"."""
     return [name.strip("' ") for name in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
 
 
@@ -94,8 +94,8 @@ def _did_you_mean(found: Any, allowed: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _or(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def _or(words: Sequence[str], conjunction: str = "or") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""The configuration of a run: frozen models, one per section, with every default in one place.
+"""All settings of a run, one frozen model per section: types, defaults, descriptions, and rules between keys.
 
-YAML files hold only what differs from these defaults; `config_file` reads and writes them. Nothing here imports torch.
+The string below a field is its description in the JSON Schema and the documentation. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pydantic_core import PydanticCustomError
 def _expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
-    except RuntimeError:  # no user of that name: a file that begins with ~
+    except RuntimeError:  # ~name without a user of that name: a file whose name starts with ~
         return path
 
 
 _MEMORY = r"^\d+(\.\d+)?(MiB|GiB|TiB|MB|GB|TB)$"
 
 
-def _amount_of_memory(value: object) -> object:
+def _check_memory(value: object) -> object:
     if isinstance(value, str) and re.match(_MEMORY, value):
         return value
-    raise PydanticCustomError("memory", "an amount of memory, as in 8GiB")
+    raise PydanticCustomError("memory", "an amount of memory such as 8GiB")
+
+
+def _broken_rule(problem: str, *keys: str) -> PydanticCustomError:
+    """The error of a rule between `keys`, dotted names within the section; `problem` is said of the first."""
+    return PydanticCustomError("rule", "{key}: {problem}", {"key": keys[0], "problem": problem, "keys": keys})
 
 
 UserPath = Annotated[Path, AfterValidator(_expand_home)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_amount_of_memory)]
-View = Literal["weak", "strong"]
+Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_check_memory)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and a key that does not exist is an error rather than ignored.
-
-    The rules between keys word their errors as `key: what is wrong`, and name every other key that has a part in it:
-    `config_draft` finds the place in the file from that.
-    """
+    """Base of all sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -49,77 +49,78 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    """What every kind of data has in common."""
+    """Settings of every kind of data."""
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images and make views. "auto": one a core, at most 16; but none for images held in memory,
-    unless a GPU trains on views from 96 px on, which must not wait for them to be cut."""
+    """Number of processes that decode images and make views. "auto": one per core, at most 16; none for images in
+    memory, unless a GPU trains on views of 96 px or more."""
     cache: Literal["auto", "none", "memory"] = "auto"
-    """Whether images are decoded once, before the first step, and held in memory (of each rank). "auto": if they take
-    no more than an eighth of what is free. The views are the same."""
+    """Whether to decode all images once, before the first step, and keep them in memory (in that of each rank). "auto":
+    if they take at most an eighth of the free memory. The views are the same either way."""
     unreadable: Literal["error", "skip"] = "error"
-    """What an image that cannot be decoded does: end the run, or be left out and counted."""
+    """Whether an image that cannot be decoded ends the run ("error") or is left out and counted ("skip")."""
     unreadable_limit: Annotated[int, Field(ge=0)] = 100
-    """With `unreadable: skip`, the most images that may be left out before the run ends all the same."""
+    """With `unreadable: skip`, the run ends if more images than this are unreadable."""
 
 
 class DemoData(SourceConfig):
-    """The built-in images: ten kinds of drawn textures. Nothing to download."""
+    """Built-in images: ten kinds of generated textures. Nothing to download."""
 
     kind: Literal["demo"] = "demo"
     images: Annotated[int, Field(ge=10)] = 4_000
-    """Training images."""
+    """Number of training images."""
     test_images: Annotated[int, Field(ge=10)] = 1_000
-    """Held-out images, drawn from another part of the same sequence."""
+    """Number of held-out images; none of them is a training image."""
     size: Annotated[int, Field(ge=8)] = 32
     """Height and width, in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the drawing; independent of the run's seed, so that runs share their images."""
+    """Seed of the textures. It is not the run's seed, so runs with different seeds train on the same images."""
 
 
 class CachedSource(SourceConfig):
-    """Data that are slow to open the first time: what opening them found is kept."""
+    """Settings of data that take long to open the first time, and are indexed on disk for the next."""
 
     cache_dir: UserPath | None = None
-    """Where that is kept: lists of large folders, unpacked Parquet files, indices of tar files. null: `msf-faiss` in
-    the user's cache folder."""
+    """Folder for lists of large folders, unpacked Parquet files and indices of tar files. null: `msf-faiss` in the
+    user's cache folder."""
 
 
 class FolderData(CachedSource):
-    """Image files below a folder: one subfolder a class, or any tree of unlabelled images."""
+    """Image files in a folder: one subfolder per class, or any tree of unlabelled images."""
 
     kind: Literal["folder"] = "folder"
     path: UserPath
     """Folder with the training images."""
     test_path: UserPath | None = None
-    """Folder with held-out images for the evaluations; without it they leave one out of the training images."""
+    """Folder with held-out images. null: evaluations use the training images, leaving out the one being classified."""
     labels: Literal["auto", "folders", "none"] = "auto"
-    """"folders": the first folder level names the class. "auto": so if every image lies exactly one level deep."""
+    """"folders": the first level of subfolders names the class. "none": unlabelled. "auto": "folders" if every image is
+    exactly one level deep, else "none"."""
 
 
 class ParquetData(CachedSource):
-    """Parquet in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
+    """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
     kind: Literal["parquet"] = "parquet"
     path: UserPath
-    """A file, or a folder of shards (read in the order of their names)."""
+    """File or folder of files with the training images; files are read in the order of their names."""
     test_path: UserPath | None = None
-    """The same for held-out images."""
+    """File or folder of files with held-out images. null: none."""
     image_column: str = "image"
     """Name of the struct column with the encoded images."""
     label_column: str | None = "label"
-    """Name of the integer column; a file without it is unlabelled. null: leave labels out."""
+    """Name of the integer column with the classes; without it the images are unlabelled. null: ignore labels."""
 
 
 class WebDatasetData(CachedSource):
-    """Tar files in the WebDataset convention: a sample is what follows one another under the same name but for the
-    endings, as in 0001.jpg and 0001.cls. They must be local and not compressed."""
+    """Local, uncompressed tar files in the WebDataset convention: consecutive files that differ only in their extension
+    form a sample, such as 0001.jpg and 0001.cls."""
 
     kind: Literal["webdataset"] = "webdataset"
     path: UserPath
-    """A tar file, a folder of *.tar (read in the order of their names), or a pattern as in train-{0000..0146}.tar."""
+    """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar."""
     test_path: UserPath | None = None
-    """The same for held-out images."""
+    """The same for held-out images. null: none."""
     image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "jpg",
         "jpeg",
@@ -131,43 +132,44 @@ class WebDatasetData(CachedSource):
         "tif",
         "tiff",
     )
-    """Endings of images; of several in a sample, the first in this order. Samples without any are left out."""
+    """Extensions of image files. Of several images in a sample, the one whose extension comes first here is used;
+    samples without an image are left out."""
     label_key: str | None = "cls"
-    """Ending of the file with the number of the class; samples without it are unlabelled. null: leave labels out."""
+    """Extension of the file with the number of the class; samples without it are unlabelled. null: ignore labels."""
     class_names: UserPath | None = None
-    """Text file with the names of the classes, one a line. null: their numbers."""
+    """Text file with the names of the classes, one per line. null: classes are named by their numbers."""
 
 
 class HuggingFaceData(SourceConfig):
-    """What Hugging Face `datasets` opens."""
+    """Any image data set that the Hugging Face library `datasets` can open."""
 
     kind: Literal["huggingface"] = "huggingface"
     path: UserPath
-    """A folder (from `save_to_disk`, or with images or Parquet files), or a name on the hub, as in ylecun/mnist."""
+    """Folder (written by `save_to_disk`, or of images or Parquet files), or name on the hub, such as ylecun/mnist."""
     name: str | None = None
-    """Configuration of the data set, where it has several. null: its default."""
+    """Configuration of the data set, if it has several. null: its default."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; a commit pins the data. null: the newest."""
+    """Branch, tag or commit on the hub; a commit pins the data. null: the latest."""
     split: str = "train"
-    """Training images; parts are written as in train[:80%]."""
+    """Split with the training images; parts are written as in train[:80%]."""
     test_split: str | None = None
-    """Held-out images for the evaluations. null: none."""
+    """Split with held-out images. null: none."""
     image_column: str = "image"
     """Name of the column with the images."""
     label_column: str | None = "label"
-    """Name of the column with the classes; a data set without it is unlabelled. null: leave labels out."""
+    """Name of the column with the classes; without it the images are unlabelled. null: ignore labels."""
     cache_dir: UserPath | None = None
-    """Where `datasets` keeps downloads and what it makes of files. null: its own cache folder (HF_HOME)."""
+    """Folder in which `datasets` keeps downloads and converted files. null: its own cache folder (HF_HOME)."""
 
 
 class TorchvisionData(SourceConfig):
-    """A data set that torchvision knows how to download."""
+    """A data set that torchvision can download."""
 
     kind: Literal["cifar10", "cifar100", "stl10"]
-    root: Annotated[UserPath, Field(validate_default=False)] = Path("data")  # a Path is no JSON: see config_draft
-    """Folder that holds the data set, or will after the download."""
+    root: Annotated[UserPath, Field(validate_default=False)] = Path("data")  # validated JSON has no paths
+    """Folder that contains the data set, or to which it is downloaded."""
     download: bool = True
-    """Fetch what is missing. false: a missing data set is an error."""
+    """Whether to download a missing data set. false: a missing data set is an error."""
 
 
 DataConfig = Annotated[
@@ -177,72 +179,71 @@ DataConfig = Annotated[
 
 
 class WeakView(Section):
-    """Random resized crop and flip."""
+    """Random resized crop and horizontal flip."""
 
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a crop covers."""
-    flip: Share = 0.5
-    """Probability of a left-right flip."""
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    """Smallest and largest fraction of the image's area that a crop covers."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> WeakView:
+    def _check_crop_scale(self) -> WeakView:
         low, high = self.crop_scale
         if not 0 < low <= high:
-            raise ValueError(
-                f"crop_scale: must be two shares, the first above 0 and not above the second; found [{low}, {high}]"
-            )
+            raise _broken_rule(f"must be two numbers above 0 in ascending order, found [{low}, {high}]", "crop_scale")
         return self
 
 
 class StrongView(WeakView):
-    """The weak view, then colour jitter, grayscale and blur (the paper's, section 4)."""
+    """The weak view, then colour jitter, grayscale and blur (MSF, ICCV 2021, section 4)."""
 
-    jitter: Share = 0.8
-    """Probability of the colour jitter."""
-    brightness: Share = 0.4
-    """The factor is drawn from 1 - x to 1 + x; so are those of contrast and saturation."""
-    contrast: Share = 0.4
-    """Distance of each pixel from the view's mean grey."""
-    saturation: Share = 0.4
-    """Distance of each pixel from its own grey."""
+    jitter: Fraction = 0.8
+    """Probability of the colour jitter: brightness, contrast, saturation and hue in random order."""
+    brightness: Fraction = 0.4
+    """The brightness is multiplied by a factor drawn from 1 - x to 1 + x."""
+    contrast: Fraction = 0.4
+    """The difference of each pixel to the view's mean grey is multiplied by a factor drawn from 1 - x to 1 + x."""
+    saturation: Fraction = 0.4
+    """The difference of each pixel to its own grey is multiplied by a factor drawn from 1 - x to 1 + x."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """The shift is drawn from -x to x, in turns of the colour wheel."""
-    grayscale: Share = 0.2
-    """Probability of grey."""
-    blur: Share = 0.5
+    """The hue is shifted by a fraction of the colour wheel drawn from -x to x."""
+    grayscale: Fraction = 0.2
+    """Probability of conversion to grayscale."""
+    blur: Fraction = 0.5
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     @model_validator(mode="after")
-    def _blur_ordered(self) -> StrongView:
+    def _check_blur_sigma(self) -> StrongView:
         if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma: the first must not be above the second, found {list(self.blur_sigma)}")
+            raise _broken_rule(f"must be two numbers in ascending order, found {list(self.blur_sigma)}", "blur_sigma")
         return self
 
 
 class ViewsConfig(Section):
-    """The two random views of an image, and the one that evaluations see."""
+    """The two random views of a training image, and the centre view that evaluations use."""
 
     size: Annotated[int, Field(ge=8)] = 224
     """Height and width of a view, in pixels."""
-    target: View = "weak"
-    """The view that the target encoder embeds and the bank holds. weak here and strong below is the paper's w/s."""
-    online: View = "strong"
-    """The view that the online encoder embeds."""
+    target: Literal["weak", "strong"] = "weak"
+    """View of the target encoder, whose embeddings go into the bank. Together with `online: strong`, `weak` is the
+    paper's w/s variant."""
+    online: Literal["weak", "strong"] = "strong"
+    """View of the online encoder."""
     weak: WeakView = WeakView()
     strong: StrongView = StrongView()
     eval_resize: Positive | None = None
-    """Shorter side before the centre crop of the evaluations, in pixels. null: size from 96 px on 8/7 of it (256 for
-    224, as in the paper), below that size itself."""
+    """Shorter side of an image before the centre crop of evaluations, in pixels. null: 8/7 of `size` from 96 px on (256
+    for 224, as in the paper), and `size` below that."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from each channel (0 to 1); ImageNet's by default."""
+    """Mean of red, green and blue (from 0 to 1), which is subtracted; by default ImageNet's."""
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         0.229,
         0.224,
         0.225,
     )
-    """Each channel is divided by it."""
+    """Standard deviation of red, green and blue, by which they are divided; by default ImageNet's."""
 
     @property
     def resize(self) -> int:
@@ -252,12 +253,10 @@ class ViewsConfig(Section):
         return round(self.size * 8 / 7) if self.size >= 96 else self.size
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> ViewsConfig:
+    def _check_eval_resize(self) -> ViewsConfig:
         if self.resize < self.size:
-            raise ValueError(
-                f"eval_resize: must be at least size ({self.size}), since the centre crop is cut out of it; "
-                f"found {self.eval_resize}"
-            )
+            problem = f"must be at least size ({self.size}), the side of the centre crop; found {self.eval_resize}"
+            raise _broken_rule(problem, "eval_resize", "size")
         return self
 
 
@@ -277,28 +276,28 @@ class TorchvisionBackbone(Section):
         "wide_resnet50_2",
         "wide_resnet101_2",
     ] = "resnet50"
-    """The network, as torchvision spells it."""
+    """Name of the network in torchvision."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """"cifar": a 3×3 convolution of stride 1 and no max-pooling, for images of about 32 px."""
+    """First layers. "imagenet": torchvision's. "cifar": a 3×3 convolution of stride 1 and no max-pooling, for images of
+    about 32 px."""
 
 
 class NarrowBackbone(Section):
-    """A residual net of basic blocks whose width and depth fit a CPU."""
+    """A small residual network of basic blocks, for training on a CPU."""
 
     kind: Literal["narrow"] = "narrow"
     width: Positive = 32
-    """Channels of the stem and the first stage; every further stage doubles them."""
+    """Channels of the stem and of the first stage; each further stage doubles them."""
     depths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 1, 1)
-    """Blocks in each stage."""
+    """Number of blocks in each stage."""
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(min_length=1)] = (2, 2, 2)
-    """Stride of each stage's first block."""
+    """Stride of the first block in each stage."""
 
     @model_validator(mode="after")
-    def _one_stride_a_stage(self) -> NarrowBackbone:
+    def _check_strides(self) -> NarrowBackbone:
         if len(self.depths) != len(self.strides):
-            raise ValueError(
-                f"strides: must be as many as depths, one a stage; found {len(self.strides)} for {len(self.depths)}"
-            )
+            problem = f"must be as many as depths, one per stage; found {len(self.strides)} for {len(self.depths)}"
+            raise _broken_rule(problem, "strides", "depths")
         return self
 
 
@@ -306,13 +305,13 @@ BackboneConfig = Annotated[TorchvisionBackbone | NarrowBackbone, Field(discrimin
 
 
 class ModelConfig(Section):
-    """Encoder and heads (design 1)."""
+    """The encoder's backbone and heads."""
 
     backbone: BackboneConfig = TorchvisionBackbone()
     hidden: Positive | None = None
     """Width of the heads' hidden layer. null: twice the backbone's features (4096 for ResNet-50)."""
     dim: Positive | None = None
-    """Dimension of the embeddings in the bank. null: a quarter of the features (512 for ResNet-50)."""
+    """Dimension of the embeddings. null: a quarter of the backbone's features (512 for ResNet-50)."""
 
 
 class RecallCheckConfig(Section):
@@ -325,81 +324,85 @@ class RecallCheckConfig(Section):
 
 
 class RingConfig(Section):
-    """What every kind of bank has in common."""
+    """Settings of every kind of bank."""
 
     capacity: Positive | Memory | Literal["dataset"] = 131_072
-    """Entries (the oldest give way); or the memory they may take with all that finds them, as in 8GiB, of each rank; or
-    "dataset", one an image."""
+    """Number of embeddings in the bank; once it is full, new ones replace the oldest. Or the memory that the bank may
+    take per rank, such as 8GiB. Or "dataset": one embedding per training image."""
     placement: Literal["replicated", "sharded"] = "replicated"
-    """Where several ranks train together. replicated: each holds all entries. sharded: each holds its part of them and
-    searches it for all, so that a bank may be as large as the memory of all ranks. The neighbours are the same."""
+    """How several ranks store the bank. "replicated": each stores all of it. "sharded": each stores a part and searches
+    it for all ranks, so that the bank may take the memory of all ranks together. The neighbours are the same."""
     device: Literal["auto", "cpu"] = "auto"
-    """Where the entries are and are searched. auto: where the networks are. cpu: in host memory, of which there is more
-    than of a GPU's; the search then goes on beside the online encoder's forward."""
+    """Where the bank is stored and searched. "auto": on the training device. "cpu": in host memory, which is larger
+    than a GPU's; the bank is then searched during the forward pass of the online encoder."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Storage of an entry."""
+    """Data type of the stored embeddings."""
     k: Positive = 5
-    """Neighbours that each query is pulled to; its own target embedding is the first of them. 1 is BYOL's loss."""
+    """Number of neighbours that a query is pulled to; the first is the target embedding of the same image. With 1 the
+    loss is BYOL's."""
     max_age: Annotated[int, Field(ge=0)] | None = None
-    """Entries after which so many others were pushed are no longer found. null: found until they give way."""
+    """Age, in embeddings pushed since, beyond which an embedding is not retrieved any more. null: no limit."""
 
     @model_validator(mode="after")
-    def _k_fits(self) -> RingConfig:
+    def _check_k(self) -> RingConfig:
         if isinstance(self.capacity, int) and self.k > self.capacity:
-            raise ValueError(f"k: must be at most capacity ({self.capacity}), found {self.k}")
+            raise _broken_rule(f"must be at most capacity ({self.capacity}), found {self.k}", "k", "capacity")
         if self.max_age is not None and self.k > self.max_age + 1:
-            raise ValueError(f"k: must be at most max_age + 1 ({self.max_age + 1}), found {self.k}")
+            raise _broken_rule(f"must be at most max_age + 1 ({self.max_age + 1}), found {self.k}", "k", "max_age")
         return self
 
 
 class ReferenceBankConfig(RingConfig):
-    """Exact, in plain torch, slow; for checks."""
+    """Exact search in plain torch; slow, for tests."""
 
     kind: Literal["reference"] = "reference"
 
 
 class FlatBankConfig(RingConfig):
-    """Exact search over the ring in place, with nothing kept beside it."""
+    """Exact search over the stored embeddings, without an index."""
 
     kind: Literal["flat"] = "flat"
     engine: Literal["auto", "faiss", "torch", "streams"] = "auto"
-    """faiss: its blocked search. torch: tiled matrix products. streams: FAISS over parts of the ring at a time (CUDA).
-    auto: whichever is fastest here for this bank, timed before the first step."""
+    """"faiss": FAISS's blocked search. "torch": tiled matrix products. "streams": FAISS on parts of the bank in
+    parallel CUDA streams. "auto": the fastest of them for this bank on this machine, measured before the first
+    step."""
 
 
 class ScanBankConfig(RingConfig):
-    """A compressed copy of the ring is scanned, and the best of it compared exactly."""
+    """Search by a scan of a compressed copy of the bank; the best candidates are compared exactly."""
 
     kind: Literal["scan"] = "scan"
     scan: Literal["bf16", "int8", "pq"] = "bf16"
-    """The copy. bf16: every answer is proved exact. int8: half of that memory and time, hardly ever wrong. pq: a 24th
-    of the memory and faster still, but wrong where embeddings lie close together; CPU only."""
-    min_recall: Share = 0.95
-    """Recall that int8 and pq must keep in their checks; below it they compare more entries, in the end all."""
+    """Format of the copy. "bf16": results are proved exact. "int8": half of its memory and time, almost always exact.
+    "pq": a 24th of its memory and faster still, but inexact where embeddings are close together; CPU only."""
+    min_recall: Fraction = 0.95
+    """Recall that int8 and pq must reach in the recall checks. Below it they compare more candidates exactly, in the
+    end all embeddings."""
     recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
 class IvfConfig(Section):
-    """The inverted file of an approximate bank."""
+    """The inverted file (IVF) of an approximate bank."""
 
     lists: Positive | Literal["auto"] = "auto"
-    """Lists that each segment's entries are divided into. "auto": about four times the root of their number."""
+    """Number of inverted lists in each segment. "auto": about four times the square root of a segment's size."""
     probes: Positive | Literal["auto"] = "auto"
-    """Lists that a query looks into, at first; min_recall may raise it. "auto": measured when the lists are made."""
+    """Number of lists that are searched for a query, to begin with; low recall raises it. "auto": measured when the
+    lists are built."""
     segments: Positive = 1
-    """1: one inverted file whose centroids follow the encoder. More: the bank is divided into so many parts, each with
-    centroids of its own, which stay as they are when the next part begins; slower, and safe where the encoder changes
+    """1: one inverted file, whose centroids follow the encoder. More: the bank is divided into this many segments, each
+    with its own centroids, which are fixed once the next segment begins; slower, but robust if the encoder changes
     fast."""
 
 
 class IvfBankConfig(RingConfig):
-    """Approximate search by an inverted file that follows the ring entry by entry."""
+    """Approximate search by an inverted file that is updated at each push."""
 
     kind: Literal["ivf"] = "ivf"
     ivf: IvfConfig = IvfConfig()
-    min_recall: Share = 0.95
-    """Recall that the bank must keep in its checks; below it more lists are probed, the lists are made anew, and in the
-    end all entries compared."""
+    min_recall: Fraction = 0.95
+    """Recall that the bank must reach in the recall checks. Below it, the bank searches more lists, then rebuilds them,
+    and in the end searches exactly."""
     recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
@@ -409,114 +412,116 @@ BankConfig = Annotated[
 
 
 class OptimizerConfig(Section):
-    """SGD with the paper's recipe, or LARS for large batches."""
+    """SGD as in the paper, or LARS for large batches."""
 
     kind: Literal["sgd", "lars"] = "sgd"
-    """lars (You et al. 2017): a step of each weight tensor is proportional to its norm, which keeps batches of
-    thousands stable; needs the extra `lars`."""
+    """"lars" (You et al., 2017): the update of each weight tensor is proportional to its norm, which keeps batches of
+    thousands of images stable; needs the extra `lars`."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    """Peak learning rate, for the batch size in `train` or for `base_batch_size`."""
+    """Peak learning rate, for `train.batch_size` images or, if it is set, for `base_batch_size` images."""
     base_batch_size: Positive | None = None
-    """The learning rate is one for so many images a step, and is scaled in proportion to `train.batch_size` (Goyal et
-    al. 2017). null: it is not scaled."""
+    """Scale the learning rate by `train.batch_size` / `base_batch_size` (Goyal et al., 2017). null: do not scale it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the gradients; not the target's."""
+    """Momentum of the gradients (for that of the target encoder see `target.momentum`)."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """sgd: on all parameters, those of batch norms included (the authors' code). lars: not on those of batch norms and
-    on biases, whose steps are not made proportional either (as BYOL and SimCLR do)."""
+    """With sgd it applies to all parameters (as in the authors' code); with lars not to biases and batch norms, whose
+    updates are not made proportional to their norms either (as in BYOL and SimCLR)."""
     trust: Annotated[float, Field(gt=0)] = 0.001
-    """lars: length of a step at a learning rate of 1, in norms of the weight tensor."""
+    """Trust coefficient of lars: norm of an update at learning rate 1, relative to the norm of the weight tensor."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
-    """Cosine to zero that moves once an epoch (the paper's) or every step; or none."""
+    """"epoch" (as in the paper) or "step": cosine decay to zero, updated once per epoch or per step. "constant": no
+    decay."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear rise from zero before the cosine, in epochs (fractions allowed)."""
+    """Length of a linear warm-up from zero, in epochs (fractions allowed)."""
 
     def peak(self, batch_size: int) -> float:
-        """Peak learning rate for `batch_size` images a step."""
+        """Peak learning rate for `batch_size` images per step."""
         return self.learning_rate * (1 if self.base_batch_size is None else batch_size / self.base_batch_size)
 
 
 class TargetConfig(Section):
-    """How the target encoder follows the online encoder."""
+    """The exponential moving average (EMA) by which the target encoder follows the online encoder."""
 
-    momentum: Share = 0.99
+    momentum: Fraction = 0.99
     """EMA momentum at the first step."""
-    final_momentum: Share | None = None
-    """EMA momentum at the last step, reached on a cosine. null: constant."""
+    final_momentum: Fraction | None = None
+    """EMA momentum at the last step, approached on a cosine. null: constant momentum."""
 
 
 class TrainConfig(Section):
-    """Length, batch and arithmetic of the run."""
+    """Length, batch size, precision and device of a run."""
 
     epochs: Positive = 200
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 256
-    """Images a step, of all ranks together; an incomplete last batch of an epoch is left out (another part of the data
-    each epoch)."""
+    """Images per step, of all ranks together. Images that do not fill the last batch of an epoch are left out, other
+    ones in each epoch."""
     batch_norm: Literal["shuffle_bn", "sync"] = "shuffle_bn"
-    """Batch statistics where several ranks train together. shuffle_bn: of each rank's own images, and the target
-    encoder's images are shuffled across the ranks (the authors' code). sync: of the whole batch, as on one rank."""
+    """Batch statistics with several ranks. "shuffle_bn": of each rank's own images, where the images of the target
+    encoder are shuffled across ranks (as in the authors' code). "sync": of the whole batch, as with one rank."""
     accumulate: Positive = 1
-    """Parts that a step's images go through the networks in, one after the other, where they do not fit into memory
-    together. One step all the same; batch statistics are each part's own."""
+    """Number of micro-batches in a step, for batches that do not fit into memory at once. Each micro-batch has its own
+    batch statistics."""
     max_steps: Positive | None = None
-    """End after so many steps, with the schedules as they are. null: after the last epoch."""
+    """End after this many steps, without shortening the schedules. null: end after the last epoch."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward under autocast; weights, losses and the optimizer stay float32."""
+    """"bfloat16": forward and backward passes under autocast; weights, loss and optimizer stay in float32."""
     compile: bool = False
-    """Have torch.compile write kernels for the networks: faster steps after a start of a minute or more. Needs a C++
-    compiler on the CPU."""
+    """Compile the networks with torch.compile: faster steps, but a minute or more before the first. On a CPU it needs a
+    C++ compiler."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a GPU."""
+    """"auto": a GPU if there is one, else the CPU."""
     threads: Positive | None = None
-    """CPU threads of torch and FAISS. null: one a core."""
+    """CPU threads of torch and FAISS. null: one per core."""
     log_every: Positive = 10
-    """Steps between two reports (progress, metrics.jsonl, TensorBoard)."""
+    """Steps between two reports on the terminal, in metrics.jsonl and in TensorBoard."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = None
-    """End the process, with the exit code that asks for a new start, if a step takes longer than this. null: never."""
+    """End the process with exit code 75 (start again) if a step takes longer than this. null: never."""
 
     @model_validator(mode="after")
-    def _parts_have_statistics(self) -> TrainConfig:
+    def _check_accumulate(self) -> TrainConfig:
         if 2 * self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate: must be at most half of batch_size ({self.batch_size}), since a part needs two images; "
-                f"found {self.accumulate}"
+            problem = (
+                f"must be at most half of batch_size ({self.batch_size}), as a micro-batch needs two images;"
+                f" found {self.accumulate}"
             )
+            raise _broken_rule(problem, "accumulate", "batch_size")
         return self
 
 
 class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
+    """When checkpoints are written, and which are kept."""
 
     every_epochs: Positive = 10
-    """Epochs between two checkpoints; the end of the run always makes one."""
+    """Epochs between two checkpoints; the end of the run always writes one."""
     every_minutes: Annotated[float, Field(gt=0)] | None = 30.0
-    """Minutes after which the run is saved in between too, at the next step. null: only after epochs."""
+    """Also write a checkpoint at the first step that is this many minutes after the last one. null: only after
+    epochs."""
     background: bool = True
-    """Write while training goes on, from a copy of the state (in host memory, while it is written). false: write from
-    the state itself while training waits; for a bank that fills most of the memory."""
+    """Write checkpoints while training continues, from a copy of the state in host memory. false: training waits, for a
+    bank that fills most of the memory."""
     keep_last: Positive = 2
-    """Newest checkpoints that are kept."""
+    """Number of the newest checkpoints that are kept."""
     keep_every_epochs: Positive | None = None
-    """Also keep each checkpoint whose epoch is a multiple of this. null: none."""
+    """Also keep checkpoints whose epoch is a multiple of this. null: none."""
 
 
 class KnnConfig(Section):
-    """The kNN evaluation during training; only where there are labels."""
+    """kNN evaluations during training; without labels there are none."""
 
     every_epochs: Positive | None = 10
-    """Epochs between two evaluations; the last epoch is always evaluated. null: never."""
+    """Epochs between two evaluations; the last epoch is always evaluated. null: never evaluate."""
     k: Positive = 20
-    """Neighbours that vote."""
+    """Number of neighbours that vote."""
     images: Positive = 10_000
-    """Most images to use of the training and of the test set each; a fixed sample of larger ones."""
+    """Most training and most held-out images to use; of larger sets a fixed sample."""
 
 
 class Config(Section):
     """Everything that determines a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the initial weights, the order of the data and the views."""
+    """Seed of the initial weights, the order of the images and the views."""
     data: DataConfig = DemoData()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
@@ -528,11 +533,9 @@ class Config(Section):
     knn: KnnConfig = KnnConfig()
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Config:
-        if self.optimizer.warmup_epochs >= self.train.epochs and self.optimizer.schedule != "constant":
-            warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
-            raise ValueError(
-                f"optimizer.warmup_epochs: must be below train.epochs ({epochs}) "
-                f"unless optimizer.schedule is constant, found {warmup}"
-            )
+    def _check_warmup(self) -> Config:
+        warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
+        if warmup >= epochs and self.optimizer.schedule != "constant":
+            problem = f"must be below train.epochs ({epochs}) unless optimizer.schedule is constant, found {warmup}"
+            raise _broken_rule(problem, "optimizer.warmup_epochs", "train.epochs", "optimizer.schedule")
         return self

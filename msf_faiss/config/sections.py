@@ -1,4 +1,4 @@
-"""The sections of a config and what each may hold, read off the models once."""
+"""The keys of each section of a config, collected from the models in `schema`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Key = tuple[str | int, ...]  # ("views", "weak", "crop_scale", 0)
 
 @dataclass(frozen=True, slots=True)
 class SectionKinds:
-    """A section: the model of each kind; of the only kind, "", where it has no `kind`."""
+    """The models of a section by kind; a section without a `kind` has one model, of kind ""."""
 
     models: dict[str, type[BaseModel]]
     default: str
 
     @property
     def is_union(self) -> bool:
-        """Whether its `kind` decides which keys it has."""
+        """Whether the key `kind` decides which other keys there are."""
         return "" not in self.models
 
     @property
     def shared(self) -> set[str]:
-        """Keys of every kind."""
+        """The keys that all kinds have."""
         return set.intersection(*(set(model.model_fields) for model in self.models.values()))
 
     def names(self, kind: str | None = None) -> list[str]:
-        """The keys of one kind; None: of all."""
+        """The keys of one kind, or with None of any kind."""
         models = self.models.values() if kind is None else [self.models[kind]]
         return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
 def dotted(key: Key) -> str:
-    """A key as people write it: views.weak.crop_scale[0]."""
+    """A key as users write it: views.weak.crop_scale[0]."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else ("." if text else "") + (part or "''")
@@ -45,7 +45,7 @@ def dotted(key: Key) -> str:
 
 
 def key_of(location: Sequence[str | int]) -> Key:
-    """The key that a user wrote, from pydantic's location, which also names the members of unions."""
+    """The key as the user wrote it, from pydantic's location, which also has the members of unions."""
     key: Key = ()
     parts = iter(location)
     for part in parts:
@@ -58,18 +58,18 @@ def key_of(location: Sequence[str | int]) -> Key:
 
 
 def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, SectionKinds]:
-    found = {key: SectionKinds({"": model}, "")}
+    sections = {key: SectionKinds({"": model}, "")}
     for name, field in model.model_fields.items():
         below = (*key, name)
         if field.discriminator is not None:
             members: tuple[type[BaseModel], ...] = get_args(field.annotation)
             kinds = {kind: each for each in members for kind in get_args(each.model_fields["kind"].annotation)}
             for member in members:
-                found |= _sections(member, below)
-            found[below] = SectionKinds(kinds, field.default.kind)
+                sections |= _sections(member, below)
+            sections[below] = SectionKinds(kinds, field.default.kind)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= _sections(field.annotation, below)
-    return found
+            sections |= _sections(field.annotation, below)
+    return sections
 
 
 SECTIONS = _sections(Config)

@@ -1,7 +1,7 @@
-"""The YAML that configs are written in: without YAML 1.1's traps, and nothing but plain values.
+"""YAML as configs use it: plain values only, without the traps of YAML 1.1.
 
-`1e-3` and `16_384` are numbers; `yes`, `010`, `1:30` and `2024-01-01` are text. What is written here is quoted so that
-other YAML readers agree.
+`1e-3` and `16_384` are numbers; `yes`, `010`, `1:30` and `2024-01-01` are text. Dumped text is quoted where YAML 1.1
+would read it as something else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Blocks for sections, one line for a list."""
+    """Writes sections as blocks and lists on one line."""
 
 
 _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)$")
@@ -38,15 +38,15 @@ _Loader.add_implicit_resolver(_TAG + "bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 _Loader.add_implicit_resolver(MERGE, re.compile(r"<<$"), ["<"])
-_Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))  # beside YAML 1.1's
+_Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))  # in addition to YAML 1.1's
 _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True))
 
 
 def compose(text: str) -> yaml.Node | None:
-    """The nodes of a document, with their lines; None: it is empty.
+    """The root node of a document, or None if it is empty. Nodes know their lines.
 
     Raises:
-        yaml.YAMLError: the text is not one YAML document.
+        yaml.YAMLError: if the text is not a single YAML document.
     """
     node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     return node
@@ -56,7 +56,7 @@ def scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
     """The value of a scalar.
 
     Raises:
-        ValueError: it bears a tag other than YAML's own for plain values, or one that does not suit it.
+        ValueError: if it has an explicit tag that is not one of plain values or does not match the text.
     """
     text: str = node.value
     match node.tag.removeprefix(_TAG):
@@ -72,9 +72,9 @@ def scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
         case "str" | "merge":
             return text
         case _:
-            raise ValueError(f"has the tag {node.tag.replace(_TAG, '!!')}, which does not fit; remove the tag")
+            raise ValueError(f"has a tag that does not match its value, {node.tag.replace(_TAG, '!!')}; remove the tag")
 
 
 def dump(values: dict[str, Any]) -> str:
-    """Plain values as YAML, in their order."""
+    """Nested plain values as YAML, in the given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)

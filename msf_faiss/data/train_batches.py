@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msf_faiss.config import Config, View, ViewsConfig, WeakView
+from msf_faiss.config import Config, ViewsConfig
 from msf_faiss.data.readable import add_unreadable, list_problems
 from msf_faiss.data.sampler import FEWEST_IMAGES, BatchStream, Position
 from msf_faiss.data.source import Source
@@ -92,7 +92,7 @@ class _BatchMaker:
 
     def __init__(self, source: Source, config: Config, device: torch.device) -> None:
         views = config.views
-        kinds: dict[View, WeakView] = {"weak": views.weak, "strong": views.strong}
+        kinds = {"weak": views.weak, "strong": views.strong}
         self._make = ViewMaker(source, config, {ONLINE: kinds[views.online], TARGET: kinds[views.target]}, device)
 
     def __call__(self, position: Position) -> Batch:

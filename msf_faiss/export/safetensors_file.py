@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from msf_faiss.config import BackboneConfig, Positive
+from msf_faiss.config import BackboneConfig
+from msf_faiss.config.schema import Positive
 from msf_faiss.errors import UserError
 from msf_faiss.export.encoder import ExportedEncoder
 from msf_faiss.export.formats import WEIGHTS, weights
