@@ -1,4 +1,4 @@
-"""Documented commands as they stand, made small by what is added at their end."""
+"""Run documented commands, with settings appended that make them small."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ DEMO = [
     "optimizer.warmup_epochs=0",
 ]
 """Settings that make the demo a run of two steps."""
-_OTHERS = [
+_OTHER_CONFIGS = [
     *("train.batch_size=4", "train.max_steps=1", "data.workers=0"),
     "model.backbone={kind: narrow, width: 4}",
 ]
@@ -23,13 +23,13 @@ _OPTIONS = {
 
 
 def made_small(command: str) -> list[str]:
-    """The words of `command`, with settings and options of ours for what it does not set itself."""
+    """Return the words of `command`, with small settings and options appended where it sets none itself."""
     words = shell_words(command)
     own = tuple(words)
     if "pretrain" in words:
-        settings = DEMO if words[words.index("pretrain") + 1] == "demo" else _OTHERS
+        settings = DEMO if words[words.index("pretrain") + 1] == "demo" else _OTHER_CONFIGS
         if "--profile" in words:
-            settings = [*settings, "train.epochs=9"]  # the last one counts
+            settings = [*settings, "train.epochs=9"]  # overrides the one before
         for setting in settings:
             if not any(word.startswith(setting.partition("=")[0]) for word in own):
                 words += ["--set", setting]
@@ -40,13 +40,13 @@ def made_small(command: str) -> list[str]:
 
 
 def shell_words(command: str) -> list[str]:
-    """What bash makes of the words of `command`, quotes and braces included."""
+    """Split `command` into words as bash does, with quotes and braces."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run a documented command: one of ours in this process, since a new one takes seconds, any other as another."""
+    """Run msf-faiss in this process, because starting a new one takes seconds, and other commands in a new one."""
     from msf_faiss_cli.main import main
 
     words = made_small(command)
