@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .embed_options import check_images, options, progress, say
+from .embed_options import check_images, open_images, options, progress, say
 
 if TYPE_CHECKING:
     from msf_faiss.checkpoint.load import EncoderName
-    from msf_faiss.embeddings.embedder import Layer
     from msf_faiss.embeddings.files import Dtype
 
 
@@ -38,7 +37,7 @@ def command(
     data: Path | None,
     split: Literal["train", "test"] | None,
     encoder: EncoderName,
-    layer: Layer,
+    layer: str,
     overrides: tuple[str, ...],
     device: str,
     batch_size: int,
@@ -55,29 +54,19 @@ def command(
     """
     check_images(data, split)
 
-    from msf_faiss.device import select_device
-    from msf_faiss.embeddings.embedder import open_embedder, output_files, write_embeddings
+    from msf_faiss.embeddings.embedder import output_files, write_embeddings
     from msf_faiss.embeddings.files import refuse_existing
 
     refuse_existing(output_files(out), force=force)  # before a large data set is opened
-    embedder = open_embedder(
-        run,
-        data=data,
-        overrides=overrides,
-        split=split or "train",
-        encoder=encoder,
-        layer=layer,
-        device=select_device(device),
-    )
-    say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
+    embedder = open_images(run, data, split, encoder, layer, overrides, device)
     with progress(len(embedder.source)) as on_batch:
         rows = write_embeddings(
             embedder, out, normalize=normalize, dtype=dtype, batch_size=batch_size, force=force, on_batch=on_batch
         )
     skipped = len(embedder.source) - rows
+    norm = "unit norm" if normalize else "not normalised"
     say(
-        f"{rows:,} embeddings of {embedder.dim} dimensions ({dtype}, {'unit norm' if normalize else 'not normalised'}),"
-        f" {encoder} encoder, {layer}, step {embedder.checkpoint.step:,}"
-        + (f"; skipped {skipped:,} unreadable images" if skipped else "")
+        f"{rows:,} embeddings of {embedder.encoder.dim} dimensions ({dtype}, {norm}), {encoder} encoder, {layer}, step "
+        f"{embedder.encoder.checkpoint.step:,}" + (f"; skipped {skipped:,} unreadable images" if skipped else "")
     )
     click.echo(os.fsencode(out))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
 
 from .options import batch_size_option, device_option
+
+if TYPE_CHECKING:
+    from msf_faiss.checkpoint.load import EncoderName
+    from msf_faiss.embeddings.embedder import Embedder
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -64,6 +68,25 @@ def check_images(data: Path | None, split: str | None) -> None:
     """Raise a usage error if both --data and --split are given."""
     if data is not None and split is not None:
         raise click.UsageError("--split chooses among the images of RUN, --data names others; give one of them")
+
+
+def open_images(
+    run: Path,
+    data: Path | None,
+    split: Literal["train", "test"] | None,
+    encoder: EncoderName,
+    layer: str,
+    overrides: tuple[str, ...],
+    device: str,
+) -> Embedder:
+    """Load the encoder, open the images and print how many they are."""
+    from msf_faiss.embeddings.embedder import open_embedder
+    from msf_faiss.embeddings.encoder import load_encoder
+
+    loaded = load_encoder(run, encoder, projector=layer == "projector", device=device)
+    embedder = open_embedder(loaded, data, overrides=overrides, split=split or "train")
+    say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
+    return embedder
 
 
 def say(line: str) -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .embed_options import check_images, options, progress, say
+from .embed_options import check_images, open_images, options, progress, say
 
 if TYPE_CHECKING:
     from msf_faiss.checkpoint.load import EncoderName
-    from msf_faiss.embeddings.embedder import Layer
     from msf_faiss.search.index_file import IndexKind
 
 _FOR_IMAGES = ("data", "split", "encoder", "layer", "device", "batch_size")
@@ -36,7 +35,7 @@ def command(
     data: Path | None,
     split: Literal["train", "test"] | None,
     encoder: EncoderName,
-    layer: Layer,
+    layer: str,
     overrides: tuple[str, ...],
     device: str,
     batch_size: int,
@@ -60,8 +59,6 @@ def command(
         option = {"layer": "features"}.get(given[0], given[0].replace("_", "-"))
         raise click.UsageError(f"--from-bank embeds no images; leave out --{option}")
 
-    from msf_faiss.device import select_device
-    from msf_faiss.embeddings.embedder import open_embedder
     from msf_faiss.embeddings.files import images_table, refuse_existing
     from msf_faiss.embeddings.index import index_bank, index_data, search_snippet
     from msf_faiss.text import printable
@@ -70,16 +67,7 @@ def command(
     if from_bank:
         facts = index_bank(run, out, overrides=overrides, kind=kind, force=force)
     else:
-        embedder = open_embedder(
-            run,
-            data=data,
-            overrides=overrides,
-            split=split or "train",
-            encoder=encoder,
-            layer=layer,
-            device=select_device(device),
-        )
-        say(f"embedding {len(embedder.source):,} images ({embedder.config.data.kind})")
+        embedder = open_images(run, data, split, encoder, layer, overrides, device)
         with progress(len(embedder.source)) as on_batch:
             facts = index_data(embedder, out, kind=kind, batch_size=batch_size, force=force, on_batch=on_batch)
         if skipped := len(embedder.source) - facts.entries:

@@ -1,4 +1,4 @@
-"""The model, one encoder or the bank of a checkpoint, for any use but further training."""
+"""The model and the bank of a checkpoint, for any use but further training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msf_faiss.bank import Bank, create_bank
 from msf_faiss.bank.parallel import load_shards, saved_capacity
 from msf_faiss.checkpoint.format import ENDING, Checkpoint, describe_damage
 from msf_faiss.errors import UserError
-from msf_faiss.models import Encoder, MeanShift, build_model
+from msf_faiss.models import MeanShift, build_model
 
 EncoderName = Literal["online", "target"]
 """online: the encoder that is trained; target: its exponential moving average."""
@@ -29,17 +29,6 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> MeanShift:
         details = " ".join(str(error).split())
         raise UserError(f"{checkpoint.path}: the weights do not fit the checkpoint's config: {details}") from error
     return model.to(device)
-
-
-def load_encoder(checkpoint: Checkpoint, name: EncoderName) -> Encoder:
-    """One of the two encoders of a checkpoint, frozen, in eval mode, on the CPU.
-
-    Raises:
-        UserError: as `load_model` does.
-    """
-    model = load_model(checkpoint, torch.device("cpu"))
-    encoder = model.online if name == "online" else model.target
-    return encoder.requires_grad_(False).eval()
 
 
 def load_bank(checkpoint: Checkpoint, device: torch.device) -> Bank:

@@ -15,42 +15,34 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 import msf_faiss
-from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
-from msf_faiss.checkpoint.load import EncoderName, load_encoder
+from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.config import Config
 from msf_faiss.data.source import Source
-from msf_faiss.device import CPU
-from msf_faiss.embeddings.extract import extract_batches
+from msf_faiss.embeddings.encoder import TrainedEncoder
+from msf_faiss.embeddings.extract import Features, extract, extract_batches
 from msf_faiss.embeddings.files import ArrayFile, Dtype, TableFile, images_table, refuse_existing, write_errors
-from msf_faiss.embeddings.inputs import open_inputs, override_inputs
+from msf_faiss.embeddings.inputs import Split, open_inputs, override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.files import atomic_paths
 from msf_faiss.text import printable
 
-Layer = Literal["backbone", "projector"]
-"""The layer whose output is the embedding. The bank has the target encoder's projector outputs, normalised."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedder:
-    """An encoder of a checkpoint, and the images to embed with it."""
+    """An encoder, and the images to embed with it."""
 
-    checkpoint: Checkpoint
+    encoder: TrainedEncoder
     config: Config  # the checkpoint's, with overrides of data and views
-    device: torch.device
     source: Source
-    network: nn.Module  # normalised views [B, 3, S, S] -> [B, F], on `device`, frozen, in eval mode
-    encoder: EncoderName
-    layer: Layer
-    dim: int  # F
 
     def batches(self, *, normalize: bool, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Embeddings [B, F] float32 and ids [B] int64 of all readable images, in order.
@@ -59,7 +51,7 @@ class Embedder:
             UserError: if an image is unreadable (see `extract`), or an embedding is not finite.
         """
         for batch in extract_batches(
-            self.network, self.source, config=self.config, device=self.device, batch_size=batch_size
+            self.encoder, self.source, config=self.config, device=self.encoder.device, batch_size=batch_size
         ):
             finite = batch.embeddings.isfinite().all(dim=1)
             if not finite.all():
@@ -75,12 +67,12 @@ class Embedder:
         return {
             "format": "msf-faiss embeddings",
             "version": 1,
-            "encoder": self.encoder,
-            "features": self.layer,
-            "dimensions": self.dim,
+            "encoder": self.encoder.name,
+            "features": "projector" if self.encoder.projector else "backbone",
+            "dimensions": self.encoder.dim,
             "normalized": normalized,
             "dtype": dtype,
-            **describe_weights(self.checkpoint),
+            **describe_weights(self.encoder.checkpoint),
             "view": {
                 "resize": views.resize,
                 "center_crop": views.size,
@@ -101,44 +93,97 @@ def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def open_embedder(
-    path: Path,
+@overload
+def embed(
+    encoder: TrainedEncoder,
+    images: Path | str | Sequence[Image.Image | Tensor | Path] | None = None,
     *,
-    data: Path | None = None,
+    split: Split = "train",
     overrides: Sequence[str] = (),
-    split: Literal["train", "test"] = "train",
-    encoder: EncoderName = "online",
-    layer: Layer = "backbone",
-    device: torch.device = CPU,
-) -> Embedder:
-    """Open a checkpoint and images.
+    normalize: bool = False,
+    batch_size: int = 256,
+) -> Features: ...
+
+
+@overload
+def embed(
+    encoder: TrainedEncoder,
+    images: Path | str | None = None,
+    *,
+    split: Split = "train",
+    overrides: Sequence[str] = (),
+    normalize: bool = False,
+    batch_size: int = 256,
+    out: Path | str,
+) -> int: ...
+
+
+def embed(
+    encoder: TrainedEncoder,
+    images: Path | str | Sequence[Image.Image | Tensor | Path] | None = None,
+    *,
+    split: Split = "train",
+    overrides: Sequence[str] = (),
+    normalize: bool = False,
+    batch_size: int = 256,
+    out: Path | str | None = None,
+) -> Features | int:
+    """Embed images with one centre crop each, as the evaluations do.
 
     Args:
-        path: checkpoint directory, or run directory for its newest checkpoint.
+        encoder: see `load_encoder`.
+        images: a list of images, each as `TrainedEncoder.preprocess` takes it; or the path of a data set (a folder of
+            images, a .parquet or .tar file, or a folder of those); or None: the data set of the encoder's training.
+        split: with `images` None, the training or the held-out images.
+        overrides: for a data set, changes to the config, such as "data.unreadable=skip"; see `inputs.override_inputs`.
+        normalize: scale embeddings to unit norm.
+        batch_size: images per batch.
+        out: a new .parquet or .npy file to write a data set's embeddings to; None: return them.
+
+    Returns:
+        The embeddings of all readable images, with their labels and ids; or, with `out`, how many were written.
+
+    Raises:
+        UserError: if an image or the data set cannot be read, `out` exists or cannot be written, or an embedding is not
+            finite.
+    """
+    if isinstance(images, str | Path | None):
+        embedder = open_embedder(encoder, None if images is None else Path(images), overrides=overrides, split=split)
+        if out is not None:
+            return write_embeddings(embedder, Path(out), normalize=normalize, batch_size=batch_size)
+        features = extract(
+            encoder, embedder.source, config=embedder.config, device=encoder.device, batch_size=batch_size
+        )
+    else:
+        if out is not None:
+            raise ValueError("only the embeddings of a data set can be written to a file: pass its path")
+        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        views = (torch.stack([encoder.preprocess(image) for image in batch]) for batch in batches)
+        parts = [encoder(batch.to(encoder.device)).cpu() for batch in views]
+        features = Features(torch.cat([torch.empty(0, encoder.dim), *parts]), None, torch.arange(len(images)))
+    return features._replace(embeddings=F.normalize(features.embeddings, dim=1)) if normalize else features
+
+
+def open_embedder(
+    encoder: TrainedEncoder,
+    data: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    split: Split = "train",
+) -> Embedder:
+    """Open images to embed.
+
+    Args:
+        encoder: see `load_encoder`.
         data: path of the images; None: those of the checkpoint's config.
         overrides: changes to the config, see `inputs.override_inputs`.
         split: training or held-out images.
-        encoder: online or target encoder.
-        layer: output of the backbone or of the projector.
-        device: where to compute.
 
     Raises:
-        UserError: if the checkpoint or the data cannot be read, or an override changes more than data and views.
+        UserError: if the data cannot be read, or an override changes more than data and views.
     """
-    checkpoint = find_checkpoint(path)
-    config = override_inputs(checkpoint.config, overrides, data)
-    source = open_inputs(config, split)
-    whole = load_encoder(checkpoint, encoder)
-    return Embedder(
-        checkpoint=checkpoint,
-        config=config,
-        device=device,
-        source=source,
-        network=(whole if layer == "projector" else whole.backbone).to(device),
-        encoder=encoder,
-        layer=layer,
-        dim=whole.dim if layer == "projector" else whole.feature_dim,
-    )
+    config = override_inputs(encoder.checkpoint.config, overrides, data)
+    return Embedder(encoder=encoder, config=config, source=open_inputs(config, split))
 
 
 def write_embeddings(
@@ -173,8 +218,9 @@ def write_embeddings(
     # Files are opened by Python, since Arrow cannot open a name that is not UTF-8.
     with write_errors(out), atomic_paths(*files) as paths, contextlib.ExitStack() as stack:
         handles = [stack.enter_context(path.open("wb")) for path in paths]
-        array = stack.enter_context(ArrayFile(handles[0], embedder.dim, dtype)) if out.suffix == ".npy" else None
-        column = None if array else (embedder.dim, dtype)
+        dim = embedder.encoder.dim
+        array = stack.enter_context(ArrayFile(handles[0], dim, dtype)) if out.suffix == ".npy" else None
+        column = None if array else (dim, dtype)
         table = stack.enter_context(TableFile(handles[-1], embedder.source, metadata, embedding=column))
         for embeddings, ids in embedder.batches(normalize=normalize, batch_size=batch_size):
             rows = _cast(embeddings, dtype)

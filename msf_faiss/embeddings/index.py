@@ -66,7 +66,7 @@ def index_data(
         with (
             spool.open("wb") as spool_file,
             table_path.open("wb") as table_file,
-            ArrayFile(spool_file, embedder.dim, "float32") as array,
+            ArrayFile(spool_file, embedder.encoder.dim, "float32") as array,
             TableFile(table_file, embedder.source, metadata) as images,
         ):
             for embeddings, batch in embedder.batches(normalize=True, batch_size=batch_size):
@@ -75,7 +75,7 @@ def index_data(
                 ids.append(batch.numpy())
                 done += len(batch)
                 on_batch(done)
-        seed = embedder.checkpoint.config.seed
+        seed = embedder.encoder.checkpoint.config.seed
         return write_index(index_path, np.load(spool, mmap_mode="r"), np.concatenate(ids), kind=kind, seed=seed)
 
 

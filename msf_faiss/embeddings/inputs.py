@@ -15,6 +15,8 @@ from msf_faiss.data.sources.open import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.search.faiss_setup import set_threads
 
+Split = Literal["train", "test"]
+
 _SETTABLE = ("data.", "views.", "train.threads=")
 
 
@@ -40,7 +42,7 @@ def override_inputs(config: Config, overrides: Sequence[str], data: Path | None 
     return override_config(config, overrides) if overrides else config
 
 
-def open_inputs(config: Config, split: Literal["train", "test"] = "train") -> Source:
+def open_inputs(config: Config, split: Split = "train") -> Source:
     """Give torch and FAISS the config's number of threads, and open its training or held-out images.
 
     Raises:

@@ -27,9 +27,9 @@ import torchvision
 from torch import Tensor, nn
 
 from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
-from msf_faiss.checkpoint.load import load_encoder
 from msf_faiss.config import Config, TorchvisionBackbone
 from msf_faiss.config.load import load_config, override_config
+from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName
@@ -125,7 +125,7 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
         config=override_inputs(checkpoint.config, overrides),
         net=checkpoint.config.model.model_dump(mode="json"),
         trained=("online", "target"),
-        load=lambda name: load_encoder(checkpoint, "online" if name == "online" else "target").backbone,
+        load=lambda name: load_encoder(checkpoint, "online" if name == "online" else "target").network,
         fresh=lambda: build_model(checkpoint.config.model, seed=checkpoint.config.seed).online.backbone,
     )
 

@@ -1,4 +1,4 @@
-"""The model card of an export: what the encoder is, how it was trained, what the evaluations found, how to load it."""
+"""The model card of an export: description, code that loads it, training, evaluation results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.evaluate.comparison import Comparison, compare, describe_data
 from msf_faiss.evaluate.results import EncoderName, Result, Score
-from msf_faiss.export.encoder import ExportedEncoder, Format
+from msf_faiss.export.formats import Format, describe_backbone
 from msf_faiss.text import printable, replace_unprintable
 
 _LIBRARY: Mapping[Format, str] = {
@@ -27,7 +28,7 @@ _COLUMNS: Mapping[EncoderName, str] = {
     "untrained": "untrained",
     "pixels": "raw pixels",
 }
-_TOLD_ELSEWHERE = ("data", "model", "dimensions")  # parts of a protocol
+_SHOWN_ELSEWHERE = ("data", "model", "dimensions")  # keys of a protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +37,18 @@ class Table:
 
     heading: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...], int], ...]  # metric, an accuracy a column, number of the protocol
-    protocols: tuple[tuple[str, str], ...]  # name of the evaluation, and its settings in words
+    rows: tuple[tuple[str, tuple[str, ...], int], ...]  # metric, accuracy by column, number of the protocol
+    protocols: tuple[tuple[str, str], ...]  # name of the evaluation, settings as text
 
 
-def render_card(encoder: ExportedEncoder, format: Format, facts: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """The card as Markdown, with front matter as the Hugging Face hub reads it. The licence is left to its owner.
+def render_card(encoder: TrainedEncoder, format: Format, facts: Mapping[str, Any], results: Sequence[Result]) -> str:
+    """The card as Markdown, with the front matter of the Hugging Face hub. The licence is left to the owner.
 
     Args:
-        encoder: what was exported.
+        encoder: the exported encoder.
         format: of the weights.
-        facts: as in the export's JSON, files and versions among them.
-        results: what the evaluations found for these weights, and for untrained ones.
+        facts: the content of msf-faiss.json.
+        results: of the evaluations of these weights and of baselines.
     """
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -60,36 +61,20 @@ def render_card(encoder: ExportedEncoder, format: Format, facts: Mapping[str, An
         library=_LIBRARY[format],
         facts=facts,
         config=facts["training"]["config"],
-        backbone=encoder.backbone,
-        views=encoder.views,
-        tables=[_table(comparison, results) for comparison in compare(results) if _judges(comparison)],
+        backbone=encoder.checkpoint.config.model.backbone,
+        title=describe_backbone(encoder),
+        tables=[_table(each, results) for each in compare(results) if each.step is not None],  # None: baselines only
     )
 
 
 def plain(text: object) -> str:
-    """Text that Markdown and HTML take literally, on one line."""
+    """Text on one line, escaped for Markdown and HTML."""
     shown = replace_unprintable(printable(str(text)))
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", shown)
 
 
-def words(value: Any) -> str:
-    """A JSON value of a protocol in words."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {words(each)}" for name, each in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(words, value)) or "none"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _judges(comparison: Comparison) -> bool:
-    """Whether it has a score of the exported encoder, not of others alone."""
-    return comparison.step is not None
-
-
 def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
-    """The rows that have a score of the exported encoder, with others' by the same protocol."""
+    """Scores of the exported encoder, next to those of baselines by the same protocol."""
     protocols: dict[tuple[str, str], int] = {}
     rows = []
     for metric, scores in comparison.scores.items():
@@ -97,13 +82,13 @@ def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
         own = next((name for name in found if name in ("online", "target")), None)
         if own is None:
             continue
-        asked = _question(found[own])
+        protocol = _comparable(found[own])
         cells = tuple(
-            f"{100 * scores[name].accuracy:.1f}" if name in found and _question(found[name]) == asked else "–"
+            f"{100 * scores[name].accuracy:.1f}" if name in found and _comparable(found[name]) == protocol else "–"
             for name in comparison.encoders
         )
-        told = {name: value for name, value in found[own].protocol.items() if name not in _TOLD_ELSEWHERE}
-        number = protocols.setdefault((found[own].evaluation, words_of(told)), len(protocols) + 1)
+        shown = {name: value for name, value in found[own].protocol.items() if name not in _SHOWN_ELSEWHERE}
+        number = protocols.setdefault((found[own].evaluation, _settings(shown)), len(protocols) + 1)
         rows.append((metric, cells, number))
     return Table(
         heading=describe_data(comparison.data),
@@ -113,8 +98,8 @@ def _table(comparison: Comparison, results: Sequence[Result]) -> Table:
     )
 
 
-def _question(result: Result) -> dict[str, Any]:
-    """A protocol without what it says of the encoder."""
+def _comparable(result: Result) -> dict[str, Any]:
+    """The part of a protocol that must agree for two scores to be compared."""
     return {name: value for name, value in result.protocol.items() if name not in ("encoder", "model", "dimensions")}
 
 
@@ -122,6 +107,17 @@ def _result_of(score: Score, results: Sequence[Result]) -> Result:
     return next(result for result in results if any(each is score for each in result.scores))
 
 
-def words_of(protocol: Mapping[str, Any]) -> str:
-    """All settings of a protocol, in words."""
-    return "; ".join(f"{name.replace('_', ' ')}: {words(value)}" for name, value in protocol.items())
+def _settings(protocol: Mapping[str, Any]) -> str:
+    """The settings of a protocol as text."""
+    return "; ".join(f"{name.replace('_', ' ')}: {_as_text(value)}" for name, value in protocol.items())
+
+
+def _as_text(value: Any) -> str:
+    """A JSON value of a protocol as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {_as_text(each)}" for name, each in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_as_text, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,9 @@
-"""The folder of an export: weights, the model card, and its facts for programs; whole or not there at all.
+"""The folder of an export, written atomically: weights, model card, and the same facts as JSON.
 
 RUN/exports/timm-online-step-00001234/
-    model.safetensors, config.json     or what else the format has
+    model.safetensors, config.json     the files of the format
     README.md                          the model card
-    msf-faiss.json                     the same facts for programs, and the SHA-256 of each file
+    msf-faiss.json                     its facts for programs, and the SHA-256 of each file
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from typing import Any
 import torch
 
 import msf_faiss
+from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import FOLDER as RESULTS
 from msf_faiss.evaluate.results import Result, load_results
 from msf_faiss.export.card import render_card
-from msf_faiss.export.encoder import ExportedEncoder, Format, refuse_unfit
-from msf_faiss.export.formats import write_timm, write_torchvision
+from msf_faiss.export.formats import Format, check_exportable, describe_architecture
 from msf_faiss.export.onnx_file import OPSET, write_onnx
 from msf_faiss.export.safetensors_file import write_safetensors
+from msf_faiss.export.torchvision_timm import write_timm, write_torchvision
 from msf_faiss.text import printable
 
 FOLDER = "exports"
@@ -49,74 +50,48 @@ _LIBRARIES: dict[Format, tuple[str, ...]] = {
 }
 
 
-def default_folder(encoder: ExportedEncoder, format: Format) -> Path:
-    """RUN/exports/FORMAT-ENCODER-step-N.
-
-    Raises:
-        UserError: if the checkpoint lies outside a run.
-    """
-    checkpoint = encoder.checkpoint
-    if checkpoint.run_dir is None:
-        raise UserError(f"{printable(checkpoint.path)}: lies outside a run; name a folder for the export with --out")
-    head = "-projector" if encoder.projector else ""
-    return checkpoint.run_dir / FOLDER / f"{format}-{encoder.name}{head}-step-{checkpoint.step:08d}"
-
-
-def export_encoder(encoder: ExportedEncoder, format: Format, out: Path | None = None, *, force: bool = False) -> Path:
-    """Write an encoder with its card into a folder of its own.
+def export_encoder(encoder: TrainedEncoder, format: Format, out: Path | None = None, *, force: bool = False) -> Path:
+    """Write an encoder and its model card to a folder.
 
     Args:
-        encoder: what to export.
+        encoder: see `embeddings.encoder.load_encoder`.
         format: of the weights.
-        out: the folder; None: `default_folder`.
-        force: replace an export of other weights, or one whose files were changed since.
+        out: the folder; None: RUN/exports/FORMAT-ENCODER-step-N.
+        force: replace an export of other weights, or one whose files were edited.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if the format has no place for the encoder or lacks its library; if `out` holds something that would
-            be lost; or if it cannot be written, and then nothing is left of it.
+        UserError: if the format cannot hold the encoder or needs a library that is missing; if `out` contains anything
+            that would be lost; or if it cannot be written, in which case nothing is left behind.
     """
-    refuse_unfit(encoder, format)
-    out = out or default_folder(encoder, format)
+    check_exportable(encoder, format)
+    out = out or _default_folder(encoder, format)
     results = _results(encoder)
     facts = _facts(encoder, format, results)
-    _refuse_loss(out, facts, force=force)
+    _check_replaceable(out, facts, force=force)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         _write(encoder, format, facts, results, temporary)
-        _replace(out, temporary)
+        _publish(out, temporary)
     except OSError as error:
         raise UserError(
-            f"{printable(out)}: cannot write the export: {error.strerror or error}; make room there, or choose another "
-            "--out"
+            f"{printable(out)}: cannot write the export: {error.strerror or error}; free some space, or name another "
+            "folder with --out"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
-def _results(encoder: ExportedEncoder) -> list[Result]:
-    """What the evaluations found for these weights and for what training never touched, the oldest first."""
-    checkpoint = encoder.checkpoint
-    if checkpoint.run_dir is None:
-        return []
-    weights = checkpoint.files["model.safetensors"]
-    return [
-        replace(result, protocol=without_folders(result.protocol))
-        for result in load_results(checkpoint.run_dir / RESULTS)
-        if result.encoder in ("untrained", "pixels") or (result.encoder, result.weights) == (encoder.name, weights)
-    ]
-
-
-def without_folders(value: Any) -> Any:
-    """A JSON value with the last part of each absolute path in it: where data lay on a machine is nobody else's."""
+def strip_folders(value: Any) -> Any:
+    """A JSON value in which each absolute path is replaced by its last part: folders of a machine are private."""
     if isinstance(value, Mapping):
-        return {name: without_folders(each) for name, each in value.items()}
+        return {name: strip_folders(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(each) for each in value]
+        return [strip_folders(each) for each in value]
     if isinstance(value, str):
         for path in (PurePosixPath(value), PureWindowsPath(value)):
             if path.is_absolute():
@@ -124,22 +99,45 @@ def without_folders(value: Any) -> Any:
     return value
 
 
-def _facts(encoder: ExportedEncoder, format: Format, results: Sequence[Result]) -> dict[str, Any]:
-    """What the export is, for programs; its files are still missing."""
-    checkpoint, views = encoder.checkpoint, encoder.views
+def _default_folder(encoder: TrainedEncoder, format: Format) -> Path:
+    checkpoint = encoder.checkpoint
+    if checkpoint.run_dir is None:
+        raise UserError(
+            f"{printable(checkpoint.path)}: the checkpoint lies outside a run; name a folder for the export with --out"
+        )
+    head = "-projector" if encoder.projector else ""
+    return checkpoint.run_dir / FOLDER / f"{format}-{encoder.name}{head}-step-{checkpoint.step:08d}"
+
+
+def _results(encoder: TrainedEncoder) -> list[Result]:
+    """The run's evaluation results for these weights and for baselines, oldest first."""
+    checkpoint = encoder.checkpoint
+    if checkpoint.run_dir is None:
+        return []
+    weights = checkpoint.files["model.safetensors"]
+    return [
+        replace(result, protocol=strip_folders(result.protocol))
+        for result in load_results(checkpoint.run_dir / RESULTS)
+        if result.encoder in ("untrained", "pixels") or (result.encoder, result.weights) == (encoder.name, weights)
+    ]
+
+
+def _facts(encoder: TrainedEncoder, format: Format, results: Sequence[Result]) -> dict[str, Any]:
+    """The content of msf-faiss.json, but for versions and files, which are added when they are known."""
+    checkpoint = encoder.checkpoint
     facts: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "export_format": format,
         "encoder": encoder.name,
-        "architecture": encoder.architecture,
+        "architecture": describe_architecture(encoder),
         "dimensions": encoder.dim,
         "input": {
-            "size": views.size,
-            "resize": views.resize,
+            "size": encoder.image_size,
+            "resize": encoder.resize,
             "interpolation": "bilinear, antialiased",
-            "mean": list(views.mean),
-            "std": list(views.std),
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
         },
         "checkpoint": {
             "name": checkpoint.path.name,
@@ -151,45 +149,46 @@ def _facts(encoder: ExportedEncoder, format: Format, results: Sequence[Result]) 
         "results": [result.to_json() for result in results],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return json.loads(json.dumps(without_folders(facts)))  # type: ignore[no-any-return]  # as it is read back
+    return json.loads(json.dumps(strip_folders(facts)))  # type: ignore[no-any-return]  # as it is read back
 
 
 def _write(
-    encoder: ExportedEncoder, format: Format, facts: dict[str, Any], results: Sequence[Result], folder: Path
+    encoder: TrainedEncoder, format: Format, facts: dict[str, Any], results: Sequence[Result], folder: Path
 ) -> None:
-    brief = {name: facts[name] for name in ("architecture", "encoder", "dimensions", "input", "checkpoint")}
+    metadata = {name: facts[name] for name in ("architecture", "encoder", "dimensions", "input", "checkpoint")}
     match format:
         case "torchvision":
             write_torchvision(encoder, folder)
         case "timm":
             write_timm(encoder, folder)
         case "safetensors":
-            write_safetensors(encoder, folder, brief)
+            write_safetensors(encoder, folder, metadata)
         case "onnx":
-            facts["onnx"] = {"opset": OPSET, "relative_difference": write_onnx(encoder, folder, brief)}
+            facts["onnx"] = {"opset": OPSET, "relative_difference": write_onnx(encoder, folder, metadata)}
     facts["versions"] = {
         "msf_faiss": msf_faiss.__version__,
         "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in _LIBRARIES[format]},
         "python": sys.version.split()[0],
     }
-    facts["files"] = {path.name: _described(path) for path in sorted(folder.iterdir())}
+    facts["files"] = {path.name: _describe_file(path) for path in sorted(folder.iterdir())}
     (folder / CARD).write_text(render_card(encoder, format, facts, results), encoding="utf-8")
-    facts["files"][CARD] = _described(folder / CARD)
+    facts["files"][CARD] = _describe_file(folder / CARD)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def _described(path: Path) -> dict[str, int | str]:
+def _describe_file(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _refuse_loss(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
-    """Refuse to replace anything but an unchanged export of the same weights; with `force`, anything but an export and
-    what was changed in its files.
+def _check_replaceable(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
+    """Check that `out` may be replaced: that it is missing, empty, or an unedited export of the same weights.
+
+    With `force`, any export may be replaced, edited or not, but never files that no export wrote.
 
     Raises:
         UserError: if something would be lost.
@@ -198,31 +197,31 @@ def _refuse_loss(out: Path, facts: Mapping[str, Any], *, force: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"{name} is a file; an export is a folder: choose another --out")
+        raise UserError(f"{name} is a file, but an export is a folder; name another folder with --out")
     found = {path.name: path for path in out.iterdir()}
     if not found:
         return
     old = _old_facts(out)
     known = {FACTS, *old.get("files", {})}
-    strange = sorted(each for each, path in found.items() if each not in known or not path.is_file())
-    if not old or strange:
-        what = strange[0] if strange else FACTS
+    foreign = sorted(each for each, path in found.items() if each not in known or not path.is_file())
+    if not old or foreign:
         raise UserError(
-            f"{name}: holds {printable(what)}, which no export wrote; move it elsewhere, or choose another --out"
+            f"{name} contains {printable(foreign[0] if foreign else FACTS)}, which no export wrote; move it away, or "
+            "name another folder with --out"
         )
     if force:
         return
     if any(old.get(key) != facts[key] for key in _IDENTITY):
-        raise UserError(f"{name}: holds another export; choose another --out, or replace it: --force")
-    changed = [each for each in found.keys() - {FACTS} if _described(found[each]) != old["files"][each]]
-    if changed:
+        raise UserError(f"{name} contains another export; name another folder with --out, or replace it: --force")
+    edited = [each for each in found.keys() - {FACTS} if _describe_file(found[each]) != old["files"][each]]
+    if edited:
         raise UserError(
-            f"{name}: {changed[0]} was changed since it was written; choose another --out, or replace it: --force"
+            f"{name}: {edited[0]} was edited since the export; name another folder with --out, or replace it: --force"
         )
 
 
 def _old_facts(out: Path) -> dict[str, Any]:
-    """The facts of an export in `out`; none if there is no such."""
+    """The facts of the export in `out`; empty if there is none."""
     try:
         facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -231,8 +230,8 @@ def _old_facts(out: Path) -> dict[str, Any]:
     return facts if usable else {}
 
 
-def _replace(out: Path, temporary: Path) -> None:
-    """Let the finished folder take its name, and an older one give way."""
+def _publish(out: Path, temporary: Path) -> None:
+    """Rename the finished folder to `out`, in place of an older one."""
     if not out.exists():
         temporary.rename(out)
         return

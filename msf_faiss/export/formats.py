@@ -1,76 +1,60 @@
-"""The weights of an encoder as torchvision and timm read them."""
+"""The formats of an export, which encoders each can hold, and how a network is described."""
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors.torch
-import torch
-from torch import Tensor
+from msf_faiss.config import TorchvisionBackbone
+from msf_faiss.embeddings.encoder import TrainedEncoder
+from msf_faiss.errors import UserError
 
-from msf_faiss.config import TorchvisionBackbone, ViewsConfig
-from msf_faiss.export.encoder import ExportedEncoder
-
-WEIGHTS = "model.safetensors"
-TIMM_CONFIG = "config.json"
+Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 
 
-def write_torchvision(encoder: ExportedEncoder, folder: Path) -> None:
-    """A state dict NAME.pth that torchvision's NAME takes strictly, its `fc` being an identity.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    assert isinstance(encoder.backbone, TorchvisionBackbone)
-    with (folder / f"{encoder.backbone.name}.pth").open("wb") as file:
-        torch.save(weights(encoder), file)
-
-
-def write_timm(encoder: ExportedEncoder, folder: Path) -> None:
-    """model.safetensors and the config.json beside it, as `timm.create_model("local-dir:FOLDER", pretrained=True)` and
-    timm's part of the Hugging Face hub read them.
-
-    timm's ResNets have the names of torchvision's, layers and weights alike.
-
-    Raises:
-        OSError: if they cannot be written.
-    """
-    assert isinstance(encoder.backbone, TorchvisionBackbone)
-    views = encoder.views
-    config = {
-        "architecture": encoder.backbone.name,
-        "num_classes": 0,
-        "num_features": encoder.dim,
-        "global_pool": "avg",
-        "pretrained_cfg": {
-            "tag": "msf",
-            "custom_load": False,
-            "input_size": [3, views.size, views.size],
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": crop_share(views),
-            "crop_mode": "center",
-            "mean": list(views.mean),
-            "std": list(views.std),
-            "num_classes": 0,
-            "first_conv": "conv1",
-            "classifier": "fc",
-        },
+def describe_architecture(encoder: TrainedEncoder) -> dict[str, Any]:
+    """What is needed to rebuild the network, as JSON values."""
+    projector = encoder.network.get_parameter("projector.0.weight") if encoder.projector else None
+    return {
+        "backbone": encoder.checkpoint.config.model.backbone.model_dump(mode="json"),
+        "features": encoder.feature_dim,
+        "projector": None if projector is None else {"hidden": len(projector), "dim": encoder.dim},
     }
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights(encoder)))
-    (folder / TIMM_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def crop_share(views: ViewsConfig) -> float:
-    """The share of the shorter side that the centre crop has. timm finds that side again by floor(size / share)."""
-    share = views.size / views.resize
-    return share if math.floor(views.size / share) == views.resize else views.size / (views.resize + 0.5)
+def describe_backbone(encoder: TrainedEncoder) -> str:
+    """The backbone in a few words."""
+    backbone = encoder.checkpoint.config.model.backbone
+    if isinstance(backbone, TorchvisionBackbone):
+        return backbone.name + ("" if backbone.stem == "imagenet" else " with a CIFAR stem")
+    return f"narrow ResNet, width {backbone.width}, {sum(backbone.depths)} blocks"
 
 
-def weights(encoder: ExportedEncoder) -> dict[str, Tensor]:
-    """The encoder's parameters and batch statistics by name, contiguous."""
-    state: dict[str, Any] = encoder.network.state_dict()
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+def check_exportable(encoder: TrainedEncoder, format: Format) -> None:
+    """Check that `format` can hold the encoder, and that its weights are finite.
+
+    Raises:
+        UserError: if not; it names the formats that can.
+    """
+    if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
+        raise UserError(
+            f"{encoder.checkpoint.path}: the {encoder.name} encoder has weights that are not finite, because training "
+            "diverged; export an earlier checkpoint"
+        )
+    if format not in ("torchvision", "timm"):
+        return
+    if encoder.projector:
+        raise UserError(
+            f"--format {format} --projector: the networks of {format} have no projector; leave out --projector, or use "
+            "--format safetensors or onnx"
+        )
+    backbone = encoder.checkpoint.config.model.backbone
+    if not isinstance(backbone, TorchvisionBackbone):
+        raise UserError(
+            f"--format {format}: {format} does not have this network ({describe_backbone(encoder)}); use --format "
+            "safetensors or onnx"
+        )
+    if format == "timm" and backbone.stem == "cifar":
+        raise UserError(
+            f"--format timm: timm's {backbone.name} does not have the CIFAR stem, a 3×3 convolution without pooling; "
+            "use --format torchvision (the model card shows how to change the stem), safetensors or onnx"
+        )

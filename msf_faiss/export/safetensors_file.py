@@ -1,4 +1,4 @@
-"""An encoder as a file of tensors that says how its network is built, and the network of such a file."""
+"""A safetensors file that also describes its network, so that `load_export` can rebuild it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 
 from msf_faiss.config import BackboneConfig
 from msf_faiss.config.schema import Positive
+from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.errors import UserError
-from msf_faiss.export.encoder import ExportedEncoder
-from msf_faiss.export.formats import WEIGHTS, weights
+from msf_faiss.export.torchvision_timm import WEIGHTS, weights_of
 from msf_faiss.models import build_backbone, mlp
 
 METADATA = "msf_faiss"
-"""Key of the facts about the weights, as JSON. It is the only one: of several the file's bytes would have any order."""
+"""The only key of the file's metadata, a JSON text: with several keys the bytes of the file would vary."""
 
 
 class _Projector(BaseModel):
@@ -35,29 +35,29 @@ class _Architecture(BaseModel):
     projector: _Projector | None
 
 
-def write_safetensors(encoder: ExportedEncoder, folder: Path, facts: dict[str, Any]) -> None:
-    """model.safetensors, of the backbone's names; with a projector those begin with `backbone.` and `projector.`.
+def write_safetensors(encoder: TrainedEncoder, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write model.safetensors. With a projector, names start with `backbone.` or `projector.`.
 
     Args:
-        encoder: its weights.
+        encoder: see `embeddings.encoder.load_encoder`.
         folder: to write to.
-        facts: go into the file's metadata, `architecture` among them.
+        metadata: of the file; must contain `architecture`.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
-    metadata = {METADATA: json.dumps(facts, sort_keys=True)}
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights(encoder), metadata))
+    content = safetensors.torch.save(weights_of(encoder), {METADATA: json.dumps(metadata, sort_keys=True)})
+    (folder / WEIGHTS).write_bytes(content)
 
 
 def load_export(path: Path | str) -> nn.Module:
-    """The network of an export as safetensors: [B, 3, S, S] normalised -> [B, F], on the CPU, in eval mode.
+    """The network of a safetensors export: normalised images [B, 3, S, S] -> [B, F], on the CPU, in eval mode.
 
     Args:
-        path: the export's folder, or the file in it.
+        path: the folder of the export, or the file in it.
 
     Raises:
-        UserError: if there is no such file, it says nothing of its network, or a weight is missing or too many.
+        UserError: if the file cannot be read, does not describe its network, or a weight is missing or unexpected.
     """
     path = Path(path)
     file = path / WEIGHTS if path.is_dir() else path
@@ -66,16 +66,17 @@ def load_export(path: Path | str) -> nn.Module:
             metadata = opened.metadata() or {}
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors: {error}; give the folder of an export") from error
+        raise UserError(
+            f"{file}: cannot be read as safetensors: {error}; give the folder of a safetensors export"
+        ) from error
     try:
         facts = json.loads(metadata[METADATA])
         architecture = _Architecture.model_validate(facts["architecture"])
     except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
         raise UserError(
-            f"{file}: does not say how its network is built; `msf-faiss export --format safetensors` writes files that "
-            "do"
+            f"{file}: does not describe its network; give a file that `msf-faiss export --format safetensors` wrote"
         ) from error
-    # On the meta device nothing is allocated or drawn: the file's tensors become the weights.
+    # On the meta device nothing is allocated or initialised: the file's tensors become the weights.
     with torch.device("meta"):
         network = _network(architecture)
     try:

@@ -30,7 +30,7 @@ def test_export(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
     assert (facts["encoder"], facts["export_format"], facts["checkpoint"]["step"]) == ("target", "safetensors", 6)
     done = invoke("export", tiny_run, "--format", "timm", "--out", tmp_path / "timm")
     assert (done.code, done.stdout) == (2, "")
-    assert "timm has no such network (narrow ResNet" in done.stderr
+    assert "timm does not have this network (narrow ResNet" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "timm").exists()
 

@@ -20,6 +20,7 @@ from msf_faiss.checkpoint.load import load_model
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
 from msf_faiss.embeddings import files as embedding_files
 from msf_faiss.embeddings.embedder import Embedder, open_embedder, write_embeddings
+from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.extract import extract
 from msf_faiss.embeddings.files import METADATA_KEY, images_table
 from msf_faiss.errors import UserError
@@ -55,7 +56,7 @@ def photos(folder: Path) -> Path:
 
 def expected(embedder: Embedder, layer: str, name: str) -> torch.Tensor:
     """All embeddings [N, F], in one batch."""
-    encoder: Any = getattr(load_model(embedder.checkpoint, torch.device("cpu")), name)
+    encoder: Any = getattr(load_model(embedder.encoder.checkpoint, torch.device("cpu")), name)
     network: nn.Module = encoder if layer == "projector" else encoder.backbone
     return extract(network, embedder.source, config=embedder.config, device=torch.device("cpu")).embeddings
 
@@ -64,7 +65,7 @@ def expected(embedder: Embedder, layer: str, name: str) -> torch.Tensor:
 @pytest.mark.parametrize(("layer", "dim"), [("backbone", 4), ("projector", 8)])
 def test_parquet(run: Path, tmp_path: Path, name: Any, layer: Any, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_files, "_ROW_GROUP_BYTES", 10 * 4 * dim)  # ten rows
-    embedder = open_embedder(run, encoder=name, layer=layer)
+    embedder = open_embedder(load_encoder(run, name, projector=layer == "projector"))
     out, progress = tmp_path / "new" / "e.parquet", []
     assert write_embeddings(embedder, out, batch_size=4, on_batch=progress.append) == 37
     assert progress == [*range(4, 37, 4), 37]
@@ -88,7 +89,7 @@ def test_parquet(run: Path, tmp_path: Path, name: Any, layer: Any, dim: int, mon
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_npy(run: Path, tmp_path: Path, dtype: Any) -> None:
-    embedder = open_embedder(run, split="test")
+    embedder = open_embedder(load_encoder(run), split="test")
     out = tmp_path / "e.npy"
     assert write_embeddings(embedder, out, normalize=True, dtype=dtype, batch_size=5) == 11
     array = np.load(out)
@@ -103,7 +104,7 @@ def test_npy(run: Path, tmp_path: Path, dtype: Any) -> None:
 
 
 def test_hostile_names_and_half_precision(run: Path, tmp_path: Path) -> None:
-    embedder = open_embedder(run, data=photos(tmp_path / os.fsdecode(b"ph\xffotos")))
+    embedder = open_embedder(load_encoder(run), data=photos(tmp_path / os.fsdecode(b"ph\xffotos")))
     out = tmp_path / os.fsdecode(b"\xfe.parquet")
     assert write_embeddings(embedder, out, dtype="float16") == 5
     with out.open("rb") as file:
@@ -116,7 +117,7 @@ def test_hostile_names_and_half_precision(run: Path, tmp_path: Path) -> None:
 
 def test_unlabelled_images_have_no_label_columns(run: Path, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
-    embedder = open_embedder(run, data=folder, overrides=["data.labels=none"])
+    embedder = open_embedder(load_encoder(run), data=folder, overrides=["data.labels=none"])
     write_embeddings(embedder, tmp_path / "e.parquet")
     assert pq.read_table(tmp_path / "e.parquet").column_names == ["id", "name", "embedding"]
 
@@ -127,9 +128,9 @@ def test_unreadable_images_are_errors_or_skipped(run: Path, tmp_path: Path, endi
     (folder / "cats" / "broken.png").write_bytes(b"nonsense")
     out = tmp_path / f"e{ending}"
     with pytest.raises(UserError, match=r"broken\.png.*data\.unreadable=skip"):
-        write_embeddings(open_embedder(run, data=folder), out)
+        write_embeddings(open_embedder(load_encoder(run), data=folder), out)
     assert list(tmp_path.iterdir()) == [folder]
-    embedder = open_embedder(run, data=folder, overrides=["data.unreadable=skip"])
+    embedder = open_embedder(load_encoder(run), data=folder, overrides=["data.unreadable=skip"])
     assert write_embeddings(embedder, out, batch_size=2) == 5
     rows = pq.read_table(out if ending == ".parquet" else images_table(out))
     assert len(rows) == 5
@@ -140,7 +141,7 @@ def test_unreadable_images_are_errors_or_skipped(run: Path, tmp_path: Path, endi
 
 
 def test_existing_files_are_replaced_only_by_force(run: Path, tmp_path: Path) -> None:
-    embedder = open_embedder(run, split="test")
+    embedder = open_embedder(load_encoder(run), split="test")
     for name, other in (("e.parquet", "e.parquet"), ("f.npy", "f.npy"), ("g.npy", "g.npy.images.parquet")):
         (tmp_path / other).write_text("mine")
         with pytest.raises(UserError, match=r"already exists; .*--force"):
@@ -183,7 +184,7 @@ def test_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monkeyp
 
     old = tmp_path / f"e{ending}"
     old.write_text("old")
-    embedder = open_embedder(run)
+    embedder = open_embedder(load_encoder(run))
 
     def open_full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
         return Full(path, mode) if mode == "wb" else opened(path, mode, *rest, **options)
@@ -198,18 +199,18 @@ def test_full_disk(run: Path, tmp_path: Path, ending: str, written: int, monkeyp
 def test_output_folder_cannot_be_created(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write: (Not a directory|File exists)"):
-        write_embeddings(open_embedder(run), tmp_path / "file" / "e.npy")
+        write_embeddings(open_embedder(load_encoder(run)), tmp_path / "file" / "e.npy")
 
 
 def test_embeddings_that_are_not_finite_are_refused(run: Path, tmp_path: Path) -> None:
-    embedder = open_embedder(run)
+    embedder = open_embedder(load_encoder(run))
     with torch.no_grad():
-        next(embedder.network.parameters()).fill_(float("nan"))
+        next(embedder.encoder.network.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"embedding of .* is not finite: training has diverged"):
         write_embeddings(embedder, tmp_path / "e.npy")
-    embedder = open_embedder(run)
+    embedder = open_embedder(load_encoder(run))
     with torch.no_grad():
-        for parameter in embedder.network.parameters():
+        for parameter in embedder.encoder.network.parameters():
             parameter *= 1e4
     with pytest.raises(UserError, match=r"exceed 65,504.*leave out --dtype"):
         write_embeddings(embedder, tmp_path / "e.npy", dtype="float16")
@@ -218,10 +219,10 @@ def test_embeddings_that_are_not_finite_are_refused(run: Path, tmp_path: Path) -
 
 def test_override_and_data_errors(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--set model\.dim=3: the encoder stays as it was trained"):
-        open_embedder(run, overrides=["model.dim=3"])
+        open_embedder(load_encoder(run), overrides=["model.dim=3"])
     folder = photos(tmp_path / "photos")
     with pytest.raises(UserError, match=r"names no held-out images; .*--data"):
-        open_embedder(run, split="test", overrides=["data.kind=folder", f"data.path={folder}"])
+        open_embedder(load_encoder(run), split="test", overrides=["data.kind=folder", f"data.path={folder}"])
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="does not exist"):
-        open_embedder(run, data=folder)
+        open_embedder(load_encoder(run), data=folder)

@@ -14,6 +14,7 @@ from msf_faiss.bank import FlatBank
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
 from msf_faiss.embeddings import index as embeddings_index
 from msf_faiss.embeddings.embedder import open_embedder, write_embeddings
+from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.files import images_table
 from msf_faiss.embeddings.index import index_bank, index_data, search_snippet
 from msf_faiss.errors import UserError
@@ -44,10 +45,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlatBank]:
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf-sq8"])
 def test_index_of_images_finds_their_embeddings(run: tuple[Path, FlatBank], tmp_path: Path, kind: Any) -> None:
     out, progress = tmp_path / "i.faiss", []
-    embedder = open_embedder(run[0], layer="projector")
+    embedder = open_embedder(load_encoder(run[0], projector=True))
     facts = index_data(embedder, out, kind=kind, batch_size=50, on_batch=progress.append)
     assert progress == [50, 100, 120]
-    write_embeddings(open_embedder(run[0], layer="projector"), tmp_path / "e.npy", normalize=True)
+    write_embeddings(open_embedder(load_encoder(run[0], projector=True)), tmp_path / "e.npy", normalize=True)
     vectors = np.load(tmp_path / "e.npy")
     index = faiss.read_index(str(out))
     assert index.ntotal == facts.entries == IMAGES
@@ -107,7 +108,7 @@ def test_existing_files_survive_errors(
 ) -> None:
     out = tmp_path / "i.faiss"
     out.write_text("mine")
-    for attempt in (lambda: index_bank(run[0], out), lambda: index_data(open_embedder(run[0]), out)):
+    for attempt in (lambda: index_bank(run[0], out), lambda: index_data(open_embedder(load_encoder(run[0])), out)):
         with pytest.raises(UserError, match=r"already exists; .*--force"):
             attempt()
 
@@ -117,7 +118,7 @@ def test_existing_files_survive_errors(
     monkeypatch.setattr(embeddings_index, "write_index", full)
     for attempt in (
         lambda: index_bank(run[0], out, force=True),
-        lambda: index_data(open_embedder(run[0]), out, force=True),
+        lambda: index_data(open_embedder(load_encoder(run[0])), out, force=True),
     ):
         with pytest.raises(UserError, match="cannot write: No space left on device"):
             attempt()

@@ -1,4 +1,4 @@
-"""The folder of an export: complete or not there, never over something that its owner would miss; and its card."""
+"""The folder of an export is atomic and never replaces other files; its model card is complete and safe."""
 
 import hashlib
 import json
@@ -14,14 +14,13 @@ import torch
 import yaml
 from networks import CIFAR, NARROW, MakeCheckpoint
 
-from msf_faiss.checkpoint import load as restore
 from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
-from msf_faiss.checkpoint.load import load_model
+from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EncoderName, Result, Score, save_result
-from msf_faiss.export import export_encoder, exported_encoder, folder
+from msf_faiss.export import export_encoder, folder
 from msf_faiss.export.card import plain
-from msf_faiss.export.folder import without_folders
+from msf_faiss.export.folder import strip_folders
 
 RunOf = Callable[..., Path]
 
@@ -55,14 +54,14 @@ def result(
 
 
 def export(run: Path, **options: Any) -> Path:
-    return export_encoder(exported_encoder(find_checkpoint(run)), "safetensors", **options)
+    return export_encoder(load_encoder(run), "safetensors", **options)
 
 
 def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_the_facts_name_every_file(run_of: RunOf) -> None:
+def test_facts_list_every_file(run_of: RunOf) -> None:
     run = run_of(NARROW)
     out = export(run)
     assert out == run / "exports" / "safetensors-online-step-00000012"
@@ -83,15 +82,15 @@ def test_the_facts_name_every_file(run_of: RunOf) -> None:
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_the_card_has_the_results_of_these_weights_alone(run_of: RunOf) -> None:
+def test_card_shows_results_of_the_exported_weights_only(run_of: RunOf) -> None:
     run = run_of(NARROW)
     checkpoint = find_checkpoint(run)
-    assert "None of the evaluations has scored these weights" in (export(run) / "README.md").read_text()
+    assert "These weights have not been evaluated" in (export(run) / "README.md").read_text()
     others = replace(result(checkpoint, "online", 0.99), weights="0" * 64, step=3)
     save_result(others, run / "results")
     save_result(result(checkpoint, "target", 0.98), run / "results")
     save_result(result(checkpoint, "untrained", 0.213), run / "results")
-    assert "None of the evaluations has scored these weights" in (export(run) / "README.md").read_text()
+    assert "These weights have not been evaluated" in (export(run) / "README.md").read_text()
     save_result(result(checkpoint, "online", 0.432), run / "results")
     out = export(run)
     card = (out / "README.md").read_text()
@@ -106,16 +105,16 @@ def test_the_card_has_the_results_of_these_weights_alone(run_of: RunOf) -> None:
     assert sorted(scores) == [0.213, 0.432]
 
 
-def test_a_baseline_by_another_protocol_does_not_stand_beside(run_of: RunOf) -> None:
+def test_card_leaves_out_baselines_of_another_protocol(run_of: RunOf) -> None:
     run = run_of(NARROW)
     checkpoint = find_checkpoint(run)
     save_result(result(checkpoint, "online", 0.4), run / "results")
-    assert "should stand beside every number, was not scored" in (export(run) / "README.md").read_text()
+    assert "the baseline for every number, was not evaluated" in (export(run) / "README.md").read_text()
     save_result(result(checkpoint, "untrained", 0.2, limit=10), run / "results")
     assert "| 20-NN | 40.0 | – | 1 |" in (export(run) / "README.md").read_text()
 
 
-def test_names_cannot_write_markdown(run_of: RunOf) -> None:
+def test_names_are_escaped_in_the_card(run_of: RunOf) -> None:
     hostile = "/x/a|b\n# <img src=x>[l](http://x)`*_\udcff"
     run = run_of(NARROW)
     checkpoint = find_checkpoint(run)
@@ -126,54 +125,52 @@ def test_names_cannot_write_markdown(run_of: RunOf) -> None:
     assert plain("a|b\n<i>`x`") == "a\\|b\N{REPLACEMENT CHARACTER}\\<i\\>\\`x\\`"
 
 
-def test_absolute_paths_lose_their_folders() -> None:
+def test_strip_folders_keeps_the_last_part_of_absolute_paths() -> None:
     value = {"a": ["/home/me/x", "ylecun/mnist", "data"], "b": {"c": "C:\\me\\y"}, "d": 1, "e": None}
-    assert without_folders(value) == {"a": ["x", "ylecun/mnist", "data"], "b": {"c": "y"}, "d": 1, "e": None}
+    assert strip_folders(value) == {"a": ["x", "ylecun/mnist", "data"], "b": {"c": "y"}, "d": 1, "e": None}
 
 
-def test_an_export_again_brings_new_results_and_keeps_what_was_changed(run_of: RunOf) -> None:
+def test_second_export_updates_results_and_refuses_edited_files(run_of: RunOf) -> None:
     run = run_of(NARROW)
     out = export(run)
     save_result(result(find_checkpoint(run), "online", 0.4), run / "results")
     assert export(run) == out
     assert "| 20-NN | 40.0 |" in (out / "README.md").read_text()
     card = out / "README.md"
-    card.write_text(card.read_text().replace("# license: yours", "license: mit # yours"))
+    card.write_text(card.read_text().replace("# license: choose", "license: mit # choose"))
     before = contents(out)
-    with pytest.raises(UserError, match=r"README.md was changed since it was written.*--force"):
+    with pytest.raises(UserError, match=r"README.md was edited since the export.*--force"):
         export(run)
     assert contents(out) == before
     export(run, force=True)
     assert "license: mit" not in card.read_text()
 
 
-def test_nothing_else_is_replaced(run_of: RunOf, checkpoint_of: MakeCheckpoint, tmp_path: Path) -> None:
+def test_export_replaces_no_other_files(run_of: RunOf, checkpoint_of: MakeCheckpoint, tmp_path: Path) -> None:
     run = run_of(NARROW)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(UserError, match=r"holds notes\.txt, which no export wrote"):
+        with pytest.raises(UserError, match=r"contains notes\.txt, which no export wrote"):
             export(run, out=mine, force=force)
-        with pytest.raises(UserError, match="is a file; an export is a folder"):
+        with pytest.raises(UserError, match="is a file, but an export is a folder"):
             export(run, out=mine / "notes.txt", force=force)
     out = export(run)
     (out / "notes.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(UserError, match=r"holds notes\.txt, which no export wrote"):
+        with pytest.raises(UserError, match=r"contains notes\.txt, which no export wrote"):
             export(run, out=out, force=force)
     (out / "notes.txt").unlink()
-    target = exported_encoder(find_checkpoint(run), "target")
-    with pytest.raises(UserError, match=r"holds another export; .*--force"):
+    target = load_encoder(run, "target")
+    with pytest.raises(UserError, match=r"contains another export; .*--force"):
         export_encoder(target, "safetensors", out)
     export_encoder(target, "safetensors", out, force=True)
     assert json.loads((out / "msf-faiss.json").read_text())["encoder"] == "target"
     assert contents(mine) == {"notes.txt": b"mine"}
 
 
-def test_a_full_disk_leaves_nothing_and_the_older_export(
-    run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_the_old_export_intact(run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(NARROW)
     out = export(run)
     before = contents(out)
@@ -190,7 +187,7 @@ def test_a_full_disk_leaves_nothing_and_the_older_export(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_rename_that_fails_brings_the_older_export_back(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_rename_restores_the_old_export(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(NARROW)
     out = export(run)
     before, rename = contents(out), Path.rename
@@ -210,44 +207,42 @@ def test_a_rename_that_fails_brings_the_older_export_back(run_of: RunOf, monkeyp
 @pytest.mark.parametrize(
     ("format", "backbone", "projector", "complaint"),
     [
-        ("torchvision", NARROW, False, r"torchvision has no such network \(narrow ResNet.*safetensors or onnx"),
-        ("timm", NARROW, False, r"timm has no such network \(narrow ResNet.*safetensors or onnx"),
-        ("timm", CIFAR, False, r"another stem.*--format torchvision .*safetensors or onnx"),
+        ("torchvision", NARROW, False, r"torchvision does not have this network \(narrow ResNet.*safetensors or onnx"),
+        ("timm", NARROW, False, r"timm does not have this network \(narrow ResNet.*safetensors or onnx"),
+        ("timm", CIFAR, False, r"does not have the CIFAR stem.*--format torchvision .*safetensors or onnx"),
         ("torchvision", "resnet18", True, r"have no projector.*safetensors or onnx"),
         ("timm", "resnet18", True, r"have no projector.*safetensors or onnx"),
     ],
 )
-def test_formats_that_have_no_place_for_it(
+def test_formats_refuse_encoders_they_cannot_hold(
     checkpoint_of: MakeCheckpoint, tmp_path: Path, format: Any, backbone: Any, projector: bool, complaint: str
 ) -> None:
-    unfit = exported_encoder(checkpoint_of(backbone, size=32, eval_resize=41), projector=projector)
+    unfit = load_encoder(checkpoint_of(backbone, size=32, eval_resize=41), projector=projector)
     with pytest.raises(UserError, match=complaint):
         export_encoder(unfit, format, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_without_its_libraries(
+def test_onnx_needs_its_libraries(
     checkpoint_of: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'msf-faiss\[onnx\]'"):
-        export_encoder(exported_encoder(checkpoint_of(NARROW)), "onnx", tmp_path / "export")
+        export_encoder(load_encoder(checkpoint_of(NARROW)), "onnx", tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_no_numbers(checkpoint_of: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = checkpoint_of(NARROW)
-    model = load_model(checkpoint, torch.device("cpu"))
-    model.target.backbone.get_buffer("stem.1.running_var")[0] = torch.inf
-    monkeypatch.setattr(restore, "load_model", lambda *arguments: model)
-    exported_encoder(checkpoint)
+def test_weights_that_are_not_finite_are_refused(checkpoint_of: MakeCheckpoint, tmp_path: Path) -> None:
+    encoder = load_encoder(checkpoint_of(NARROW), "target")
+    encoder.network.get_buffer("stem.1.running_var")[0] = torch.inf
     with pytest.raises(UserError, match="the target encoder has weights that are not finite"):
-        exported_encoder(checkpoint, "target")
+        export_encoder(encoder, "safetensors", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_outside_a_run(run_of: RunOf, tmp_path: Path) -> None:
+def test_checkpoint_outside_a_run_needs_out(run_of: RunOf, tmp_path: Path) -> None:
     lone = shutil.move(run_of(NARROW) / "checkpoints" / "step-00000012", tmp_path / "lone")
     with pytest.raises(UserError, match="lies outside a run; name a folder for the export with --out"):
         export(lone)
     card = (export(lone, out=tmp_path / "out") / "README.md").read_text()
-    assert "the checkpoint lay outside a run" in card
+    assert "the checkpoint lies outside a run" in card

@@ -31,7 +31,7 @@ def decode_image(encoded: bytes, name: Callable[[], str], reduce: ReduceOne | No
         with Image.open(io.BytesIO(encoded)) as image:
             if reduce is not None and image.format == "JPEG":
                 _reduce(image, reduce)
-            return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+            return to_rgb(image)
     except UnidentifiedImageError:
         problem = f"{len(encoded)} bytes that are no image of a known format" if encoded else "the file is empty"
     except Exception as error:  # decoders complain in many types: OSError, SyntaxError, ValueError, struct.error, ...
@@ -53,14 +53,18 @@ def _reduce(image: Image.Image, reduce: ReduceOne) -> None:
         image.draft(None, (width // times, height // times))
 
 
-def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """[H, W, 3], writable."""
+def to_rgb(image: Image.Image) -> Tensor:
+    """A PIL image as uint8 RGB [3, H, W], turned upright in place by its EXIF orientation.
+
+    Raises:
+        ValueError: if its pixels are floating-point numbers.
+    """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _SIXTEEN_BITS:  # convert() would cut values off at 255
         luma = np.asarray(image).astype(np.int64) >> 8
-        return np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        return torch.from_numpy(np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)).permute(2, 0, 1)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode == "P" and "transparency" in image.info:
-        return np.array(image.convert("RGBA").convert("RGB"))  # Pillow warns of the direct way
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        image = image.convert("RGBA")  # Pillow warns if it converts to RGB directly
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
