@@ -1,11 +1,11 @@
-"""The bank step (push, search, mean of the neighbours) of this project's banks beside others', in one run.
+"""Compare the bank step (push, search, mean of the neighbours) of msf-faiss with other implementations.
 
     python benchmarks/bank.py [--sizes 131072 1048576] [--data clustered,hard] [--json FILE] [--chart FILE]
 
-Every round times every row once, in an order drawn anew, on the same new vectors; milliseconds are medians over the
-rounds, ratios medians of the rounds' ratios. Rows that do not fit into memory together are run in groups, each with the
-authors' step and FAISS's bare call again, so that every ratio is one within a group's rounds. How each column is
-measured is printed below the table.
+Each round times every row once, in a new random order, on the same new vectors. Milliseconds are medians over the
+rounds, ratios are medians of the ratios of each round. Rows that do not fit into memory together run in groups. Each
+group repeats the authors' step and FAISS's search, so that every ratio is within a group. A legend is printed below the
+table.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.faiss_setup import faiss, set_threads
 
-_CHUNK = 16_384  # vectors pushed at a time while banks are filled
-_SEPARATE = ("lightly",)  # rows without a k: the neighbour they find is the query itself, so they have no recall
+_CHUNK = 16_384  # vectors per push while filling banks
+_SEPARATE = ("lightly",)  # finds one neighbour, the query itself, so recall is undefined
 
 LEGEND = """\
-step, push, search, mean: milliseconds of wall time, medians. faster: the authors' step / this step. cost: this step /
-FAISS's bare search. recall: of the k nearest others of each new vector, against an exact search of the same ring;
-the vector's own entry is left out. bytes: memory an entry that deleting the bank gave back (others: of the ring they
-share). extra: peak memory of search and mean beyond what was in use. limit: what the search takes at least by the
-ceilings measured in this run (the larger of arithmetic and reading) / what it took."""
+step, push, search, mean: milliseconds of wall time, medians. faster: authors' step / this step. cost: this step /
+FAISS's search alone. recall: fraction of the k nearest neighbours of each new vector, its own entry excluded, that the
+row finds, compared with an exact search of the same ring. bytes: memory per entry freed by deleting the bank (other
+implementations: of the shared ring). extra: peak memory of search and mean beyond the memory in use. limit: lower bound
+of the search time from the ceilings measured in this run (the larger of arithmetic and reading) / actual time."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Result:
     data: str
     size: int
     row: str
-    group: int  # rows of one group took turns
+    group: int  # rows of a group took turns
     rounds: int
     step_ms: float
     push_ms: float
@@ -64,12 +64,12 @@ class Result:
     bytes_per_entry: float | None
     peak_extra_bytes: int | None
     share_of_limit: float | None
-    readings: dict[str, float]
+    bank_metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of the parts of one row's step in one round."""
+    """Milliseconds of the parts of a row's step in a round."""
 
     push: float
     search: float
@@ -81,32 +81,32 @@ class Times:
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Median of the rounds' ratios."""
+    """Return the median of the ratios of each round."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def groups_of(rows: Sequence[str], sizes: dict[str, float], budget: float) -> list[list[str]]:
-    """The rows in groups that fit into `budget` bytes, the yardsticks and what else has no size of its own in each.
+    """Split rows into groups that fit into memory; YARDSTICKS are in each group.
 
     Args:
         rows: names, in the order of the table.
-        sizes: bytes of each row that holds a bank of its own; "" is what every group needs besides.
-        budget: bytes.
+        sizes: bytes of each row with a bank of its own; key "" gives the bytes that every group needs in addition.
+        budget: bytes that a group may use.
     """
     shared = [row for row in rows if row in YARDSTICKS]
-    groups, held = [[row for row in rows if row not in sizes]], sizes[""]
+    groups, used = [[row for row in rows if row not in sizes]], sizes[""]
     for row in rows:
         if row in sizes:
-            if held + sizes[row] > budget and held > sizes[""]:
+            if used + sizes[row] > budget and used > sizes[""]:
                 groups.append(list(shared))
-                held = sizes[""]
+                used = sizes[""]
             groups[-1].append(row)
-            held += sizes[row]
+            used += sizes[row]
     return groups
 
 
 class Group:
-    """Rows that take turns on rings of the same content."""
+    """Rows that take turns on rings with the same content."""
 
     def __init__(self, names: Sequence[str], size: int, source: Source, options: argparse.Namespace) -> None:
         self._options, self._source, self._size = options, source, size
@@ -127,7 +127,7 @@ class Group:
         self.recalls: dict[str, list[float]] = {name: [] for name in names}
 
     def fill(self) -> None:
-        """An eighth more than the rings hold: indexes of banks are built by then, and the head is inside the ring."""
+        """Push an eighth more than the capacity, so that all indexes are built and the head is inside the ring."""
         whole = self._size + self._size // 8
         while self._pushed < whole:
             count = min(_CHUNK, whole - self._pushed, self._size)
@@ -140,11 +140,11 @@ class Group:
             self._pushed += count
 
     def round(self, order: Sequence[str], *, keep: bool) -> None:
-        """Every row's step on the same new vectors, and then, untimed, the recall of each (of others' rows once)."""
+        """Run every row's step on the same new vectors; then measure recall untimed (once for `PLAIN`)."""
         options = self._options
         vectors, ids = self._next(options.batch)
         if self._ring is not None:
-            self._ring.write(vectors, self._pushed)  # for the rows that only search
+            self._ring.write(vectors, self._pushed)  # for rows that only search
         for name in order:
             row = self.rows[name]
             moments = [self._now()]
@@ -162,7 +162,7 @@ class Group:
             self._check(vectors, ids % self._size)
 
     def results(self, data: str, number: int, limits: dict[str, float]) -> list[Result]:
-        """What was measured; takes the rows apart, since deleting one tells its size."""
+        """Return the results; deletes the rows to measure their memory."""
         queries = self._next(self._options.batch)[0]
         found = []
         for name in list(self.rows):
@@ -177,7 +177,7 @@ class Group:
             steps = {
                 each: [time.step for time in self.times[each]] for each in (name, *YARDSTICKS) if each in self.times
             }
-            readings = row.bank.metrics() if isinstance(row, Ours) else {}
+            bank_metrics = row.bank.metrics() if isinstance(row, Ours) else {}
             size = self._size_of(name, row)
             del row
             found.append(
@@ -197,7 +197,7 @@ class Group:
                     bytes_per_entry=size,
                     peak_extra_bytes=extra,
                     share_of_limit=share,
-                    readings=readings,
+                    bank_metrics=bank_metrics,
                 )
             )
         return found
@@ -211,7 +211,7 @@ class Group:
         return None if before is None or after is None else (before - after) / self._size
 
     def _check(self, vectors: Tensor, own: Tensor) -> None:
-        exact: dict[torch.dtype, Tensor] = {}  # by dtype: rings of one dtype have one content
+        exact: dict[torch.dtype, Tensor] = {}  # by dtype: rings of the same dtype have the same content
         count = min(self._options.k + 1, self._size)
         for name, row in self.rows.items():
             if name in _SEPARATE or (name in PLAIN and self.recalls[name]):
@@ -227,7 +227,7 @@ class Group:
             found = row.search(vectors, count)
             self.recalls[name].append(recall(found, exact[ring.dtype], own, self._options.k))
             if name == "authors":
-                row.mean(found)  # lets go of its clone
+                row.mean(found)  # releases its clone
 
     def _next(self, count: int) -> tuple[Tensor, Tensor]:
         vectors = self._source.draw(count).to(self._device)
@@ -239,7 +239,7 @@ class Group:
 
 
 def measure(data: str, size: int, options: argparse.Namespace, limits: dict[str, float]) -> list[Result]:
-    """All rows on one kind of data and one size of the ring."""
+    """Measure all rows on one kind of data with one size of the ring."""
     plain = size * options.dim * torch.empty(0, dtype=getattr(torch, options.dtype)).element_size()
     matrix = options.batch * size * 4
     sizes = {
@@ -247,7 +247,7 @@ def measure(data: str, size: int, options: argparse.Namespace, limits: dict[str,
         for name in options.rows
         if name in OURS
     }
-    # The worst of the plain rows: two copies of the ring, or one and a few [B, N] matrices.
+    # The largest of the plain rows: two copies of the ring, or one copy and three [B, N] matrices.
     needed = plain + max(2 * plain + matrix, plain + 3 * matrix) if any(row in PLAIN for row in options.rows) else 0.0
     groups = groups_of(options.rows, {"": needed, **sizes}, options.memory * 2**30)
     rounds = options.rounds or max(5, min(15, 2**21 // size))
@@ -262,17 +262,17 @@ def measure(data: str, size: int, options: argparse.Namespace, limits: dict[str,
             order = shuffled.sample(names, len(names))
             group.round(order, keep=round_number > 0)  # the first warms up
             took = time.perf_counter() - started
-            if round_number <= 1:  # the first with its checks tells how long the others will take
+            if round_number <= 1:  # the first timed round predicts the time of the others
                 progress(f"  {rounds - round_number} rounds to go, about {took * (rounds - round_number):,.0f} s")
         found += group.results(data, number, limits)
     first_of: dict[str, Result] = {}
     for result in found:
-        first_of.setdefault(result.row, result)  # a yardstick is repeated in every group: its first is shown
+        first_of.setdefault(result.row, result)  # show the first of the repeated yardsticks
     return [first_of[name] for name in options.rows]
 
 
 def table(results: Sequence[Result], *, markdown: bool) -> str:
-    """The results as text, one block for each kind of data and size."""
+    """Format the results, one block per kind of data and size."""
     head = ["row", "step", "push", "search", "mean", "faster", "cost", "recall", "bytes", "extra MiB", "limit"]
     blocks = []
     for data, size in dict.fromkeys((result.data, result.size) for result in results):
@@ -326,7 +326,7 @@ def _source(data: str, options: argparse.Namespace) -> Source:
 
 
 def progress(text: str) -> None:
-    """To standard error, so that the table alone goes to standard output."""
+    """Print to stderr, so that stdout has only the table."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -337,32 +337,34 @@ def _names(text: str) -> list[str]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[131_072, 1_048_576], metavar="N", help="entries")
-    parser.add_argument("--batch", type=int, default=256, help="vectors pushed and searched a step")
-    parser.add_argument("--dim", type=int, default=512, help="dimensions; of --embeddings, the file's")
-    parser.add_argument("--k", type=int, default=5, help="neighbours, the query's own entry among them")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and FAISS each")
-    parser.add_argument("--rounds", type=int, help="by default 5 to 15, fewer where a ring is large")
-    parser.add_argument("--data", type=_names, default=["clustered", "hard"], help="of clustered, hard")
-    parser.add_argument("--embeddings", type=Path, metavar="FILE", help="an .npy of [n, D] floats, instead of --data")
-    parser.add_argument("--rows", type=_names, default=list(ROWS), help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the rings")
+    parser.add_argument("--batch", type=int, default=256, help="vectors pushed and searched per step")
+    parser.add_argument("--dim", type=int, default=512, help="dimensions; --embeddings sets them")
+    parser.add_argument("--k", type=int, default=5, help="neighbours, including the query's own entry")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch and of FAISS")
+    parser.add_argument("--rounds", type=int, help="default: 5 to 15, fewer for large rings")
+    parser.add_argument("--data", type=_names, default=["clustered", "hard"], help="choose from clustered, hard")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy file of [n, D] floats, instead of --data")
+    parser.add_argument("--rows", type=_names, default=list(ROWS), help=f"choose from {', '.join(ROWS)}")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="dtype of the rings"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--memory", type=float, default=14.0, metavar="GIB", help="most that a group of rows may take")
+    parser.add_argument("--memory", type=float, default=14.0, metavar="GIB", help="memory that a group of rows may use")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="a .png or .svg of time against N")
-    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help=".png or .svg file of time against N")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in ROWS]:
-        parser.error(f"there is no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown rows: {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     if unknown := [data for data in options.data if data not in ("clustered", "hard")]:
-        parser.error(f"there is no data {', '.join(unknown)}; there are clustered, hard")
+        parser.error(f"unknown data: {', '.join(unknown)}; choose from clustered, hard")
     if options.embeddings:
         options.data, options.dim = [options.embeddings.stem], Embeddings(options.embeddings, 0).dim
     if options.device == "cpu" and options.dtype != "float32" and "faiss" in options.rows:
-        parser.error("on the CPU FAISS reads float32 only: choose --rows without faiss, or --dtype float32")
+        parser.error("on the CPU, FAISS reads only float32: pass --rows without faiss, or --dtype float32")
     if min(options.sizes) < options.k + 1 + options.batch:
-        parser.error("a ring must hold at least batch + k + 1 entries")
+        parser.error("--sizes must be at least batch + k + 1")
     return options
 
 
@@ -374,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for data in options.data:
         for size in options.sizes:
             results += measure(data, size, options, limits)
-            if options.json:  # after every block: a long run that is cut short has given something
+            if options.json:  # after every block, in case a long run is interrupted
                 settings = {name: getattr(options, name) for name in ("batch", "dim", "k", "dtype", "seed", "threads")}
                 found = [asdict(each) for each in results]
                 report = {**machine(options.device), **settings, "ceilings": limits, "results": found}

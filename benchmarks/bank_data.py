@@ -1,4 +1,4 @@
-"""Unit vectors to fill a bank with: two synthetic distributions, and the embeddings of real images.
+"""Unit vectors for benchmarks: two synthetic distributions, and embeddings of real images.
 
 Shapes: M vectors, D dimensions, C classes.
 """
@@ -18,19 +18,19 @@ HARD_DIMENSIONS, HARD_NOISE = 96, 0.1
 
 
 class Source(Protocol):
-    """A stream of unit vectors. What it gives depends on its seed and on the sizes of the draws before."""
+    """A stream of unit vectors. It depends on its seed and on the sizes of earlier draws."""
 
     def draw(self, count: int) -> Tensor:
-        """The next `count` vectors: [M, D] float32 of unit norm."""
+        """Return the next `count` vectors, [M, D] float32 of unit norm."""
 
 
 class Clustered:
-    """4,096 classes in 128 super-classes; a class spreads in a 32-dimensional subspace of its own.
+    """4,096 classes in 128 super-classes; each class varies in its own 32-dimensional subspace.
 
-    Centres of one super-class have a cosine of about `sibling` with each other (towards 1 the super-classes become the
-    clusters, and classes are told apart by their subspaces alone); a vector is its centre plus noise of energy `spread`
-    in the subspace of its class. With D = 512 and 1,048,576 entries the five nearest others of a vector
-    have cosines from .75 to .70 on average, and 99 % of them are of its class.
+    Centres of a super-class have a cosine of about `sibling` with each other. Towards 1, the super-classes become the
+    clusters, and classes differ only by their subspaces. A vector is its centre plus noise of energy `spread` in the
+    subspace of its class. With D = 512 and 1,048,576 entries, the five nearest neighbours of a vector have cosines from
+    .75 to .70 on average, and 99 % of them have its class.
     """
 
     def __init__(self, dim: int, seed: int, *, sibling: float = 0.7, spread: float = 0.95) -> None:
@@ -38,7 +38,7 @@ class Clustered:
         self._sibling = sibling
         self.dim = dim
         self.centres = self.fresh_centres()  # [C, D]
-        # A subspace is spanned by columns of one rotation, so that noise costs one matrix product.
+        # Columns of one rotation span the subspaces, so that noise costs one matrix product.
         self._rotation = torch.linalg.qr(torch.randn(dim, dim, generator=self._generator))[0]  # [D, D]
         scores = torch.rand(CLASSES, dim, generator=self._generator)
         self._columns = scores.argsort(dim=1)[:, : min(WITHIN, dim)]  # [C, 32]
@@ -48,7 +48,7 @@ class Clustered:
         return self.draw_labelled(count)[0]
 
     def draw_labelled(self, count: int) -> tuple[Tensor, Tensor]:
-        """As `draw`, and the classes: [M] int64."""
+        """Return the next vectors as `draw` does, and their classes, [M] int64."""
         labels = torch.randint(CLASSES, (count,), generator=self._generator)  # [M]
         columns = self._columns[labels]  # [M, 32]
         noise = torch.randn(columns.shape, generator=self._generator) * (self._spread / columns.shape[1]) ** 0.5
@@ -56,7 +56,7 @@ class Clustered:
         return normalize(self.centres[labels] + within @ self._rotation, dim=1), labels
 
     def fresh_centres(self) -> Tensor:
-        """Other centres of the same kind: [C, D]."""
+        """Return new centres of the same distribution, [C, D]."""
         families, own = (self._unit(count) for count in (SUPER_CLASSES, CLASSES))
         shared = families[torch.arange(CLASSES) % SUPER_CLASSES]
         return normalize(self._sibling**0.5 * shared + (1 - self._sibling) ** 0.5 * own, dim=1)
@@ -66,12 +66,12 @@ class Clustered:
 
 
 class Hard:
-    """No clusters: a Gaussian in a subspace of 96 dimensions, and noise in all D that holds a tenth of the energy.
+    """No clusters: a Gaussian in a subspace of 96 dimensions, and noise in all D with a tenth of the energy.
 
-    The energy of the subspace's i-th dimension is proportional to 1 / i, as in embeddings of images, whose spectrum
-    falls. With D = 512 and 131,072 entries the five nearest others of a vector have cosines from .61 to .57 on average,
-    and an inverted file of 1,024 lists (8-bit codes) finds .93 of them in 32 lists and .98 in 64. With 96 equal
-    dimensions instead it finds .30 and .43.
+    The energy of the i-th dimension of the subspace is proportional to 1 / i, since spectra of image embeddings fall
+    too. With D = 512 and 131,072 entries, the five nearest neighbours of a vector have cosines from .61 to .57 on
+    average, and an inverted file of 1,024 lists (8-bit codes) finds .93 of them in 32 lists and .98 in 64. With 96
+    equal dimensions, it would find .30 and .43.
     """
 
     def __init__(self, dim: int, seed: int) -> None:
@@ -90,19 +90,19 @@ class Hard:
 
 
 class Embeddings:
-    """The rows of an .npy file in a random order, read as they are needed and brought to unit norm.
+    """Rows of an .npy file in random order, read on demand and normalised.
 
     Args:
         path: [n, D], floating point.
 
     Raises:
-        SystemExit: if the file holds something else.
+        SystemExit: the file has another shape or dtype.
     """
 
     def __init__(self, path: Path, seed: int) -> None:
         self._rows = np.load(path, mmap_mode="r")
         if self._rows.ndim != 2 or not np.issubdtype(self._rows.dtype, np.floating):
-            raise SystemExit(f"{path} must hold [n, D] floats, found {list(self._rows.shape)} {self._rows.dtype}")
+            raise SystemExit(f"{path} must have [n, D] floats, not {list(self._rows.shape)} {self._rows.dtype}")
         self._order = np.random.default_rng(seed).permutation(self._rows.shape[0])
         self._drawn = 0
 
@@ -114,16 +114,14 @@ class Embeddings:
         return int(self._rows.shape[1])
 
     def draw(self, count: int) -> Tensor:
-        """The next rows; none is given twice.
+        """Return the next rows; none is returned twice.
 
         Raises:
-            SystemExit: if the file has no more.
+            SystemExit: the file has too few rows.
         """
         chosen = self._order[self._drawn : self._drawn + count]
         if len(chosen) < count:
-            raise SystemExit(
-                f"the file's {len(self):,} embeddings are too few: choose smaller --sizes or fewer --rounds"
-            )
+            raise SystemExit(f"the file has only {len(self):,} embeddings: pass smaller --sizes or fewer --rounds")
         self._drawn += count
         rows = np.asarray(self._rows[chosen], dtype=np.float32)
         return normalize(torch.from_numpy(rows), dim=1)  # [M, D]

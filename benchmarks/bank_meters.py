@@ -1,4 +1,4 @@
-"""What the benchmarks measure beside time: recall, memory, and the ceilings of the machine."""
+"""Recall, memory and the ceilings of the machine, for benchmarks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from msf_faiss.search.faiss_setup import faiss
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _REPEATS = 7
-_SIDE = 2048  # of a square matrix, four times as many on CUDA
-_BLOCK = 1 << 27  # float32 numbers to read, far beyond any cache; eight times as many on CUDA
+_SIDE = 2048  # rows and columns of a square matrix; four times as many on CUDA
+_BLOCK = 1 << 27  # float32 numbers to read, more than any cache has; eight times as many on CUDA
 
 
 def recall(found: Tensor, exact: Tensor, own: Tensor, k: int) -> float:
-    """Share of the k nearest others that were found.
+    """Return recall@k, excluding each query's own entry.
 
     Args:
-        found: slots [B, k + 1].
-        exact: slots [B, k + 1] of the true neighbours, best first.
-        own: [B], each query's own slot, left out of both.
-        k: neighbours that count.
+        found: slots of the neighbours found, [B, k + 1].
+        exact: slots of the true neighbours, [B, k + 1], best first.
+        own: each query's own slot, [B].
+        k: number of neighbours.
     """
     hits = total = 0
     for row, truth, self_slot in zip(found.tolist(), exact.tolist(), own.tolist(), strict=True):
@@ -43,7 +43,7 @@ def recall(found: Tensor, exact: Tensor, own: Tensor, k: int) -> float:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """The command, the date, the machine and the versions, for a report."""
+    """Describe command, date, machine and versions."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -60,15 +60,15 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def wait(device: torch.device) -> None:
-    """Until what was asked of `device` is done."""
+    """Synchronise with `device`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def memory_in_use(device: torch.device) -> int | None:
-    """Bytes of `device`'s memory that this process keeps; None where that cannot be told (the CPU other than Linux).
+    """Return the bytes of `device` memory that this process uses; None for CPUs on other systems than Linux.
 
-    What was freed is given back first, since allocators keep it.
+    Returns freed memory to the system first, because allocators keep it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -83,18 +83,18 @@ def memory_in_use(device: torch.device) -> int | None:
 
 
 def peak_extra(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `work` needs at its worst beyond what is in use before; None where that cannot be told.
+    """Return the peak memory of `work` in bytes, beyond the memory in use before; None if it cannot be measured.
 
-    On the CPU this is the kernel's high-water mark of resident memory, set back before (Linux). On CUDA it is
-    torch's; what FAISS keeps there is allocated before, once.
+    On the CPU, this is the kernel's high-water mark of resident memory, reset before (Linux). On CUDA, it is torch's
+    peak; FAISS allocates its memory once, earlier.
     """
     before = memory_in_use(device)
     if device.type == "cuda":
-        held = torch.cuda.memory_allocated(device)
+        allocated = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
         wait(device)
-        return torch.cuda.max_memory_allocated(device) - held
+        return torch.cuda.max_memory_allocated(device) - allocated
     if before is None:
         return None
     _CLEAR.write_text("5")
@@ -103,28 +103,28 @@ def peak_extra(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def peak_resident() -> int:
-    """Most bytes of memory that this process ever had (or since `peak_extra`), Linux only."""
+    """Return the peak resident memory of this process in bytes, since its start or `peak_extra` (Linux only)."""
     return _status("VmHWM")
 
 
 def ceilings(device: torch.device, batch: int, dim: int) -> dict[str, float]:
-    """The most that this machine was seen to do: FLOP/s by precision, and "read" in bytes/s.
+    """Measure the ceilings of this machine: FLOP/s by precision, and "read" in bytes/s.
 
-    Matrix products of the shape of a search in tiles, and large square ones; by torch, and on the CPU in float32 by
-    numpy's BLAS too. The best of a few repeats, since anything else that runs can only make it lower.
+    Times matrix products with the shape of a tiled search and large square ones, with torch, and on the CPU in float32
+    with numpy's BLAS too. Takes the best of a few repeats, because other processes can only slow them down.
     """
     found: dict[str, float] = {}
     side = _SIDE if device.type == "cpu" else 4 * _SIDE
     for rows, inner, columns in ((4096, dim, batch), (side, side, side)):
         flops = 2.0 * rows * inner * columns
         left, right = (torch.randn(shape, device=device) for shape in ((rows, inner), (inner, columns)))
-        products: dict[str, list[Callable[[], object]]] = {"float32": [_times(left, right)]}
+        products: dict[str, list[Callable[[], object]]] = {"float32": [_product(left, right)]}
         if device.type == "cpu":
             a, b = left.numpy(), right.numpy()
             products["float32"].append(lambda a=a, b=b: np.matmul(a, b))  # type: ignore[misc]
-        # On the CPU nothing multiplies in float16, where torch takes seconds.
+        # CPUs do not multiply in float16, and torch would take seconds.
         for dtype in (torch.bfloat16,) if device.type == "cpu" else (torch.bfloat16, torch.float16):
-            products[str(dtype).removeprefix("torch.")] = [_times(left.to(dtype), right.to(dtype))]
+            products[str(dtype).removeprefix("torch.")] = [_product(left.to(dtype), right.to(dtype))]
         if inner % 8 == columns % 8 == 0:
             x, y = ((10 * each).to(torch.int8) for each in (left, right))
             products["int8"] = [lambda x=x, y=y: torch._int_mm(x, y)]  # type: ignore[misc]
@@ -136,7 +136,7 @@ def ceilings(device: torch.device, batch: int, dim: int) -> dict[str, float]:
     return found
 
 
-def _times(left: Tensor, right: Tensor) -> Callable[[], object]:
+def _product(left: Tensor, right: Tensor) -> Callable[[], object]:
     return lambda: left @ right
 
 

@@ -1,8 +1,8 @@
-"""What the benchmark compares: steps written anew from others' formulas, and the banks of this project.
+"""Bank steps to compare: reimplementations of other projects' formulas, and the banks of msf-faiss.
 
-A step stores M new embeddings, finds neighbours of each among all that are stored, and makes of them what the loss
-needs. The others' steps share one plain ring, in which each writes the same vectors to the same place; each of our
-banks holds its own.
+A step stores M new embeddings, finds the neighbours of each among all stored ones, and computes what the loss needs.
+The other implementations share a plain ring, in which each writes the same vectors to the same slots. Each bank of
+msf-faiss has its own ring.
 
 Shapes: N slots, B queries, K neighbours, D dimensions.
 """
@@ -26,41 +26,41 @@ YARDSTICKS = ("authors", "faiss")
 
 
 class Work(NamedTuple):
-    """What a search cannot do without, to be compared with the machine's ceilings."""
+    """Minimum work of a search, for comparison with the ceilings of the machine."""
 
     flops: float
-    precision: str  # of the multiplications; names a ceiling
+    precision: str  # of the multiplications; key of a ceiling
     read: float  # bytes
 
 
 class Row(Protocol):
-    """One way of doing the step, in three parts that are timed one by one. Vectors are [B, D] on the ring's device."""
+    """An implementation of the step, in three parts timed one by one. Vectors are [B, D] on the ring's device."""
 
     @property
     def ring(self) -> Tensor:
-        """[N, D], the entries it searches."""
+        """The entries that are searched, [N, D]."""
 
     def push(self, vectors: Tensor, ids: Tensor, start: int) -> None:
-        """Store `vectors` under `ids` [B]; `start` vectors were pushed before."""
+        """Store `vectors` with `ids`, [B], after `start` earlier vectors."""
 
     def search(self, queries: Tensor, k: int) -> Tensor:
-        """Slots [B, K] of the neighbours."""
+        """Return the slots of the neighbours, [B, K]."""
 
     def mean(self, slots: Tensor) -> Tensor:
-        """What the loss takes from the neighbours of the last search."""
+        """Return what the loss needs of the neighbours of the last search."""
 
     def work(self, batch: int) -> Work | None:
-        """Of a search of `batch` queries; None where it depends on the data."""
+        """Return the minimum work of a search with `batch` queries; None if it depends on the data."""
 
 
 class PlainRing:
-    """A ring without a counter of its own, so that several rows can each write the same vectors to it."""
+    """A ring without a counter, so that several rows can write the same vectors to it."""
 
     def __init__(self, capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.entries = torch.zeros(capacity, dim, dtype=dtype, device=device)  # [N, D]
 
     def write(self, vectors: Tensor, start: int) -> None:
-        """Put at most N `vectors` where they belong if `start` were pushed before."""
+        """Write at most N `vectors` to the slots after `start` earlier vectors."""
         start, count = start % self.entries.shape[0], vectors.shape[0]
         before_wrap = min(count, self.entries.shape[0] - start)
         self.entries[start : start + before_wrap].copy_(vectors[:before_wrap])
@@ -68,7 +68,7 @@ class PlainRing:
 
 
 class _Plain:
-    """What the rows over the plain ring have in common."""
+    """Base of the rows on the plain ring."""
 
     def __init__(self, ring: PlainRing) -> None:
         self._ring = ring
@@ -86,10 +86,10 @@ class _Plain:
 
 
 class Authors(_Plain):
-    """The step of the method's authors: clone the queue, distances of target and query to all of it, top-k, gather.
+    """The authors' step: clone the queue, distances of targets and queries to all entries, top-k, gather.
 
-    The loss is linear in the targets' neighbours, so `mean` gives the distances averaged over them, [B]; their query is
-    another view's embedding, here the target itself, which costs the same.
+    `mean` returns the distances averaged over the neighbours, [B]. The authors' query is the embedding of another view;
+    here it is the target itself, which costs the same.
     """
 
     def search(self, queries: Tensor, k: int) -> Tensor:
@@ -115,7 +115,7 @@ class Torch(_Plain):
 
 
 class Lightly(_Plain):
-    """Lightly's nearest-neighbour memory bank: clone and normalise the bank, similarity to all, argmax; k is 1."""
+    """lightly's nearest-neighbour memory bank: clone and normalise the bank, all similarities, argmax (k = 1)."""
 
     def search(self, queries: Tensor, k: int) -> Tensor:
         self._bank = self.ring.clone()
@@ -131,7 +131,7 @@ class Lightly(_Plain):
 
 
 class Faiss(_Plain):
-    """FAISS's brute force as it comes: only the search, so its push and mean do nothing."""
+    """FAISS's exact search alone; push and mean do nothing."""
 
     def push(self, vectors: Tensor, ids: Tensor, start: int) -> None:
         pass
@@ -151,7 +151,7 @@ class Faiss(_Plain):
 
 
 class Ours:
-    """A bank of this project, through its public methods only."""
+    """A bank of msf-faiss, through its public methods."""
 
     def __init__(self, config: BankConfig, dim: int, device: torch.device) -> None:
         self.bank: Bank = create_bank(config, dim=dim, device=device)
@@ -178,7 +178,9 @@ class Ours:
             case ScanBankConfig(scan="int8"):
                 return Work(2.0 * batch * numbers, "int8", 1.0 * numbers)
             case FlatBankConfig():
-                converted = self.bank.device.type == "cpu" and self._config.engine == "faiss"  # it reads float32 there
+                converted = (
+                    self.bank.device.type == "cpu" and self._config.engine == "faiss"
+                )  # FAISS reads float32 there
                 precision = "float32" if converted else self._config.dtype
                 return Work(2.0 * batch * numbers, precision, float(numbers * self.bank.dtype.itemsize))
         return None

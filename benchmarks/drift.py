@@ -1,14 +1,14 @@
-"""How well banks keep finding neighbours while the encoder changes.
+"""Measure the recall of banks while the encoder changes.
 
     python benchmarks/drift.py [--size 262144] [--cosines 0.7 0.3] [--rotations 3] [--json FILE]
 
-The centres of clustered data (`bank_data.Clustered`) move towards other centres, so that over one rotation of the bank
-(as many pushed vectors as it has slots) each one's cosine with where it began the rotation falls to the given value; in
-every rotation they move another way. Several times a rotation every bank is searched, by the vectors that were pushed
-last, and compared with an exact search of its ring. No bank is told to improve: this is what its design alone holds.
+The centres of clustered data (`bank_data.Clustered`) move towards other centres. Over one rotation of the bank (as many
+pushed vectors as it has slots), the cosine of each centre with its position at the start of the rotation falls to the
+given value; each rotation moves them in a new direction. Several times per rotation, every bank is searched with the
+vectors pushed last and compared with an exact search of its ring. No bank is adjusted after these checks.
 
-The first row is what an index that is only updated would do: FAISS's inverted file of 8-bit codes with the centroids of
-the start, the shortlist re-ranked from the ring.
+The first row is an index that is only updated: FAISS's inverted file of 8-bit codes with the initial centroids, and its
+shortlist re-ranked from the ring.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _SHORTLIST = 2  # times k + 1, as in the trial
 
 
 class FrozenIvf(RingBank):
-    """An inverted file whose centroids stay as they were when the ring was full for the first time.
+    """An inverted file whose centroids are frozen when the ring is first full.
 
     Args:
-        probes: lists that a query looks into.
+        probes: lists to search per query.
     """
 
     def __init__(self, capacity: int, dim: int, *, probes: int = 16) -> None:
@@ -70,12 +70,12 @@ class FrozenIvf(RingBank):
             index.add(self._entries.numpy())
             index.set_direct_map_type(faiss.DirectMap.Array)
             index.nprobe = self._probes
-            self._quantizer, self._index = quantizer, index  # the index does not own its quantiser
+            self._quantizer, self._index = quantizer, index  # keeps the quantiser alive; the index does not own it
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         wanted = _SHORTLIST * k
         slots = torch.from_numpy(self._index.search(queries.numpy(), wanted)[1])  # [B, C]
-        # Of too few entries in the probed lists FAISS gives -1: the query's own list has far more than these here.
+        # If the probed lists have too few entries, FAISS returns -1; here the query's own list has far more.
         assert int(slots.min()) >= 0
         return canonical(queries, self._entries, slots, self.age(slots), k)
 
@@ -94,9 +94,9 @@ class Drift:
     """Clustered vectors whose centres move.
 
     Args:
-        source: draws them.
-        period: vectors of one rotation.
-        cosine: of a centre with where it began the rotation, at the end of it.
+        source: generator of the vectors.
+        period: vectors per rotation.
+        cosine: of a centre at the end of a rotation with its position at the start.
     """
 
     def __init__(self, source: Clustered, period: int, cosine: float) -> None:
@@ -104,12 +104,12 @@ class Drift:
         self._drawn = 0
 
     def draw(self, count: int) -> Tensor:
-        """The next vectors: [M, D]. The centres move once before each draw."""
+        """Move the centres, and return the next vectors, [M, D]."""
         if self._drawn % self._period < count:
             self._from = self._source.centres
             other = self._source.fresh_centres()
             along = (other * self._from).sum(dim=1, keepdim=True) * self._from
-            self._towards = normalize(other - along, dim=1)  # [C, D], orthogonal to where they are
+            self._towards = normalize(other - along, dim=1)  # [C, D], orthogonal to the current centres
         angle = self._angle * (self._drawn % self._period + count) / self._period
         self._drawn += count
         self._source.centres = math.cos(angle) * self._from + math.sin(angle) * self._towards
@@ -117,7 +117,7 @@ class Drift:
 
 
 def measure(cosine: float, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One dict for each row and rotation."""
+    """Return one dict per row and rotation."""
     source = Clustered(options.dim, options.seed)
     banks: dict[str, Bank] = {name: _bank(name, options) for name in options.rows}
     pushed = 0
@@ -127,7 +127,7 @@ def measure(cosine: float, options: argparse.Namespace) -> list[dict[str, Any]]:
         for bank in banks.values():
             bank.push(vectors, ids)
         pushed += count
-    # An index that is built while pushes go on is there after a quarter of a rotation without drift.
+    # Indexes that are built during pushes exist after a quarter of a rotation without drift.
     for _ in range(options.size // 4 // options.batch):
         vectors, ids = source.draw(options.batch), torch.arange(pushed, pushed + options.batch)
         for bank in banks.values():
@@ -163,7 +163,7 @@ def measure(cosine: float, options: argparse.Namespace) -> list[dict[str, Any]]:
                     "search_ms": statistics.median(searches[name]),
                     "push_ms": statistics.fmean(pushes[name]),
                     "push_ms_max": max(pushes[name]),
-                    "readings": banks[name].metrics(),
+                    "bank_metrics": banks[name].metrics(),
                 }
             )
             shown = found[-1]
@@ -174,7 +174,7 @@ def measure(cosine: float, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """A line for each cosine and row: recall (least, mean) by rotation, then the milliseconds of the last rotation."""
+    """Format a line per cosine and row: recall (minimum, mean) per rotation, then milliseconds of the last rotation."""
     lines = []
     for cosine in dict.fromkeys(each["cosine"] for each in found):
         rows = [each for each in found if each["cosine"] == cosine]
@@ -201,7 +201,7 @@ def _bank(name: str, options: argparse.Namespace) -> Bank:
 
 
 def _exact(bank: Bank, queries: Tensor, count: int) -> Tensor:
-    ring = bank.state_dict()["embeddings"]  # every bank's holds the same
+    ring = bank.state_dict()["embeddings"]  # the same for every bank
     return search_exactly(default_engine(_CPU), queries, ring, [(0, ring.shape[0])], bank.age, count).slots
 
 
@@ -216,21 +216,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=262_144, help="entries of each bank")
     parser.add_argument("--cosines", type=float, nargs="+", default=[0.7, 0.3])
     parser.add_argument("--rotations", type=int, default=3)
-    parser.add_argument("--checks", type=int, default=8, help="a rotation")
+    parser.add_argument("--checks", type=int, default=8, help="checks per rotation")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--k", type=int, default=5, help="neighbours that count, the own entry left out")
+    parser.add_argument("--k", type=int, default=5, help="neighbours, without the own entry")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows", type=lambda text: text.split(","), default=list(ROWS), help=f"choose from {', '.join(ROWS)}"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in ROWS]:
-        parser.error(f"there is no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown rows: {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     set_threads(options.threads)
     found = [each for cosine in options.cosines for each in measure(cosine, options)]
-    print(f"recall@{options.k} of {CLASSES:,} moving classes, the least and the mean of a rotation's checks;")
-    print(f"milliseconds of the last rotation: search (median) and push (mean, longest) of {options.batch} vectors\n")
+    print(f"recall@{options.k} of {CLASSES:,} moving classes, minimum and mean of the checks of each rotation;")
+    print(f"milliseconds in the last rotation: search (median) and push (mean, maximum) of {options.batch} vectors\n")
     print(table(found))
     if options.json:
         settings = {name: getattr(options, name) for name in ("size", "batch", "dim", "k", "threads", "seed", "checks")}

@@ -1,11 +1,11 @@
-"""The input pipeline alone, from JPEGs to both normalised views, beside those of PIL, torchvision and kornia.
+"""Compare the input pipeline, from JPEGs to both normalised views, with PIL, torchvision and kornia.
 
     python benchmarks/input.py PARQUET [--size 224] [--enlarge 1000] [--batch 64] [--batches 6] [--rounds 5]
 
-PARQUET holds images as `data.kind: parquet` wants them; `--enlarge` makes their shorter side so long and encodes them
-anew. Rows take turns within each round, each with as many workers as the others; all are read through the same loader.
-CPU milliseconds are of all processes, per image; figures are medians of the rounds, ratios medians of the rounds'
-ratios. Loading begins before the clock does.
+PARQUET has images in the format of `data.kind: parquet`; `--enlarge` resizes their shorter side and encodes them again.
+Rows take turns within each round and use the same loader with the same number of workers. CPU milliseconds are per
+image, summed over all processes. Figures are medians over the rounds, ratios are medians of the ratios of each round.
+Loading starts before the clock.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Views = tuple[Tensor, Tensor]  # weak and strong, [B, 3, S, S] float32 each
 
 
 class PilPipeline:
-    """Torchvision's transforms of PIL images, one by one: what most code does."""
+    """torchvision's transforms of PIL images, one by one, as most code does it."""
 
     def __init__(self, jpegs: Sequence[bytes], config: ViewsConfig) -> None:
         self.jpegs, self.config = jpegs, config
@@ -69,7 +69,7 @@ class PilPipeline:
 
 
 class V2Pipeline:
-    """Torchvision's v2 transforms of uint8 tensors, one by one."""
+    """torchvision's v2 transforms of uint8 tensors, one by one."""
 
     def __init__(self, jpegs: Sequence[bytes], config: ViewsConfig) -> None:
         self.jpegs, self.config = jpegs, config
@@ -97,7 +97,7 @@ class V2Pipeline:
 
 
 class KorniaPipeline(V2Pipeline):
-    """kornia's batched augmentations of float tensors; the images must be of one size."""
+    """kornia's batched augmentations of float tensors; all images must have the same size."""
 
     @cached_property
     def transforms(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -121,7 +121,7 @@ class KorniaPipeline(V2Pipeline):
 
 
 class JpegSource:
-    """A `Source` over encoded images in memory."""
+    """A `Source` of encoded images in memory."""
 
     labels, classes, in_memory = None, None, False
 
@@ -142,7 +142,7 @@ class JpegSource:
 
 
 class OurPipeline:
-    """This package's: views of bytes from the workers, normalised in the main process, as in training on a CPU."""
+    """msf-faiss: 8-bit views from the workers, normalised in the main process, as in training on a CPU."""
 
     source = JpegSource
 
@@ -156,20 +156,20 @@ class OurPipeline:
 
 
 class FullSizeSource(JpegSource):
-    """Decodes all of an image, however large."""
+    """Decodes images in full size."""
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return super().decode(ids)
 
 
 class FullSizePipeline(OurPipeline):
-    """The same without reduced decoding."""
+    """msf-faiss without downscaling while decoding."""
 
     source = FullSizeSource
 
 
 class Done(NamedTuple):
-    """A batch, and how much CPU time its process had used when it was ready."""
+    """A batch, and the CPU time that its process had used when it was ready."""
 
     views: Views | tuple[Crops, Crops]
     process: int
@@ -177,7 +177,7 @@ class Done(NamedTuple):
 
 
 class Work:
-    """Makes the batch of a number; pickled into the workers."""
+    """Makes the batch with a given number; pickled into the workers."""
 
     def __init__(self, make: PilPipeline | V2Pipeline | OurPipeline, images: int, batch: int) -> None:
         self.make, self.images, self.batch = make, images, batch
@@ -188,26 +188,26 @@ class Work:
         return Done(views, os.getpid(), time.process_time())
 
 
-def finished(done: Done, config: ViewsConfig) -> None:
-    """What the main process has to do until both views can be trained with."""
+def finish(done: Done, config: ViewsConfig) -> None:
+    """Do the part of the main process, until both views are ready for training."""
     for view in done.views:
         view = view.augment(config) if isinstance(view, Crops) else view
         assert view.dtype == torch.float32
 
 
 def measure(work: Work, config: ViewsConfig, *, workers: int, batches: int) -> tuple[float, float]:
-    """Images a second, and CPU milliseconds an image."""
+    """Return images per second and CPU milliseconds per image."""
     results: Iterator[Done] = load(work, count(), workers=workers)
     first: dict[int, float] = {}
-    warm_up = 1 + 3 * workers  # what the workers have made before they are asked for
+    warm_up = 1 + 3 * workers  # batches that the workers make ahead
     for _ in range(warm_up):
         done = next(results)
-        finished(done, config)
+        finish(done, config)
         first[done.process] = done.seconds
     own, wall, last = time.process_time(), time.perf_counter(), dict(first)
     for _ in range(batches):
         done = next(results)
-        finished(done, config)
+        finish(done, config)
         last[done.process] = done.seconds
     wall, own = time.perf_counter() - wall, time.process_time() - own
     results.close()  # type: ignore[attr-defined]
@@ -234,24 +234,24 @@ def _enlarged(encoded: bytes, shorter: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parquet")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a view's side")
-    parser.add_argument("--enlarge", type=int, help="shorter side that the images are given first")
+    parser.add_argument("--size", type=int, default=224, help="side of the views in pixels")
+    parser.add_argument("--enlarge", type=int, help="resize the shorter side of the images to this first")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=6, help="that are timed each round")
+    parser.add_argument("--batches", type=int, default=6, help="timed batches per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     set_threads(1)
     jpegs = read_jpegs(arguments.parquet, arguments.images, arguments.enlarge)
     config = ViewsConfig(size=arguments.size)
-    makers = {"PIL": PilPipeline, "torchvision v2": V2Pipeline, "kornia": KorniaPipeline, "this package": OurPipeline}
+    makers = {"PIL": PilPipeline, "torchvision v2": V2Pipeline, "kornia": KorniaPipeline, "msf-faiss": OurPipeline}
     if arguments.enlarge:
-        makers["this package, undiminished"] = FullSizePipeline
+        makers["msf-faiss, decoding in full size"] = FullSizePipeline
     if find_spec("kornia") is None:
         del makers["kornia"]
     print(f"{len(jpegs)} images, views of {arguments.size} px, torch {torch.__version__}")
-    print("| workers | pipeline | images/s | CPU ms an image | images/s ÷ PIL's | PIL's CPU ÷ its |")
+    print("| workers | pipeline | images/s | CPU ms per image | images/s ÷ PIL's | PIL's CPU ÷ its |")
     print("|---|---|---|---|---|---|")
     for workers in arguments.workers:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}

@@ -1,10 +1,10 @@
-"""A bank of millions on one machine: what it takes to fill, to step, and to hold.
+"""Measure time and memory of a bank of millions on one machine.
 
     python benchmarks/large_bank.py [--size 4194304] [--dtype bfloat16] [--steps 200] [--json FILE]
 
-Fills an inverted file with clustered vectors in chunks (nothing but the bank ever holds them all), then times steps of
-push, search and mean, and compares the answers with an exact search of the ring now and then. The memory printed is the
-most that the process ever had resident, with torch, FAISS and everything else in it (Linux).
+Fills an inverted file with clustered vectors in chunks (only the bank stores all of them), then times steps of push,
+search and mean, and compares some results with an exact search of the ring. The memory printed is the peak resident
+memory of the process, including torch and FAISS (Linux).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from msf_faiss.bank import ApproximateBank, create_bank
 from msf_faiss.config import IvfBankConfig, IvfConfig
 from msf_faiss.search.faiss_setup import set_threads
 
-_CHUNK = 4_096  # vectors of a push while the bank is filled
+_CHUNK = 4_096  # vectors per push while filling the bank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     bank = create_bank(config, dim=options.dim, device=torch.device("cpu"))
     assert isinstance(bank, ApproximateBank)
-    whole = options.size + options.size // 8  # an index that is built while pushes go on is there by then
+    whole = options.size + options.size // 8  # by then, an index that is built during pushes exists
     started = time.perf_counter()
     while bank.pushed < whole:
         count = min(_CHUNK, whole - bank.pushed)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "step_ms_p95": statistics.quantiles(times, n=20)[-1],
         "step_ms_max": max(times),
         "recalls": recalls,
-        "readings": bank.metrics(),
+        "bank_metrics": bank.metrics(),
     }
     print(f"{bank}")
     print(
@@ -91,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(
         f"{options.steps} steps of {options.batch}: median {report['step_ms_median']:.1f} ms, "
-        f"p95 {report['step_ms_p95']:.1f}, longest {report['step_ms_max']:.1f}"
+        f"p95 {report['step_ms_p95']:.1f}, maximum {report['step_ms_max']:.1f}"
     )
-    print(f"recall@{options.k}, own entry left out: {', '.join(f'{value:.4f}' for value in recalls)}")
-    print(", ".join(f"{name} {value:g}" for name, value in report["readings"].items()))
+    print(f"recall@{options.k}, own entry excluded: {', '.join(f'{value:.4f}' for value in recalls)}")
+    print(", ".join(f"{name} {value:g}" for name, value in report["bank_metrics"].items()))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

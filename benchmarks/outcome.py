@@ -1,9 +1,9 @@
-"""One SHA-256 of what training ends in: to show that a refactoring changed no bit of it.
+"""Print a SHA-256 of the outcome of training, to show that a refactoring changes no bit of it.
 
     python benchmarks/outcome.py            (about ten minutes on two cores; --only demo,ivf for some cases)
 
-Each case is a run by the command line in a temporary folder. A digest covers every tensor of the last
-checkpoint's model, optimizer and bank, sorted by file and name. Run it before and after a change, on one machine.
+Each case is a run of the command line in a temporary folder. Its digest covers all tensors of model, optimizer and bank
+in the last checkpoint, sorted by file and name. Run it before and after a change, on the same machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SHORT = ["--set", "train.max_steps=96"]
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 CASES: dict[str, list[str]] = {
     "demo": [],
-    "resumed": [],  # the same, ended by SIGTERM half-way and started again
+    "resumed": [],  # the same run, ended by SIGTERM half-way and resumed
     "flat": SHORT,
     "reference": [*SHORT, "--set", "bank.kind=reference"],
     "scan bf16": [*SHORT, "--set", "bank.kind=scan", "--set", "bank.scan=bf16"],
@@ -37,7 +37,7 @@ CASES: dict[str, list[str]] = {
 
 
 def digest(run_dir: Path) -> str:
-    """SHA-256 over the names, shapes, dtypes and bytes of all tensors of the last checkpoint."""
+    """Return the SHA-256 of names, shapes, dtypes and bytes of all tensors in the last checkpoint."""
     last = max(path for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-"))
     total = hashlib.sha256()
     for path in sorted(last.glob("*.safetensors")):
@@ -50,7 +50,7 @@ def digest(run_dir: Path) -> str:
 
 
 def train(run_dir: Path, settings: list[str], *, ranks: bool, end_at: int | None = None) -> None:
-    """Run `pretrain demo`; with `end_at` send SIGTERM once that step was reported."""
+    """Run `pretrain demo`; with `end_at`, send SIGTERM once status.json reports that step."""
     command = [sys.executable, *(RANKS if ranks else []), "-m", "msf_faiss_cli", "pretrain", "demo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if ranks else None
     with subprocess.Popen(
@@ -78,7 +78,7 @@ def _step(run_dir: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names of cases, separated by commas")
+    parser.add_argument("--only", help="comma-separated names of cases")
     chosen = parser.parse_args().only
     total = hashlib.sha256()
     for name, settings in CASES.items():

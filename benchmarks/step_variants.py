@@ -1,9 +1,9 @@
-"""What benchmarks/step.py compares: the authors' whole step, ours, and the bare computing of the same networks.
+"""Variants of benchmarks/step.py: the authors' complete step, ours, and the networks alone.
 
-Each is run in a process of its own (`main` below), which does so many steps whenever it reads a number, and answers
-with the seconds of each.
+Each runs in its own process (`main` below). Whenever the process reads a number, it runs that many steps and prints the
+seconds of each.
 
-Shapes: B images a step, N entries of the bank, S pixels of a side, D dimensions, K neighbours.
+Shapes: B images per step, N entries of the bank, S pixels per side, D dimensions, K neighbours.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train import state as training_state
 from msf_faiss.train.trainer import pretrain
 
-_CHUNK = 16_384  # entries pushed at a time while a bank is filled
+_CHUNK = 16_384  # entries per push while filling a bank
 _MOMENTUM = 0.99
 
 
 class Authors:
-    """The loop of the method's authors, written anew from its description.
+    """The authors' loop, reimplemented from its description.
 
-    Every image is decoded and goes through torchvision's transforms of PIL images in worker processes; float32 in the
-    contiguous layout; the moving average makes a new tensor of each weight; a step clones the whole bank, and has the
-    distances of targets and of queries to all of it as [B, N] matrices; it waits for the device and reads two numbers.
+    Workers decode each image and apply torchvision's transforms of PIL images. Networks run in float32 in contiguous
+    layout, and the EMA creates a new tensor for each weight. A step clones the whole bank, computes the distances of
+    targets and of queries to all entries as [B, N] matrices, synchronises with the device and reads two numbers.
     """
 
     def __init__(self, config: Config, workers: int) -> None:
@@ -109,20 +109,20 @@ class Authors:
 
 
 class Ours:
-    """`msf_faiss.train.trainer.pretrain` as it is, with a bank that is full from the start."""
+    """`msf_faiss.train.trainer.pretrain` with a bank that is full from the start."""
 
     def __init__(self, config: Config, steps: int) -> None:
-        """`steps`: between two reports, which is what a run of steps is timed by."""
+        """`steps`: steps between two progress events, which delimit the timed steps."""
         training_state.create_bank = filled_bank  # type: ignore[attr-defined]
         train = config.train.model_copy(update={"log_every": steps})
         self.folder, self.steps = TemporaryDirectory(), steps
-        self.reports = pretrain(config.model_copy(update={"train": train}), Path(self.folder.name) / "run")
-        next(self.reports)
+        self.events = pretrain(config.model_copy(update={"train": train}), Path(self.folder.name) / "run")
+        next(self.events)
 
     def run(self, steps: int) -> list[float]:
-        assert steps == self.steps, "a run reports after a fixed number of steps"
+        assert steps == self.steps, "progress is reported after a fixed number of steps"
         start = time.perf_counter()
-        while not isinstance(next(self.reports), TrainingProgress):
+        while not isinstance(next(self.events), TrainingProgress):
             pass
         return [(time.perf_counter() - start) / steps] * steps
 
@@ -159,10 +159,10 @@ class Ceiling:
 
 
 class PilImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
-    """Images decoded by PIL, and their two views by torchvision's transforms of PIL images."""
+    """Two views of each image, decoded by PIL and transformed by torchvision."""
 
     def __init__(self, config: Config) -> None:
-        assert isinstance(config.data, ParquetData), "the benchmark's images lie in a parquet file"
+        assert isinstance(config.data, ParquetData), "the images must be in a Parquet file"
         table = pq.read_table(config.data.path)
         self.encoded, self.labels = table["image"].combine_chunks().field("bytes"), table["label"].to_numpy()
         weak, strong = PilPipeline([], config.views).transforms
@@ -178,14 +178,14 @@ class PilImages(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def entries(dim: int, count: int) -> Iterator[Tensor]:
-    """Clustered unit vectors, [<= 16384, D] at a time, `count` in all."""
+    """Yield `count` clustered unit vectors in chunks of up to [16384, D]."""
     source = Clustered(dim, seed=0)
     for start in range(0, count, _CHUNK):
         yield source.draw(min(_CHUNK, count - start))
 
 
 def filled_bank(*arguments: Any, **named: Any) -> Bank:
-    """`create_bank`, and the bank filled."""
+    """Create a bank as `create_bank` does, and fill it."""
     bank, done = create_bank(*arguments, **named), 0
     for vectors in entries(bank.dim, bank.capacity):
         ids = torch.arange(done, done + len(vectors), device=bank.device) % named.get("images", bank.capacity)
@@ -200,18 +200,18 @@ def endless(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Sequence[Tenso
 
 
 def main() -> None:
-    """A variant as the JSON in the first argument says; numbers of steps on stdin, seconds on stdout."""
-    said = json.loads(sys.argv[1])
-    config = Config.model_validate(said["config"])
+    """Run the variant described by the JSON of the first argument; reads step counts on stdin, prints seconds."""
+    settings = json.loads(sys.argv[1])
+    config = Config.model_validate(settings["config"])
     if config.train.threads is not None:
         set_threads(config.train.threads)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         variant = (
-            Authors(config, said["workers"])
-            if said["variant"] == "authors"
-            else Ours(config, said["steps"])
-            if said["variant"] == "ours"
+            Authors(config, settings["workers"])
+            if settings["variant"] == "authors"
+            else Ours(config, settings["steps"])
+            if settings["variant"] == "ours"
             else Ceiling(config)
         )
         print("ready", file=answers, flush=True)

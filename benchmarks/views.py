@@ -1,9 +1,9 @@
-"""CPU time of the views of one batch, stage by stage, against torchvision's v2 transforms image by image.
+"""Compare the CPU time of the views of a batch, stage by stage, with torchvision's v2 transforms, image by image.
 
     python benchmarks/views.py [--size 32] [--batch 128] [--rounds 15]
 
-Variants take turns within each round, so that other load on the machine slows all of them. Times are CPU milliseconds
-of one thread for a batch (medians); ratios are medians of the ratios within each round.
+Variants take turns within each round, so that other load slows all of them. Times are CPU milliseconds per batch on one
+thread (medians); ratios are medians of the ratios of each round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def torchvision_strong(config: ViewsConfig) -> Callable[[torch.Tensor], torch.Te
 
 
 def variants(size: int, batch: int) -> dict[str, Callable[[], object]]:
-    """What to measure, by name."""
+    """Return the functions to measure, by name."""
     config = ViewsConfig(size=size)
     images = list(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8))
 

@@ -1,4 +1,4 @@
-"""The step benchmark on a tiny net: that its variants train and take turns. How fast anything is, is not tested."""
+"""Variants of the step benchmark train and take turns, on a tiny network. Speed is not tested."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ CONFIG = Config(
 
 
 @pytest.mark.shared_data
-def test_the_authors_loop_trains_on_the_same_images(shared_data: Path) -> None:
+def test_authors_loop_trains(shared_data: Path) -> None:
     data = ParquetData(path=shared_data / "imagenette224_mini_val.parquet")
     authors = step_variants.Authors(CONFIG.model_copy(update={"data": data}), workers=0)
     before = authors.queue.clone()
@@ -42,8 +42,8 @@ def test_the_authors_loop_trains_on_the_same_images(shared_data: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_the_authors_step_is_ours(shared_data: Path) -> None:
-    """The same loss and the same weights after it, from the same views and the same bank."""
+def test_authors_step_equals_ours(shared_data: Path) -> None:
+    """From the same views and bank, both reach the same loss and weights."""
     data = ParquetData(path=shared_data / "imagenette224_mini_val.parquet")
     authors = step_variants.Authors(CONFIG.model_copy(update={"data": data}), workers=0)
     bank = step_variants.filled_bank(CONFIG.bank, dim=8, device=torch.device("cpu"))
@@ -55,13 +55,13 @@ def test_the_authors_step_is_ours(shared_data: Path) -> None:
     rate = CONFIG.optimizer.learning_rate
     ours, found = train_step(state, online, target, labels, k=3, learning_rate=rate, momentum=0.99)
     assert theirs == pytest.approx(float(ours), rel=1e-5)  # float32
-    assert purity >= 1 / 3  # which counts the own entry
+    assert purity >= 1 / 3  # includes the own entry
     assert found.slots[:, 0].tolist() == list(range(8))
     for name, weight in model.named_parameters():
         torch.testing.assert_close(authors.model.get_parameter(name), weight, rtol=1e-4, atol=1e-5)  # one step, float32
 
 
-def test_the_ceiling_leaves_nothing_behind() -> None:
+def test_ceiling_clears_gradients() -> None:
     ceiling = step_variants.Ceiling(CONFIG)
     assert len(ceiling.run(2)) == 2
     assert all(parameter.grad is None for parameter in ceiling.model.parameters())
@@ -69,7 +69,7 @@ def test_the_ceiling_leaves_nothing_behind() -> None:
 
 @pytest.mark.shared_data
 @pytest.mark.slow  # three processes that import torch
-def test_variants_take_turns_and_a_report_is_written(shared_data: Path, tmp_path: Path) -> None:
+def test_variants_take_turns_and_write_a_report(shared_data: Path, tmp_path: Path) -> None:
     tiny = "model.backbone={kind: narrow, width: 4, depths: [1], strides: [4]}"
     command = [sys.executable, str(BENCHMARKS / "step.py"), "imagenette"]
     command += [str(shared_data / "imagenette224_mini_val.parquet"), "--banks", "64:flat", "--batch", "8"]
@@ -97,6 +97,6 @@ def test_variants_take_turns_and_a_report_is_written(shared_data: Path, tmp_path
     assert all(len(row["rounds"]) == 2 and row["images_per_second"] > 0 for row in results.values())
 
 
-def test_banks_are_named_with_their_kind() -> None:
-    assert step.bank_of("1048576:scan-bf16") == (1_048_576, "scan-bf16")
-    assert step.bank_of("1000") == (1000, "flat")
+def test_parse_bank_reads_capacity_and_kind() -> None:
+    assert step.parse_bank("1048576:scan-bf16") == (1_048_576, "scan-bf16")
+    assert step.parse_bank("1000") == (1000, "flat")
