@@ -96,7 +96,7 @@ def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
 @overload
 def embed(
     encoder: TrainedEncoder,
-    images: Path | str | Sequence[Image.Image | Tensor | Path] | None = None,
+    images: Path | str | Sequence[Image.Image | Tensor | Path | str] | None = None,
     *,
     split: Split = "train",
     overrides: Sequence[str] = (),
@@ -120,7 +120,7 @@ def embed(
 
 def embed(
     encoder: TrainedEncoder,
-    images: Path | str | Sequence[Image.Image | Tensor | Path] | None = None,
+    images: Path | str | Sequence[Image.Image | Tensor | Path | str] | None = None,
     *,
     split: Split = "train",
     overrides: Sequence[str] = (),

@@ -19,7 +19,7 @@ from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_model
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
 from msf_faiss.embeddings import files as embedding_files
-from msf_faiss.embeddings.embedder import Embedder, open_embedder, write_embeddings
+from msf_faiss.embeddings.embedder import Embedder, embed, open_embedder, write_embeddings
 from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.extract import extract
 from msf_faiss.embeddings.files import METADATA_KEY, images_table
@@ -101,6 +101,28 @@ def test_npy(run: Path, tmp_path: Path, dtype: Any) -> None:
     assert rows["id"].to_pylist() == list(range(11))
     assert json.loads(rows.schema.metadata[METADATA_KEY])["dtype"] == dtype
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npy", "e.npy.images.parquet"]
+
+
+def test_embed_returns_what_write_embeddings_writes(run: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(run)
+    features = embed(encoder, split="test", normalize=True, batch_size=4)
+    assert features.labels is not None
+    assert features.ids.tolist() == list(range(11))
+    assert embed(encoder, split="test", normalize=True, batch_size=4, out=tmp_path / "e.npy") == 11
+    assert np.array_equal(np.load(tmp_path / "e.npy"), features.embeddings.numpy())
+    assert pq.read_table(images_table(tmp_path / "e.npy"))["label"].to_pylist() == features.labels.tolist()
+
+
+def test_embed_of_a_list_of_images_equals_embed_of_their_folder(run: Path, tmp_path: Path) -> None:
+    folder, encoder = photos(tmp_path / "photos"), load_encoder(run, projector=True)
+    whole = embed(encoder, str(folder))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    single = embed(encoder, files, batch_size=2)
+    torch.testing.assert_close(single.embeddings, whole.embeddings, rtol=SLACK, atol=SLACK)
+    assert (single.labels, single.ids.tolist()) == (None, [0, 1, 2, 3, 4])
+    assert embed(encoder, []).embeddings.shape == (0, 8)
+    with pytest.raises(ValueError, match="only the embeddings of a data set can be written"):
+        embed(encoder, files, out=tmp_path / "e.npy")  # type: ignore[call-overload]
 
 
 def test_hostile_names_and_half_precision(run: Path, tmp_path: Path) -> None:
