@@ -1,4 +1,4 @@
-# Everything runs from a virtual environment that these rules make themselves; nothing needs to be activated.
+# All targets create and use a virtual environment; you need not activate one.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -43,13 +43,13 @@ docs: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --no-isolation
 
-# As root, with debootstrap: the Dockerfile's steps in clean roots (9 GB), then the image's trial.
+# As root, with debootstrap: run the Dockerfile's steps in clean root file systems (9 GB), then test the image.
 docker-replay:
 	$(PYTHON) docker/replay.py build/replay $(REPLAY)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "msf-faiss needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+		{ echo "msf-faiss needs Python 3.11 or newer; pass one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python

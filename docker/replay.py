@@ -229,7 +229,7 @@ class Trial:
 
     def all(self) -> None:
         """Run all tests that need no engine."""
-        self._expect(0, [*self._entry, *self._image.last("CMD").words], says="pretrain")
+        self._expect(0, [*self._entry, *self._image.last("CMD").words], contains="pretrain")
         self._expect(0, ["sh", "-c", "! command -v cc gcc g++ make cmake git"])
         self._expect(0, ["sh", "-c", 'test "$(id -u)" != 0 && ! touch /usr/local/bin/x 2>/dev/null'])
         self._expect(0, [*self._entry, "doctor"])
@@ -241,9 +241,9 @@ class Trial:
             os.kill(pid_of_process_1(process.pid), getattr(signal, self._image.last("STOPSIGNAL").text))
             output, _ = process.communicate(timeout=60)
             self._check(process.returncode == 75, f"SIGTERM while it trains: exit code {process.returncode}", output)
-        self._expect(1, self._health("/runs/trial"), says="interrupted")
-        self._expect(0, training, says="resumed")
-        self._expect(0, self._health("/runs/trial"), says="finished")
+        self._expect(1, self._health("/runs/trial"), contains="interrupted")
+        self._expect(0, training, contains="resumed")
+        self._expect(0, self._health("/runs/trial"), contains="finished")
         for command in ("eval-knn /runs/trial", "inspect-neighbors /runs/trial", "results /runs/trial"):
             self._expect(0, [*self._entry, *command.split()])
         self._expect(0, ["sh", "-c", 'test -z "$(find /runs/trial -not -user 1000)"'])
@@ -256,15 +256,15 @@ class Trial:
         command = self._image.last("HEALTHCHECK").text.partition("CMD ")[2]
         return ["env", f"MSF_FAISS_RUN={run}", *json.loads(command)]
 
-    def _expect(self, code: int, command: list[str], *, says: str = "", user: str | None = None) -> None:
+    def _expect(self, code: int, command: list[str], *, contains: str = "", user: str | None = None) -> None:
         with self._builder.start(self._image, command, user=user) as process:
             output, _ = process.communicate(timeout=300)
         named = shlex.join(command) + (f" as {user}" if user else "")
-        self._check(process.returncode == code and says in output, f"exit code {process.returncode}: {named}", output)
+        self._check(process.returncode == code and contains in output, f"exit code {process.returncode}: {named}", output)
 
-    def _check(self, well: bool, what: str, output: str) -> None:
-        say(f"{'ok  ' if well else 'BAD '} {what}")
-        if not well:
+    def _check(self, ok: bool, what: str, output: str) -> None:
+        say(f"{'ok  ' if ok else 'FAIL'} {what}")
+        if not ok:
             sys.exit(output)
 
     def _read_until(self, process: subprocess.Popen[str], text: str) -> None:
