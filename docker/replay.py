@@ -260,7 +260,9 @@ class Trial:
         with self._builder.start(self._image, command, user=user) as process:
             output, _ = process.communicate(timeout=300)
         named = shlex.join(command) + (f" as {user}" if user else "")
-        self._check(process.returncode == code and contains in output, f"exit code {process.returncode}: {named}", output)
+        self._check(
+            process.returncode == code and contains in output, f"exit code {process.returncode}: {named}", output
+        )
 
     def _check(self, ok: bool, what: str, output: str) -> None:
         say(f"{'ok  ' if ok else 'FAIL'} {what}")
