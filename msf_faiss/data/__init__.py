@@ -1,1 +1,1 @@
-"""Data sources and the batches made of them."""
+"""From images on disk to batches of views."""

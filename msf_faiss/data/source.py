@@ -1,6 +1,6 @@
-"""What a source of images promises, whatever it reads from.
+"""The interface of a data set of images, whatever it reads from. Sources know neither batches nor workers.
 
-Shapes: H, W height and width of a decoded image in pixels.
+Shapes: N images; H, W height and width of a decoded image in pixels.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from torch import Tensor
 from msf_faiss.errors import UserError
 
 Reduce = Callable[[int, int, int], int]
-"""From an image's id, height and width to how many times smaller it may be decoded: 1, 2, 4 or 8."""
+"""From an image's id, height and width to the factor (1, 2, 4 or 8) by which the decoder may reduce both."""
 ReduceOne = Callable[[int, int], int]
-"""The same for one image."""
+"""The same for one image, without its id."""
 
 
 class UnreadableImageError(UserError):
-    """An image that cannot be decoded; the text names its file (and its row) and the decoder's complaint."""
+    """An image cannot be decoded. The message names its file (and row), and says why."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set with random access by id, 0 <= id < len(source). Picklable, so that workers can own a copy."""
+    """Images with random access by id, 0 <= id < len(source). Picklable, so that each worker has a copy."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """[N] class index of each image, -1 where it has none; None for an unlabelled data set."""
+        """[N] class of each image, -1 if it has none; None if the data set is unlabelled."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes, by index; None for an unlabelled data set."""
+        """Names of the classes; None if the data set is unlabelled."""
 
     @property
     def in_memory(self) -> bool:
-        """True if the decoded images are held in memory, so that worker processes do not pay."""
+        """Whether decoded images are in memory, so that decoding costs nothing."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where the image comes from, for people: a path, or a file and its row."""
+        """Where an image comes from, in messages: its path, or its file and row."""
 
     def identity(self) -> str:
-        """Short text that is another where images or their order may be others: a name for what was computed of them.
+        """Short text that changes whenever images or their order may have changed; a key for results computed of them.
 
-        Files count by their path, size and time of modification.
+        Of files, path, size and time of modification count.
         """
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        """Images as uint8 RGB [3, H, W] tensors, in the order of `ids`.
+        """Decode images to uint8 RGB [3, H, W], in the order of `ids`.
 
-        `reduce` is asked about each image that can come n times smaller; its sides are then 1/n, rounded upwards.
+        `reduce` is called for each image that the decoder can reduce; both sides are then divided, rounding up.
 
         Raises:
             UnreadableImageError: at the first image that cannot be decoded.

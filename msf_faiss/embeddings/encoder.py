@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.checkpoint.load import EncoderName, load_model
-from msf_faiss.data.sources.decode import to_rgb
-from msf_faiss.data.sources.folder import decode_file
+from msf_faiss.data.sources.decode import decode_file, to_rgb
 from msf_faiss.device import CPU, select_device
 from msf_faiss.models import Encoder
 from msf_faiss.text import printable

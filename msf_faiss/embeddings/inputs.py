@@ -10,7 +10,7 @@ from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.config import Config
 from msf_faiss.config.load import override_config
 from msf_faiss.data.source import Source
-from msf_faiss.data.sources.detect import data_at
+from msf_faiss.data.sources.detect import detect_data
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.search.faiss_setup import set_threads
@@ -26,7 +26,7 @@ def override_inputs(config: Config, overrides: Sequence[str], data: Path | None 
     Args:
         config: of the checkpoint.
         overrides: `data.KEY=VALUE`, `views.KEY=VALUE` or `train.threads=N`.
-        data: path of the images (see `data.sources.detect.data_at`); None: the images of the config.
+        data: path of the images (see `data.sources.detect.detect_data`); None: the images of the config.
 
     Raises:
         UserError: if there are no data at `data`, or an override changes anything else.
@@ -38,7 +38,7 @@ def override_inputs(config: Config, overrides: Sequence[str], data: Path | None 
                 "set"
             )
     if data is not None:
-        config = config.model_copy(update={"data": data_at(data, config.data)})
+        config = config.model_copy(update={"data": detect_data(data, config.data)})
     return override_config(config, overrides) if overrides else config
 
 

@@ -19,7 +19,7 @@ from msf_faiss.bank import Bank
 from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.data.readable import decode_readable
 from msf_faiss.data.source import Source, UnreadableImageError
-from msf_faiss.data.sources.folder import decode_file
+from msf_faiss.data.sources.decode import decode_file
 from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.gallery import Gallery, open_gallery, thumbnail

@@ -1,1 +1,1 @@
-"""Sources of images, one module a kind, and how a config or a path becomes one."""
+"""Data sets of images in different formats."""

@@ -1,9 +1,10 @@
-"""Decoding of image files to tensors."""
+"""Decode an encoded image, the image in a file, or that in a row of a table."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def decode_image(encoded: bytes, name: Callable[[], str], reduce: ReduceOne | None = None) -> Tensor:
-    """An encoded image as uint8 RGB [3, H, W], turned upright by its EXIF orientation; transparency is dropped.
+    """Decode to uint8 RGB [3, H, W], upright according to the EXIF orientation and without transparency.
 
     Args:
-        encoded: a file's contents.
-        name: what errors call the image.
-        reduce: from height and width, upright, to how many times smaller than that they may come (`base.Reduce`). Only
-            JPEGs do, of which a decoder has less to do the smaller they come.
+        encoded: contents of an image file.
+        name: returns the image's name for messages.
+        reduce: see `ReduceOne`; called with the upright height and width of JPEGs, which are faster to decode when
+            reduced.
 
     Raises:
-        UnreadableImageError: naming `name()`, if it is not an image that Pillow reads completely.
+        UnreadableImageError: if Pillow cannot read the image completely.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -33,34 +34,55 @@ def decode_image(encoded: bytes, name: Callable[[], str], reduce: ReduceOne | No
                 _reduce(image, reduce)
             return to_rgb(image)
     except UnidentifiedImageError:
-        problem = f"{len(encoded)} bytes that are no image of a known format" if encoded else "the file is empty"
-    except Exception as error:  # decoders complain in many types: OSError, SyntaxError, ValueError, struct.error, ...
+        problem = f"{len(encoded)} bytes in no known image format" if encoded else "the file is empty"
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, ValueError, struct.error, ...
         problem = f"{error or type(error).__name__}"
     raise unreadable(name(), problem)
 
 
-def unreadable(name: str, problem: str) -> UnreadableImageError:
-    """The error for an image that cannot be had."""
-    return UnreadableImageError(f"{name}: cannot read this image: {problem}")
+def decode_file(path: Path, name: Callable[[], str], reduce: ReduceOne | None = None) -> Tensor:
+    """Decode the image in a file; arguments as for `decode_image`.
+
+    Raises:
+        UnreadableImageError: if there is no such file or Pillow cannot read it.
+    """
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise unreadable(name(), error.strerror or str(error)) from error
+    return decode_image(encoded, name, reduce)
 
 
-def _reduce(image: Image.Image, reduce: ReduceOne) -> None:
-    """Have the decoder make the image smaller, if `reduce` allows it."""
-    width, height = image.size
-    lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # on its side
-    times = reduce(width, height) if lies else reduce(height, width)
-    if times > 1:
-        image.draft(None, (width // times, height // times))
+def decode_record(
+    encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str], reduce: ReduceOne | None = None
+) -> Tensor:
+    """Decode the image in a row of a table in the Hugging Face convention; arguments as for `decode_image`.
+
+    Args:
+        encoded: its contents, or None.
+        path: if there are no contents, path of its file in `folder`.
+        folder: of the table.
+        name: returns the image's name for messages.
+        reduce: see `decode_image`.
+
+    Raises:
+        UnreadableImageError: if the row has neither, or Pillow cannot read the image.
+    """
+    if encoded is not None:
+        return decode_image(encoded, name, reduce)
+    if path is None:
+        raise unreadable(name(), "it has neither bytes nor a path")
+    return decode_file(folder / path, name, reduce)
 
 
 def to_rgb(image: Image.Image) -> Tensor:
-    """A PIL image as uint8 RGB [3, H, W], turned upright in place by its EXIF orientation.
+    """Convert a PIL image to uint8 RGB [3, H, W], after turning it upright in place by its EXIF orientation.
 
     Raises:
         ValueError: if its pixels are floating-point numbers.
     """
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _SIXTEEN_BITS:  # convert() would cut values off at 255
+    if image.mode in _SIXTEEN_BITS:  # convert() would clip values at 255
         luma = np.asarray(image).astype(np.int64) >> 8
         return torch.from_numpy(np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)).permute(2, 0, 1)
     if image.mode == "F":
@@ -68,3 +90,17 @@ def to_rgb(image: Image.Image) -> Tensor:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if it converts to RGB directly
     return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+
+
+def unreadable(name: str, problem: str) -> UnreadableImageError:
+    """The error for an image that cannot be decoded."""
+    return UnreadableImageError(f"{name}: cannot read this image: {problem}")
+
+
+def _reduce(image: Image.Image, reduce: ReduceOne) -> None:
+    """Let the decoder reduce the image as far as `reduce` allows."""
+    width, height = image.size
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    factor = reduce(width, height) if on_its_side else reduce(height, width)
+    if factor > 1:
+        image.draft(None, (width // factor, height // factor))

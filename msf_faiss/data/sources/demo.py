@@ -1,9 +1,9 @@
-"""The built-in images: ten kinds of grey textures, drawn from a seed, any number of them.
+"""The built-in images: any number of gray textures of ten kinds, generated from a seed.
 
-What varies within a kind is what the training views vary too (place, scale, contrast, light, mirror image) and a little
-rotation, which they do not; so an untrained net and raw pixels do poorly, and a trained one has something to find.
+Images of a kind differ in what the training views vary (position, scale, contrast, light, reflection) and in a small
+rotation, which they do not vary. So raw pixels and untrained networks classify them poorly, and trained ones well.
 
-Shapes: n images, S pixels of a side. Lengths are in pixels unless they are said to be in periods of the pattern.
+Shapes: n images, S pixels of a side. Lengths are in pixels unless stated in periods of the pattern.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from msf_faiss.counter_rng import hash_counters, uniform
 
 Array = NDArray[np.float64]
 
-_CHUNK = 1_000  # images drawn at a time
+_CHUNK = 1_000  # images rendered at a time
 _TURN = 2 * np.pi
-_TILT = 0.1 * np.pi  # most rotation either way
+_TILT = 0.1 * np.pi  # largest rotation in either direction
 _PERIODS = (5 / 32, 9 / 32)  # of the image's side
 _CONTRAST = (0.25, 0.9)
-_LIGHT = 0.5  # most difference of light across the image
+_LIGHT = 0.5  # largest difference in brightness across the image
 _NOISE = 0.05  # half width
-_DRAWS = 32  # random numbers an image
+_DRAWS = 32  # random numbers per image
 _SHAPE, _NOISE_STREAM = 1, 2  # streams of random numbers
 
 
 class _Canvas:
-    """Coordinates of every pixel of n images, and the random numbers that their patterns may use."""
+    """Pixel coordinates of n images, and random numbers for their patterns."""
 
     def __init__(self, numbers: Array, size: int) -> None:
         self.numbers = numbers[:, :, None, None]  # [draws, n, 1, 1]
@@ -42,16 +42,16 @@ class _Canvas:
         along, across = np.cos(tilt), np.sin(tilt)
         self.u = (along * self.x + across * self.y) / self.period + self.numbers[2]  # [n, S, S] periods
         self.v = (along * self.y - across * self.x) / self.period + self.numbers[3]
-        self.pixel = 2 / self.period  # a pixel's width on the scale of `_wave`, which rises by 2 in half a period
+        self.pixel = 2 / self.period  # width of a pixel in units of `_wave`, which rises by 2 in half a period
 
     def polar(self) -> tuple[Array, Array]:
-        """Distance and angle [n, S, S] from a random point near the middle."""
+        """Distance from a random point near the middle, and angle around it, [n, S, S] each."""
         x = self.x - (self.numbers[4] - 0.5) * self.size / 2
         y = self.y - (self.numbers[5] - 0.5) * self.size / 2
         return np.hypot(x, y), np.arctan2(y, x)
 
     def edge(self, level: Array, width: float) -> Array:
-        """Ink where `level` is above 0, with an edge `width` pixels wide."""
+        """1 where `level` is positive, else 0, with a soft edge `width` pixels wide."""
         return _ramp(level / (width * self.pixel))
 
 
@@ -60,7 +60,7 @@ def _ramp(level: Array) -> Array:
 
 
 def _wave(phase: Array) -> Array:
-    """A triangle wave from -1 to 1, with one period in each unit of `phase`."""
+    """Triangle wave from -1 to 1 with period 1."""
     return 4 * np.abs(phase % 1 - 0.5) - 1
 
 
@@ -129,15 +129,14 @@ CLASSES = tuple(_KINDS)
 
 
 def render(ids: NDArray[np.int64], *, seed: int, size: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw the images `ids` [n] of the set that `seed` names; image i shows kind i mod 10.
-
-    Each image depends on (seed, id, size) alone.
+    """Generate the images `ids` [n]; image i is of kind i mod 10. Each depends only on (seed, id, size).
 
     Returns:
-        Images, uint8 [n, S, S, 3] (grey, in three equal channels), and labels, int64 [n].
+        images: uint8 [n, S, S, 3] with three equal channels.
+        labels: int64 [n].
 
     Raises:
-        ValueError: if an id or the seed is negative or `size` is below 8.
+        ValueError: if an id or the seed is negative, or `size` is below 8.
     """
     ids = np.asarray(ids, np.int64)
     if size < 8 or seed < 0 or (ids < 0).any():

@@ -1,4 +1,4 @@
-"""What Hugging Face `datasets` opens: folders that it wrote or understands, and data sets of the hub."""
+"""Data sets that Hugging Face `datasets` can open: from folders and from the hub."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from msf_faiss.config import HuggingFaceData
 from msf_faiss.data.source import Reduce, ReduceOne
-from msf_faiss.data.sources.disk_cache import identity_of
-from msf_faiss.data.sources.folder import decode_record
-from msf_faiss.data.sources.labels import MOST_CLASSES, class_numbers
-from msf_faiss.data.sources.optional import library
+from msf_faiss.data.sources.decode import decode_record
+from msf_faiss.data.sources.disk_cache import files_identity
+from msf_faiss.data.sources.labels import MOST_CLASSES, convert_labels
+from msf_faiss.data.sources.optional import import_optional
 from msf_faiss.errors import UserError
 from msf_faiss.text import printable
 
@@ -25,42 +25,44 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class HuggingFaceSource:
-    """A `Source` over a split.
+    """A `Source` of the images in a split.
 
-    The library maps its Arrow files into memory; pickled they are their names. Images come out of it as they were
-    encoded and are decoded like those of other sources.
+    `datasets` memory-maps its Arrow files and pickles only their names. Images are decoded here, as in other sources.
     """
 
     in_memory = False
 
     def __init__(self, config: HuggingFaceData, split: str, *, classes: Sequence[str] | None = None) -> None:
-        """`classes`: the names that the labels must stand for, of the training images (None: this split's own).
+        """Args:
+            config: of the data set.
+            split: name of a split, or an expression such as train[:80%].
+            classes: names of the training images' classes; None: those of this split.
 
         Raises:
-            UserError: if the library is missing, if there is no such data set, configuration, split or column, if it
-                cannot be fetched or read, or if labels name no class.
+            UserError: if `datasets` is not installed; if the data set, configuration, split or column does not exist;
+                if it cannot be downloaded or read; if labels are out of range.
         """
-        datasets = library("datasets", "huggingface")
+        datasets = import_optional("datasets", "huggingface")
         self._title = f"{config.path}, {split}"
         rows = _open(datasets, config, split)
         if not len(rows):
-            raise UserError(f"{self._title} holds no rows; set another split")
+            raise UserError(f"{self._title} contains no rows; set another split")
         self.labels, self.classes = self._read_labels(datasets, rows, config, classes)
         self._rows = self._images_of(datasets, rows, config)
-        # Rows chosen from the same files differ in the library's own fingerprint.
+        # The fingerprint tells apart selections of rows from the same files.
         self._fingerprint = f"{rows._fingerprint} {config.image_column}"
         self._data_files = [Path(file["filename"]) for file in rows.cache_files]
 
     def _images_of(self, datasets: Any, rows: Any, config: HuggingFaceData) -> Any:
-        """Rows with nothing but `image`, a struct of the encoded bytes and a path."""
+        """Rows with only the column `image`, a struct of encoded bytes and a path."""
         column, features = config.image_column, rows.features
         if isinstance(features.get(column), datasets.Image):
             rows = rows.select_columns([column]).with_format(None).cast_column(column, datasets.Image(decode=False))
             return rows if column == "image" else rows.rename_column(column, "image")
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        found = f"holds {features[column]}, not images" if column in features else "does not exist"
-        remedy = f"set data.image_column to {' or '.join(images)}" if images else f"it has {', '.join(features)}"
-        raise UserError(f"{self._title}: column {column!r} {found}; {remedy}")
+        problem = f"contains {features[column]}, not images" if column in features else "does not exist"
+        remedy = f"set data.image_column to {' or '.join(images)}" if images else f"columns: {', '.join(features)}"
+        raise UserError(f"{self._title}: column {column!r} {problem}; {remedy}")
 
     def _read_labels(
         self, datasets: Any, rows: Any, config: HuggingFaceData, classes: Sequence[str] | None
@@ -75,7 +77,7 @@ class HuggingFaceSource:
         own = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         if own is None and not re.fullmatch(r"u?int\d+", str(getattr(feature, "dtype", ""))):
             raise UserError(
-                f"{self._title}: column {column!r} must hold classes or integers, but is {feature}; {remedy}"
+                f"{self._title}: column {column!r} must contain classes or integers, but is {feature}; {remedy}"
             )
         if own is not None and classes is not None and own != tuple(classes):
             raise UserError(
@@ -85,7 +87,7 @@ class HuggingFaceSource:
         names = own or classes
         numbers = rows.select_columns([column]).with_format("arrow")[:].column(0)
         where = f"{self._title}: column {column!r}"
-        labels = class_numbers(numbers, where, MOST_CLASSES if names is None else len(names))
+        labels = convert_labels(numbers, where, MOST_CLASSES if names is None else len(names))
         if (labels == -1).all():
             return None, None
         return labels, tuple(names or map(str, range(labels.max() + 1)))
@@ -98,7 +100,7 @@ class HuggingFaceSource:
         return printable(f"{self._title}, row {index}" + (f" ({path})" if path else ""))
 
     def identity(self) -> str:
-        return identity_of(self._data_files, self._fingerprint)
+        return files_identity(self._data_files, self._fingerprint)
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
@@ -115,7 +117,7 @@ def _open(datasets: Any, config: HuggingFaceData, split: str) -> Any:
     """The rows of a split."""
     path = config.path
     if path.is_file():
-        raise UserError(f"{path} is a file; set data.path to its folder, or data.kind=parquet for a Parquet file")
+        raise UserError(f"{path} is a file; set data.path to its folder, or for a Parquet file data.kind=parquet")
     if not path.is_dir() and not _HUB_NAME.fullmatch(path.as_posix()):
         raise UserError(f"{path} does not exist; set data.path to a folder, or to a name on the Hugging Face hub")
     try:
@@ -133,10 +135,10 @@ def _open(datasets: Any, config: HuggingFaceData, split: str) -> Any:
         raise
     except ConnectionError as error:
         raise UserError(
-            f"{path} is no folder here, and the Hugging Face hub cannot be reached: {error}; check data.path and the"
-            " connection, or fetch the data set elsewhere and copy it"
+            f"{path} is not a local folder, and the Hugging Face hub cannot be reached: {error}; check data.path and"
+            " the connection, or download the data set elsewhere and copy it"
         ) from error
-    except Exception as error:  # what is wrong with files comes in many types, IndexError among them
+    except Exception as error:  # `datasets` raises many types, even IndexError, for damaged files
         cause = f"{type(error).__name__}: {error}" + (f" ({error.__cause__})" if error.__cause__ else "")
         raise UserError(
             f"{path} cannot be opened as a Hugging Face data set with split {split!r}: {cause}; check data.path,"
@@ -145,14 +147,14 @@ def _open(datasets: Any, config: HuggingFaceData, split: str) -> Any:
 
 
 def _split_of(datasets: Any, saved: Any, config: HuggingFaceData, split: str) -> Any:
-    """The rows of a split in what `save_to_disk` wrote: a `DatasetDict`, or a `Dataset`, which has no splits."""
+    """The rows of a split of a saved `DatasetDict`, or of a saved `Dataset`, which has no splits."""
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise UserError(f"{config.path} has no split {split!r}; it has {', '.join(saved)}")
+            raise UserError(f"{config.path} has no split {split!r}; its splits are {', '.join(saved)}")
         return saved[split]
     if config.test_split is not None or split not in ("train", str(saved.split)):
         raise UserError(
-            f"{config.path} holds a single Dataset rather than splits; leave data.split and data.test_split at their"
+            f"{config.path} is a single Dataset without splits; leave data.split and data.test_split at their"
             " defaults, or save a DatasetDict"
         )
     return saved

@@ -1,4 +1,4 @@
-"""The image files below a folder; the list of a large one is kept, since making it takes seconds a million files."""
+"""List the image files below a folder, and cache the list of a large one: listing a million files takes seconds."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from msf_faiss.errors import UserError
 from msf_faiss.files import write_atomic
 
 EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, *([".avif"] if features.check("avif") else []))
-"""Endings of image files, in lower case; files with another are not looked at."""
+"""Lower-case extensions of image files; other files are ignored."""
 
-State = tuple[int, int, int]  # inode, times of modification and of change in ns; zeros for what is not there
+State = tuple[int, int, int]  # inode, times of modification and of change in ns; zeros if the path does not exist
 _MISSING: State = (0, 0, 0)
 
-_FORMAT = 1  # part of the key: raise it when a kept list means something else
-_LEAST = 10_000  # images from which on a list is worth a file
-_SETTLED = 3_000_000_000  # ns; the coarsest clock of a file system, FAT's, ticks every two seconds
+_FORMAT = 1  # part of the key; raise it when the contents of a cached list change
+_FEWEST = 10_000  # images for which a list is cached
+_SETTLED = 3_000_000_000  # ns since the last change; the coarsest clock of a file system, FAT's, ticks every 2 s
 
 _log = logging.getLogger(__name__)
 
 
 class Names:
-    """File names in one block of bytes: a million str objects would be copied into every worker."""
+    """File names in one block of bytes, which is cheap to copy into workers, unlike a million str objects."""
 
     def __init__(self, block: bytes, ends: NDArray[np.int64]) -> None:
-        """`ends` [N]: where each name ends in `block`."""
+        """`ends` [N]: end of each name in `block`."""
         self.block, self.ends = block, ends
 
     @classmethod
@@ -55,7 +55,7 @@ class Names:
         return os.fsdecode(self.block[start : int(self.ends[index])])
 
     def depths(self) -> NDArray[np.int64]:
-        """[N] folders in each name."""
+        """[N] number of folders in each name."""
         separators = np.flatnonzero(np.frombuffer(self.block, np.uint8) == ord(os.sep))
         return np.diff(np.searchsorted(separators, self.ends), prepend=0)
 
@@ -63,10 +63,9 @@ class Names:
 def list_images(root: Path, cache: Path | None = None) -> Names:
     """Relative paths of the images below `root`, folder by folder in the order of their names.
 
-    Symbolic links are followed, hidden files and folders are not looked into; a link that leads nowhere counts as an
-    image, an unreadable one. A long list is kept in the folder `cache`, and believed as long as no folder in the tree
-    has changed: that costs a look at each folder rather than at each file. A cache that is damaged or cannot be written
-    costs time, nothing else.
+    Symbolic links are followed, and hidden files and folders ignored; a broken link counts as an unreadable image. A
+    long list is cached in the folder `cache` and used again while no folder of the tree has changed, which takes a stat
+    of each folder instead of each file. A cache that is damaged or not writable costs time, nothing else.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -74,32 +73,32 @@ def list_images(root: Path, cache: Path | None = None) -> Names:
     if cache is None:
         return Names.pack(_walk(root, {}))
     file = cache / f"list-{digest(_FORMAT, root.resolve(), *EXTENSIONS)}.npz"
-    known = _recall(file, root)
-    if known is not None:
-        return known
+    cached = _load(file, root)
+    if cached is not None:
+        return cached
     started = time.time_ns()
     watched: dict[str, State] = {}
     names = Names.pack(_walk(root, watched))
-    # What changes twice within a tick of the file system's clock looks as if it had changed once.
+    # Two changes within one tick of the file system's clock look like one.
     settled = max(max(times) for _, *times in watched.values()) < started - _SETTLED
-    if len(names) >= _LEAST and settled:
-        _keep(file, root, names, watched)
+    if len(names) >= _FEWEST and settled:
+        _save(file, root, names, watched)
     return names
 
 
 def _walk(root: Path, watched: dict[str, State]) -> Iterator[str]:
-    """The images; adds to `watched` whatever decides that they are these, by its path below `root`."""
+    """Yield the images; add to `watched` the state of everything that the list depends on, by its path below `root`."""
 
     def walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         status = Path(folder).stat()
-        watched[prefix] = _state(status)  # before it is read: a change meanwhile is one to come
+        watched[prefix] = _state(status)  # before reading it, so that a change in between is noticed later
         here = (status.st_dev, status.st_ino)
-        if here in above:  # a link to a folder that we are in
+        if here in above:  # a link to an enclosing folder
             return
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}; make it readable or move it away") from error
+            raise UserError(f"{folder} cannot be read: {error.strerror}; make it readable, or move it away") from error
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -108,7 +107,7 @@ def _walk(root: Path, watched: dict[str, State]) -> Iterator[str]:
             elif entry.name.lower().endswith(EXTENSIONS):
                 if entry.is_file() or entry.is_symlink():
                     yield prefix + entry.name
-            elif entry.is_symlink():  # what it leads to may become a folder, unseen by the one that it is in
+            elif entry.is_symlink():  # its target may become a folder, without a change of this one
                 watched[prefix + entry.name] = _state_of(Path(entry.path))
 
     return walk(str(root), "", frozenset())
@@ -125,7 +124,7 @@ def _state_of(path: Path) -> State:
         return _MISSING
 
 
-def _keep(file: Path, root: Path, names: Names, watched: dict[str, State]) -> None:
+def _save(file: Path, root: Path, names: Names, watched: dict[str, State]) -> None:
     paths = Names.pack(watched)
     content = io.BytesIO()
     np.savez(
@@ -139,21 +138,21 @@ def _keep(file: Path, root: Path, names: Names, watched: dict[str, State]) -> No
     try:
         write_atomic(file, content.getvalue(), sync=False)
     except OSError as error:
-        _log.info("the list of %s is not kept in %s: %s", root, file.parent, error.strerror or error)
+        _log.info("the list of %s cannot be cached in %s: %s", root, file.parent, error.strerror or error)
 
 
-def _recall(file: Path, root: Path) -> Names | None:
-    """The list in `file` if there is one and it still holds."""
+def _load(file: Path, root: Path) -> Names | None:
+    """The cached list, if there is one and it is still valid."""
     try:
-        # A zip file with a checksum for each array; numpy leaves a damaged one open, so it is opened here.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
-            names = Names(kept["names"].tobytes(), kept["ends"])
-            watched = Names(kept["watched"].tobytes(), kept["watched_ends"])
-            states = kept["states"].tolist()
+        # A zip file with a checksum per array. It is opened here because numpy does not close a damaged one.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            names = Names(arrays["names"].tobytes(), arrays["ends"])
+            watched = Names(arrays["watched"].tobytes(), arrays["watched_ends"])
+            states = arrays["states"].tolist()
     except FileNotFoundError:
         return None
-    except Exception as error:  # damage makes zipfile and numpy complain in many types
-        _log.info("the list of %s in %s cannot be used: %s", root, file, error)
+    except Exception as error:  # zipfile and numpy raise many types for a damaged file
+        _log.info("the cached list of %s in %s is damaged: %s", root, file, error)
         return None
-    holds = all(tuple(state) == _state_of(root / watched[index]) for index, state in enumerate(states))
-    return names if holds else None
+    valid = all(tuple(state) == _state_of(root / watched[index]) for index, state in enumerate(states))
+    return names if valid else None

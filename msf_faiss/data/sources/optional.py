@@ -1,4 +1,4 @@
-"""Libraries that only some kinds of data need."""
+"""Import libraries that only some kinds of data need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from msf_faiss.errors import UserError
 
 
-def library(name: str, kind: str) -> Any:
+def import_optional(name: str, kind: str) -> Any:
     """The module `name`, which data of this kind need.
 
     Raises:

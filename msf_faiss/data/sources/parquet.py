@@ -1,4 +1,4 @@
-"""Parquet files in the Hugging Face convention: `image{bytes, path}` and, if there is one, an integer label."""
+"""Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor
 
 from msf_faiss.config import ParquetData
 from msf_faiss.data.source import Reduce, ReduceOne
-from msf_faiss.data.sources.disk_cache import cache_of, identity_of, open_derived
-from msf_faiss.data.sources.folder import decode_record
-from msf_faiss.data.sources.labels import MOST_CLASSES, class_numbers
+from msf_faiss.data.sources.decode import decode_record
+from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
+from msf_faiss.data.sources.labels import MOST_CLASSES, convert_labels
 from msf_faiss.data.sources.parquet_unpack import damaged, unpack
 from msf_faiss.errors import UserError
 
 
 class ParquetSource:
-    """A `Source` over one file or a folder of shards, with random access and without loading the images.
+    """A `Source` of the images in a file or in a folder of files (shards), which stay on disk.
 
-    The first use unpacks each shard (`unpacked.unpack`). A pickled source holds no images; its copy maps them again.
+    Opening it the first time unpacks each shard (see `parquet_unpack`). It is pickled without images.
     """
 
     in_memory = False
@@ -34,11 +34,15 @@ class ParquetSource:
     def __init__(
         self, config: ParquetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
     ) -> None:
-        """`classes`: the names that the labels must stand for, of another file (None: this one's own).
+        """Args:
+            config: names of the columns, and the cache.
+            path: the file or folder.
+            classes: names of the training images' classes; None: those of this file.
+            setting: key of `path` in the config, for messages.
 
         Raises:
-            UserError: if there is no file, one is not parquet or is damaged, columns have other types than the
-                convention's or differ between shards, labels name no class, or there is no room to unpack.
+            UserError: if there is no file, or one is damaged; if columns are missing, have other types than in the
+                convention, or differ between shards; if labels are out of range; if the disk is full.
         """
         self._shards = _find_shards(path, setting)
         schemas = [_read_schema(shard) for shard in self._shards]
@@ -49,9 +53,9 @@ class ParquetSource:
         self._ends = np.cumsum(counts)
         self._column = config.image_column
         if not len(self):
-            raise UserError(f"{path} holds no rows; set {setting} to a file with images")
+            raise UserError(f"{path} contains no rows; set {setting} to a file with images")
         self.labels, self.classes = _read_labels(self._shards, schemas[0], config, classes)
-        self._files = [unpack(shard, config.image_column, cache_of(config)) for shard in self._shards]
+        self._files = [unpack(shard, config.image_column, cache_folder(config)) for shard in self._shards]
         self._table: pa.Table | None = None
 
     def __len__(self) -> int:
@@ -66,7 +70,7 @@ class ParquetSource:
         return f"{shard}, row {row}" + (f" ({path})" if path else "")
 
     def identity(self) -> str:
-        return identity_of(self._shards, self._column)
+        return files_identity(self._shards, self._column)
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
@@ -78,11 +82,11 @@ class ParquetSource:
 
     def _rows(self) -> pa.Table:
         if self._table is None:
-            self._table = open_derived(self._files)
+            self._table = open_arrow(self._files)
         return self._table
 
     def _place(self, index: int) -> tuple[Path, int]:
-        """The shard that holds an image, and its row there, from 0."""
+        """The shard of an image, and its row there, from 0."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return self._shards[shard], index - (int(self._ends[shard - 1]) if shard else 0)
 
@@ -91,10 +95,10 @@ def _find_shards(path: Path, setting: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; set {setting} to a parquet file or a folder of them")
+        raise UserError(f"{path} does not exist; set {setting} to a Parquet file or a folder of them")
     shards = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
     if not shards:
-        raise UserError(f"{path} holds no *.parquet files; set {setting} to a parquet file or a folder of them")
+        raise UserError(f"{path} contains no *.parquet files; set {setting} to a Parquet file or a folder of them")
     return shards
 
 
@@ -114,12 +118,12 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
     is_struct = image is not None and pa.types.is_struct(image)
     fields = {field.name: field.type for field in image.fields} if is_struct else {}
     binary = fields.get("bytes") in (pa.binary(), pa.large_binary())
-    # A path of type null is what a writer infers where every path is missing.
+    # Writers infer type null for path if every path is missing.
     if not binary or fields.get("path") not in (pa.string(), pa.large_string(), pa.null()):
-        found = f"is {image}" if image is not None else f"is missing (columns: {', '.join(schema.names)})"
+        problem = f"is {image}" if image is not None else f"is missing (columns: {', '.join(schema.names)})"
         raise UserError(
-            f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, but {found};"
-            " set data.image_column, or write the file as Hugging Face datasets do"
+            f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, but {problem};"
+            " set data.image_column to another column, or write the file with Hugging Face datasets"
         )
     label = _type_of(schema, config.label_column)
     if label is None and config.label_column not in (None, ParquetData.model_fields["label_column"].default):
@@ -129,27 +133,28 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
         )
     if label is not None and not pa.types.is_integer(label):
         raise UserError(
-            f"{shard}: column {config.label_column!r} must hold integers, but is {label}; set data.label_column to"
+            f"{shard}: column {config.label_column!r} must contain integers, but is {label}; set data.label_column to"
             " another column, or to null to train without labels"
         )
 
 
 def _check_same(shard: Path, schema: pa.Schema, first: Path, expected: pa.Schema, config: ParquetData) -> None:
     for column in (config.image_column, config.label_column):
-        if (found := _type_of(schema, column)) != (wanted := _type_of(expected, column)):
+        if (here := _type_of(schema, column)) != (there := _type_of(expected, column)):
             raise UserError(
-                f"{shard} does not belong with {first}: column {column!r} is {found or 'missing'} here and"
-                f" {wanted or 'missing'} there; keep only shards of one data set in the folder"
+                f"{shard} does not match {first}: column {column!r} is {here or 'missing'} here and"
+                f" {there or 'missing'} there; keep only shards of one data set in the folder"
             )
-    if (here := _class_names(schema, config.label_column)) != (there := _class_names(expected, config.label_column)):
+    names, other = _class_names(schema, config.label_column), _class_names(expected, config.label_column)
+    if names != other:
         raise UserError(
-            f"{shard} does not belong with {first}: its classes are {here} here and {there} there; keep only shards of"
-            " one data set in the folder"
+            f"{shard} does not match {first}: the classes are {names} here and {other} there; keep only shards of one"
+            " data set in the folder"
         )
 
 
 def _class_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...] | None:
-    """Names from the schema's metadata: `huggingface` (info.features.<label>.names) or `class_names`, a JSON list."""
+    """From the metadata of the schema: `huggingface` (info.features.<label>.names), or `class_names`, a JSON list."""
     metadata = schema.metadata or {}
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
@@ -183,9 +188,9 @@ def _read_labels(
 
 
 def _read_shard_labels(shard: Path, column: str, limit: int) -> NDArray[np.int64]:
-    """[rows] labels, -1 where there is none."""
+    """[rows] labels, -1 if unlabelled."""
     try:
         read = pq.ParquetFile(shard).read(columns=[column]).column(0)
     except (pa.ArrowException, OSError) as error:
         raise damaged(shard, error) from error
-    return class_numbers(read, f"{shard}: column {column!r}", limit)
+    return convert_labels(read, f"{shard}: column {column!r}", limit)

@@ -1,7 +1,7 @@
-"""Random access to the images of a parquet file: its image column, unpacked once into a memory-mapped Arrow file.
+"""Unpack the image column of a Parquet file into an Arrow file that can be memory-mapped.
 
-Parquet compresses whole row groups, so that one image costs a group. The Arrow file costs a page or two, opens at once
-whatever its size, and its pages are shared by all processes of a machine.
+Parquet compresses whole row groups: reading one image means decompressing a group. From the Arrow file it means reading
+a page or two; the file opens at once whatever its size, and all processes of a machine share its pages.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msf_faiss.data.sources.disk_cache import derive
+from msf_faiss.data.sources.disk_cache import cached_arrow
 from msf_faiss.errors import UserError
 
-_ROWS = 256  # images a record batch; bounds the memory of unpacking
+_ROWS = 256  # images per record batch; limits the memory needed to unpack
 
 
 def unpack(shard: Path, column: str, cache: Path) -> Path:
-    """The Arrow file with columns bytes (binary) and path (string), a row for each of `shard`; made if need be.
+    """Path of the Arrow file with the columns bytes (binary) and path (string) of `shard`, written first if necessary.
 
     Raises:
         UserError: if the disk is full, the cache not writable, or the shard damaged.
     """
     write = partial(_write, shard, column)
-    return derive(shard, column, cache, write, verb="unpack", size=partial(_unpacked_size, shard, column))
+    return cached_arrow(shard, column, cache, write, verb="unpack", size=partial(_unpacked_size, shard, column))
 
 
 def damaged(shard: Path, error: Exception) -> UserError:
-    """The error for a file that is no (complete) parquet file."""
-    return UserError(f"{shard} is not a complete parquet file: {error}; fetch or write it again")
+    """The error for a file that is not a complete Parquet file."""
+    return UserError(f"{shard} is not a complete Parquet file: {error}; download or write it again")
 
 
 def _unpacked_size(shard: Path, column: str) -> int:
-    """Bytes of the encoded images in a shard, from its footer."""
+    """Bytes of the uncompressed image column, from the footer."""
     metadata = pq.read_metadata(shard)
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     chunks = (group.column(index) for group in groups for index in range(metadata.num_columns))
@@ -50,12 +50,12 @@ def _write(shard: Path, column: str, target: Path) -> None:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise damaged(shard, error) from error  # Arrow's own complaint about the contents
+        raise damaged(shard, error) from error  # raised by Arrow because of the contents
 
 
 def _copy(shard: Path, column: str, target: Path) -> None:
     schema = pa.schema({"bytes": pa.binary(), "path": pa.string()})
-    # Neither the file nor one of its row groups need fit in memory.
+    # Neither the file nor a row group has to fit into memory.
     with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as reader, target.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for batch in reader.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):

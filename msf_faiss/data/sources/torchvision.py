@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and STL-10 through torchvision's own download and checks."""
+"""CIFAR-10, CIFAR-100 and STL-10, downloaded and verified by torchvision."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from msf_faiss.errors import UserError
 
 
 def torchvision_source(config: TorchvisionData, split: Literal["train", "test"]) -> MemorySource:
-    """The set's training or test images, in memory. STL-10 trains on its 5,000 labelled and 100,000 unlabelled ones.
+    """The training or test images in memory. STL-10's training images are 5,000 labelled and 100,000 unlabelled ones.
 
     Raises:
-        UserError: if the set is not in `config.root` and cannot be, or may not be, downloaded; or if it is damaged.
+        UserError: if the data set is damaged, or missing and cannot or may not be downloaded.
     """
     try:
         opened = _open(config, split)
@@ -24,9 +24,9 @@ def torchvision_source(config: TorchvisionData, split: Literal["train", "test"])
         remedy = (
             f"check the connection, or download it elsewhere and copy it to {config.root}"
             if config.download
-            else "set data.download=true, or data.root to the folder that holds it"
+            else "set data.download=true, or data.root to the folder that contains it"
         )
-        raise UserError(f"{config.kind} is not usable in {config.root}: {error}; {remedy}") from error
+        raise UserError(f"{config.kind} cannot be opened in {config.root}: {error}; {remedy}") from error
     images = torch.from_numpy(opened.data)
     if config.kind != "stl10":
         images = images.permute(0, 3, 1, 2).contiguous()

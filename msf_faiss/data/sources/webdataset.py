@@ -1,4 +1,4 @@
-"""Tar files in the WebDataset convention, with random access."""
+"""Local tar files in the WebDataset convention, with random access."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from torch import Tensor
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Reduce, ReduceOne
 from msf_faiss.data.sources.decode import decode_image, unreadable
-from msf_faiss.data.sources.disk_cache import cache_of, identity_of, open_derived
-from msf_faiss.data.sources.optional import library
+from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
+from msf_faiss.data.sources.optional import import_optional
 from msf_faiss.data.sources.tar_index import index_tar
 from msf_faiss.errors import UserError
 from msf_faiss.text import printable
 
-_MOST_OPEN = 256  # files that a process may commonly have open: 1024
+_MOST_OPEN = 256  # a process may usually have 1024 files open
 
 _log = logging.getLogger(__name__)
 
 
 class WebDatasetSource:
-    """A `Source` over tar files, in their order and that of their samples.
+    """A `Source` of the samples in tar files (shards), in order.
 
-    The first use reads the headers of each shard (`tar_index.index_tar`). A pickled source holds neither the index nor
-    images; its copy maps the index again.
+    Opening it the first time indexes each shard (see `tar_index`). It is pickled without the index.
     """
 
     in_memory = False
@@ -40,18 +39,22 @@ class WebDatasetSource:
     def __init__(
         self, config: WebDatasetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
     ) -> None:
-        """`classes`: the names that the labels must stand for, of the training images (None: this one's own).
+        """Args:
+            config: extensions, class names and the cache.
+            path: a file, a folder or a pattern.
+            classes: names of the training images' classes; None: those of the config.
+            setting: key of `path` in the config, for messages.
 
         Raises:
-            UserError: if the library is missing, if there is no shard, one is compressed, damaged or no tar file, none
-                has an image, labels name no class, or the cache is not writable.
+            UserError: if webdataset is not installed; if there is no shard, or one is compressed, damaged or not a tar
+                file; if there are no images; if labels are out of range; if the cache is not writable.
         """
-        found = _find_shards(path, setting)
-        if missing := [shard for shard in found if not shard.is_file()]:
-            raise UserError(f"{missing[0]} is no file; remove it, or set {setting} to other tar files")
-        self._shards = [_Shard(shard) for shard in found]
-        self._files = [index_tar(shard.path, config, cache_of(config)) for shard in self._shards]
-        parts = [open_derived([file]) for file in self._files]
+        files = _find_shards(path, setting)
+        if missing := [file for file in files if not file.is_file()]:
+            raise UserError(f"{missing[0]} is not a file; remove it, or set {setting} to other tar files")
+        self._shards = [_Shard(file) for file in files]
+        self._files = [index_tar(shard.path, config, cache_folder(config)) for shard in self._shards]
+        parts = [open_arrow([file]) for file in self._files]
         self._ends = np.cumsum([len(part) for part in parts])
         self._table: pa.Table | None = None
         _report_left_out(path, parts, config, setting)
@@ -60,13 +63,13 @@ class WebDatasetSource:
     def _read_labels(
         self, config: WebDatasetData, path: Path, classes: Sequence[str] | None
     ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-        labels = np.array(self._rows()["label"].to_numpy(), np.int64)  # a copy, in memory that torch may have
+        labels = np.array(self._rows()["label"].to_numpy(), np.int64)  # a writable copy; torch warns about others
         if (labels == -1).all():
             if config.label_key in (None, WebDatasetData.model_fields["label_key"].default):
                 return None, None
             raise UserError(
-                f"no sample of {path} has a label ending in .{config.label_key}; set data.label_key to another ending,"
-                " or to null to train without labels"
+                f"no sample of {path} has a file with the extension .{config.label_key}; set data.label_key to another"
+                " extension, or to null to train without labels"
             )
         names = _class_names(config.class_names) if classes is None else tuple(classes)
         if names is None:
@@ -75,8 +78,8 @@ class WebDatasetSource:
         if labels[highest] >= len(names):
             setting = "class_names" if classes is None else "test_path"
             raise UserError(
-                f"the label of {self.name(highest)} is {labels[highest]}, which names none of {len(names)} classes"
-                f" (they count from 0); correct data.{setting}, or set data.label_key to another ending, or to null"
+                f"the label of {self.name(highest)} is {labels[highest]}, but there are {len(names)} classes (counted"
+                f" from 0); correct data.{setting}, or set data.label_key to another extension, or to null"
             )
         return labels, names
 
@@ -90,7 +93,7 @@ class WebDatasetSource:
         return printable(f"{self._shard(index).path}, {os.fsdecode(self._rows()['name'][index].as_py())}")
 
     def identity(self) -> str:
-        return identity_of((shard.path for shard in self._shards), len(self))
+        return files_identity((shard.path for shard in self._shards), len(self))
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
@@ -106,7 +109,7 @@ class WebDatasetSource:
 
     def _rows(self) -> pa.Table:
         if self._table is None:
-            self._table = open_derived(self._files)
+            self._table = open_arrow(self._files)
         return self._table
 
     def _shard(self, index: int) -> _Shard:
@@ -114,9 +117,9 @@ class WebDatasetSource:
 
 
 class _Shard:
-    """A tar file that stays open for reading at any place; a pickled copy opens its own."""
+    """A tar file that stays open once it is read from. Pickled without its descriptor."""
 
-    _open = 0  # how many of this process are
+    _open = 0  # number of files that this process has open
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,17 +130,17 @@ class _Shard:
         return self.__dict__ | {"_descriptor": None}
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes from `offset` on; fewer if the file ends.
+        """Up to `size` bytes from `offset` on.
 
         Raises:
-            OSError: if it cannot be read.
-            UserError: if the file is not the one that was indexed.
+            OSError: if the file cannot be read.
+            UserError: if the file has changed since it was indexed.
         """
         if self._descriptor is not None:
             return os.pread(self._descriptor, size, offset)
         with self.path.open("rb", buffering=0) as file:
             if _state(os.fstat(file.fileno())) != self._state:
-                raise UserError(f"{self.path} has changed since this run opened it; start it again")
+                raise UserError(f"{self.path} has changed since it was opened; start the command again")
             if _Shard._open < _MOST_OPEN and hasattr(os, "pread"):
                 self._descriptor = os.dup(file.fileno())
                 _Shard._open += 1
@@ -145,7 +148,7 @@ class _Shard:
             return file.read(size)
 
     def __del__(self) -> None:
-        descriptor = self.__dict__.get("_descriptor")  # missing if there is no such file
+        descriptor = self.__dict__.get("_descriptor")  # unset if __init__ failed
         if descriptor is not None:
             os.close(descriptor)
             _Shard._open -= 1
@@ -162,22 +165,24 @@ def _find_shards(path: Path, setting: str) -> list[Path]:
         shards = sorted(file for file in path.iterdir() if ".tar" in file.suffixes and not file.name.startswith("."))
         plain = [file for file in shards if file.suffix == ".tar"]
         if not shards:
-            raise UserError(f"{path} holds no *.tar files; set {setting} to a tar file, a folder of them or a pattern")
-        return plain or shards  # of compressed ones alone the index complains
+            raise UserError(
+                f"{path} contains no *.tar files; set {setting} to a tar file, a folder of them or a pattern"
+            )
+        return plain or shards  # if all are compressed, indexing explains what to do
     return [shard for one in _expand(path, setting) for shard in _matching(Path(one), path, setting)]
 
 
 def _expand(path: Path, setting: str) -> list[str]:
-    """The paths that a pattern with braces stands for."""
+    """Expand the braces of a pattern."""
     try:
-        expanded: list[str] = library("webdataset.shardlists", "webdataset").expand_urls(str(path))
-    except (ValueError, AssertionError) as error:  # braces that do not match, a variable that is not set
-        raise UserError(f"{path} is no pattern of files: {error}; correct {setting}") from error
+        expanded: list[str] = import_optional("webdataset.shardlists", "webdataset").expand_urls(str(path))
+    except (ValueError, AssertionError) as error:  # unbalanced braces, an undefined variable
+        raise UserError(f"{path} is not a valid pattern: {error}; correct {setting}") from error
     return expanded
 
 
 def _matching(path: Path, pattern: Path, setting: str) -> list[Path]:
-    """The file, or those that a pattern with * stands for, in the order of their names."""
+    """The file, or the files that match a pattern with *, in the order of their names."""
     if path.is_file():
         return [path]
     found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
@@ -185,8 +190,8 @@ def _matching(path: Path, pattern: Path, setting: str) -> list[Path]:
         return found
     of = "" if path == pattern else f" (of {pattern})"
     raise UserError(
-        f"{path}{of} does not exist; set {setting} to a tar file on this machine, a folder of them or a pattern as in"
-        " train-{0000..0146}.tar or train-*.tar"
+        f"{path}{of} does not exist; set {setting} to a tar file on this machine, a folder of them or a pattern such"
+        " as train-{0000..0146}.tar or train-*.tar"
     )
 
 
@@ -197,27 +202,27 @@ def _class_names(path: Path | None) -> tuple[str, ...] | None:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}; set data.class_names to a text file with the names of the classes, one a"
-            " line, or to null"
+            f"{path} cannot be read: {error}; set data.class_names to a text file with one class name per line, or to"
+            " null"
         ) from error
 
 
 def _report_left_out(path: Path, parts: Sequence[pa.Table], config: WebDatasetData, setting: str) -> None:
-    """Tell of samples without an image.
+    """Log the number of samples without an image.
 
     Raises:
         UserError: if no sample has one.
     """
     left_out = sum(int(part.schema.metadata[b"left_out"]) for part in parts)
-    endings = sorted({ending for part in parts for ending in part.schema.metadata[b"endings"].decode().split()})
+    extensions = sorted({each for part in parts for each in part.schema.metadata[b"extensions"].decode().split()})
     if not any(len(part) for part in parts):
         if not left_out:
-            raise UserError(f"{path} holds no samples; set {setting} to tar files with images")
+            raise UserError(f"{path} contains no samples; set {setting} to tar files with images")
         raise UserError(
-            f"no sample of {path} has an image ending in {', '.join(config.image_keys)}; set data.image_keys to those"
-            f" of its endings that are images (it has {', '.join(endings)})"
+            f"no sample of {path} has a file with the extension {' or '.join(config.image_keys)}; set data.image_keys"
+            f" to the extensions of its images (it has {', '.join(extensions)})"
         )
     if left_out:
         _log.warning(
-            "%s: samples without an image, left out: %s; they have %s", path, f"{left_out:,}", ", ".join(endings)
+            "%s: left out %s samples without an image; they have %s", path, f"{left_out:,}", ", ".join(extensions)
         )

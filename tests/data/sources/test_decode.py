@@ -1,8 +1,7 @@
-"""Decoding: any mode becomes 8-bit RGB, any damage an error that names the image."""
-
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from msf_faiss.data.source import UnreadableImageError
-from msf_faiss.data.sources.decode import decode_image
+from msf_faiss.data.sources.decode import decode_file, decode_image, decode_record
 
 RAMP = (np.arange(12 * 7).reshape(7, 12) * 3).astype(np.uint8)  # [7, 12]
 
@@ -25,7 +24,7 @@ def decode(data: bytes) -> torch.Tensor:
     return decode_image(data, lambda: "photo 17")
 
 
-def test_rgb_is_exact_and_channels_come_first() -> None:
+def test_rgb_images_are_decoded_exactly() -> None:
     pixels = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=2)
     found = decode(encoded(Image.fromarray(pixels)))
     assert found.dtype == torch.uint8
@@ -33,26 +32,26 @@ def test_rgb_is_exact_and_channels_come_first() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
-def test_other_modes_become_rgb(mode: str) -> None:
+def test_other_modes_are_converted_to_rgb(mode: str) -> None:
     image = Image.fromarray(RAMP).convert("RGB").convert(mode)
     found = decode(encoded(image, "TIFF" if mode == "CMYK" else "PNG"))
     assert found.shape == (3, 7, 12)
     assert torch.equal(found, torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
 
 
-def test_a_palette_with_transparency() -> None:
+def test_palettes_with_transparency_are_converted() -> None:
     palette = Image.fromarray(RAMP).convert("P")
     assert decode(encoded(palette, transparency=bytes(range(256)))).shape == (3, 7, 12)
 
 
-def test_sixteen_bits_are_scaled_rather_than_cut_off() -> None:
+def test_sixteen_bits_are_scaled_instead_of_clipped() -> None:
     deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
     assert torch.equal(decode(encoded(deep)), torch.from_numpy(RAMP).expand(3, -1, -1))
 
 
-def test_exif_orientation_turns_it_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: to be rotated by 90° clockwise
+    exif[0x0112] = 6  # rotate by 90° clockwise
     found = decode(encoded(Image.fromarray(RAMP), exif=exif))
     assert torch.equal(found[0], torch.from_numpy(np.rot90(RAMP, -1).copy()))
 
@@ -63,36 +62,36 @@ def photo(height: int, width: int, **options: object) -> bytes:
     return encoded(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), "JPEG", **options)
 
 
-@pytest.mark.parametrize(("times", "size"), [(1, (203, 301)), (2, (102, 151)), (4, (51, 76)), (8, (26, 38))])
-def test_a_jpeg_can_come_smaller(times: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("factor", "size"), [(1, (203, 301)), (2, (102, 151)), (4, (51, 76)), (8, (26, 38))])
+def test_jpegs_are_reduced(factor: int, size: tuple[int, int]) -> None:
     def reduce(height: int, width: int) -> int:
         assert (height, width) == (203, 301)
-        return times
+        return factor
 
     whole, small = decode(photo(203, 301)), decode_image(photo(203, 301), lambda: "photo 17", reduce)
     assert small.shape[1:] == size
-    mean = torch.nn.functional.avg_pool2d(whole.float(), times, ceil_mode=True)
-    # Each pixel stands for the mean of a block; the decoder takes the lowest frequencies instead, of chroma too.
+    mean = torch.nn.functional.avg_pool2d(whole.float(), factor, ceil_mode=True)
+    # Not exactly the mean of each block: the decoder uses its lowest frequencies, also of chroma.
     assert (small - mean).abs().mean() < 2
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}], ids=["progressive", "full chroma"])
-def test_any_kind_of_jpeg_can_come_smaller(mode: str, options: dict[str, object]) -> None:
+def test_every_kind_of_jpeg_is_reduced(mode: str, options: dict[str, object]) -> None:
     data = encoded(Image.fromarray(RAMP).convert("RGB").convert(mode), "JPEG", **options)
     assert decode_image(data, lambda: "photo 17", lambda *_: 2).shape == (3, 4, 6)
 
 
-def test_a_reduced_jpeg_is_upright_too() -> None:
+def test_exif_orientation_is_applied_to_reduced_jpegs() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data, asked = photo(200, 300, exif=exif), []
-    small = decode_image(data, lambda: "photo 17", lambda *size: asked.append(size) or 2)
-    assert asked == [(300, 200)]
+    data, calls = photo(200, 300, exif=exif), []
+    small = decode_image(data, lambda: "photo 17", lambda *size: calls.append(size) or 2)
+    assert calls == [(300, 200)]
     assert small.shape == (3, 150, 100)
 
 
-def test_only_jpegs_are_reduced() -> None:
+def test_other_formats_are_not_reduced() -> None:
     assert decode_image(encoded(Image.fromarray(RAMP)), lambda: "photo 17", lambda *_: 8).shape == (3, 7, 12)
 
 
@@ -100,18 +99,32 @@ def test_only_jpegs_are_reduced() -> None:
     ("data", "complaint"),
     [
         (b"", "the file is empty"),
-        (b"plain text", "10 bytes that are no image of a known format"),
+        (b"plain text", "10 bytes in no known image format"),
         (encoded(Image.fromarray(RAMP), "JPEG")[:-60], "truncated"),
         (encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "floating-point"),
     ],
     ids=["empty", "text", "truncated", "float"],
 )
-def test_damage_names_the_image(data: bytes, complaint: str) -> None:
+def test_damaged_images_are_named(data: bytes, complaint: str) -> None:
     with pytest.raises(UnreadableImageError, match=rf"^photo 17: cannot read.*(?i:{complaint})"):
         decode(data)
 
 
-def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(UnreadableImageError, match=r"photo 17.*decompression bomb"):
         decode(encoded(Image.fromarray(RAMP)))
+
+
+def test_decode_record_takes_the_bytes_or_else_the_file(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(RAMP))
+    (tmp_path / "17.png").write_bytes(data)
+    for found in (
+        decode_file(tmp_path / "17.png", lambda: "photo 17"),
+        decode_record(data, "gone.png", tmp_path, lambda: "photo 17"),
+        decode_record(None, "17.png", tmp_path, lambda: "photo 17"),
+    ):
+        assert torch.equal(found, decode(data))
+    for path, problem in (("gone.png", "No such file"), (None, "it has neither bytes nor a path")):
+        with pytest.raises(UnreadableImageError, match=f"photo 17: cannot read this image: {problem}"):
+            decode_record(None, path, tmp_path, lambda: "photo 17")

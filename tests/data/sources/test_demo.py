@@ -4,7 +4,7 @@ import pytest
 from msf_faiss.data.sources.demo import CLASSES, render
 
 
-def test_an_image_depends_on_its_seed_and_id_alone() -> None:
+def test_images_depend_only_on_their_seed_and_id() -> None:
     ids = np.array([12, 3, 2_500, 999, 1_000, 10**9 + 7])
     images, labels = render(ids, seed=0)
     assert images.shape == (6, 32, 32, 3)
@@ -18,22 +18,22 @@ def test_an_image_depends_on_its_seed_and_id_alone() -> None:
     assert not np.array_equal(whole, render(np.arange(2_600), seed=1)[0])
 
 
-def test_the_set_is_grey_balanced_and_varied() -> None:
+def test_images_are_gray_balanced_and_varied() -> None:
     images, labels = render(np.arange(2_000), seed=3)
     assert np.array_equal(images[..., 0], images[..., 1])
     assert np.array_equal(images[..., 0], images[..., 2])
     assert np.bincount(labels).tolist() == [200] * len(CLASSES) == [200] * 10
     assert len(np.unique(images.reshape(2_000, -1), axis=0)) == 2_000
     assert images.std(axis=(1, 2, 3)).min() > 5  # no flat image
-    assert images.mean(axis=(1, 2, 3)).std() > 20  # light varies, so brightness tells nothing
+    assert images.mean(axis=(1, 2, 3)).std() > 20  # light varies, so brightness reveals nothing
 
 
 @pytest.mark.parametrize("size", [8, 16, 33, 64])
-def test_any_size(size: int) -> None:
+def test_images_of_any_size(size: int) -> None:
     assert render(np.arange(20), seed=0, size=size)[0].shape == (20, size, size, 3)
 
 
-def test_none_and_mistakes() -> None:
+def test_no_images_and_invalid_arguments() -> None:
     images, labels = render(np.arange(0), seed=0)
     assert images.shape == (0, 32, 32, 3)
     assert labels.shape == (0,)

@@ -1,4 +1,4 @@
-"""What every source that reads files promises: the same images in each form are the same pixels, labels and names."""
+"""The same images in every format: the same pixels, labels and names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from msf_faiss.data.train_batches import training_batches
 
 FORMS = ("folder", "parquet", "webdataset", "saved", "imagefolder", "parquet folder")
 CLASSES = ("ant", "bee")
-TURNED = 6  # EXIF: lies on its side
+TURNED = 6  # EXIF orientation: rotate by 90°
 
 
 def encode(pixels: np.ndarray[Any, Any], format: str, **options: Any) -> bytes:
@@ -41,7 +41,7 @@ def encode(pixels: np.ndarray[Any, Any], format: str, **options: Any) -> bytes:
 
 
 def images() -> dict[str, bytes]:
-    """Path of each image and its bytes: every kind that decoders may disagree on, and one that is cut off."""
+    """Encoded images by path: of every kind on which decoders may disagree, and a truncated one."""
     draw = np.random.default_rng(0)
 
     def noise(*shape: int, top: int = 256, dtype: type = np.uint8) -> np.ndarray[Any, Any]:
@@ -67,7 +67,7 @@ def images() -> dict[str, bytes]:
 
 
 def make(root: Path) -> dict[str, dict[str, Any]]:
-    """The same images in every form; how the config names each."""
+    """Write the images in every format; their configs."""
     found = images()
     labels = [CLASSES.index(name.partition("/")[0]) for name in found]
     for name, encoded in found.items():
@@ -154,17 +154,17 @@ def test_pixels_labels_and_names(settings: dict[str, Any], forms: dict[str, dict
     ids = [5, 0, 1, 2, 3, 4, 6, 0]
     for image, expected in zip(source.decode(ids), reference.decode(ids), strict=True):
         assert torch.equal(image, expected)
-    assert source.decode([0])[0].shape == (3, 30, 20)  # turned upright
+    assert source.decode([0])[0].shape == (3, 30, 20)  # rotated
     for index, name in enumerate(images()):
         assert Path(name).name in source.name(index)
 
 
-def test_an_image_that_cannot_be_read_is_named(settings: dict[str, Any]) -> None:
+def test_unreadable_images_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UnreadableImageError, match=r"7\.png.*: cannot read this image"):
         opened(settings).decode([0, 7])
 
 
-def test_a_pickled_copy_is_small_and_reads_the_same(settings: dict[str, Any]) -> None:
+def test_pickled_sources_are_small_and_decode_the_same(settings: dict[str, Any]) -> None:
     source = opened(settings)
     before = source.decode([3])
     pickled = pickle.dumps(source)
@@ -176,7 +176,7 @@ def test_a_pickled_copy_is_small_and_reads_the_same(settings: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("form", ["webdataset", "saved"])
-def test_workers_make_the_same_batches(form: str, forms: dict[str, dict[str, Any]]) -> None:
+def test_batches_do_not_depend_on_workers(form: str, forms: dict[str, dict[str, Any]]) -> None:
     settings = forms[form]
 
     def pixels(workers: int) -> list[Tensor]:
@@ -189,7 +189,7 @@ def test_workers_make_the_same_batches(form: str, forms: dict[str, dict[str, Any
 
 
 @pytest.mark.parametrize("form", ["webdataset", "saved"])
-def test_a_run_from_the_command_line(
+def test_pretrain_from_the_command_line(
     form: str,
     forms: dict[str, dict[str, Any]],
     tmp_path: Path,
@@ -210,19 +210,7 @@ def test_a_run_from_the_command_line(
     assert "8 images (2 classes, watched but not trained on)" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "module"), [("webdataset", "webdataset.shardlists"), ("huggingface", "datasets")])
-def test_a_library_that_is_missing(kind: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in {module, module.partition(".")[0]}:
-        monkeypatch.setitem(sys.modules, name, None)
-    path = tmp_path / "train-{0..1}.tar"
-    with pytest.raises(
-        ValueError, match=rf"data\.kind={kind} needs the package \w+: pip install 'msf-faiss\[{kind}\]'"
-    ):
-        opened({"kind": kind, "path": path})
-
-
-def test_the_identity_is_that_of_the_images(settings: dict[str, Any], tmp_path: Path) -> None:
-    """The same when it is opened again, and another once a file has changed."""
+def test_identity_changes_with_the_files(settings: dict[str, Any], tmp_path: Path) -> None:
     known = opened(settings).identity()
     assert opened(settings).identity() == known
     assert len(known) == 64
@@ -232,7 +220,7 @@ def test_the_identity_is_that_of_the_images(settings: dict[str, Any], tmp_path: 
     before = opened(moved).identity()
     assert before != known
     if settings["kind"] == "huggingface" and list(copied.rglob("*.p[an]*")):
-        return  # the library keeps what it made of such files, and tells them apart by itself
+        return  # `datasets` converts such files and caches the result by its own rules
     changed = next(path for path in sorted(copied.rglob("*")) if path.suffix in (".jpg", ".parquet", ".tar", ".arrow"))
     os.utime(changed, ns=(1, 1))
     assert opened(moved).identity() != before

@@ -1,5 +1,3 @@
-"""Folders of images: what is found, in which order, how it is labelled, and what is a mistake."""
-
 from __future__ import annotations
 
 import os
@@ -27,7 +25,7 @@ def found(source: FolderSource, root: Path) -> list[str]:
     return [str(source.path(index).relative_to(root)) for index in range(len(source))]
 
 
-def test_classes_are_the_subfolders_in_order(tmp_path: Path) -> None:
+def test_subfolders_are_classes_in_alphabetical_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/1.PNG", "a/z.jpeg", "c/.hidden.png", "c/notes.txt", "b/._1.png"):
         put(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
     source = FolderSource(tmp_path)
@@ -39,7 +37,7 @@ def test_classes_are_the_subfolders_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["1.png", "2.png"], ["a/1.png", "2.png"], ["a/b/1.png", "a/2.png"]])
-def test_other_trees_are_unlabelled(tmp_path: Path, names: list[str]) -> None:
+def test_trees_of_other_depths_are_unlabelled(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         put(tmp_path / name)
     source = FolderSource(tmp_path)
@@ -48,24 +46,24 @@ def test_other_trees_are_unlabelled(tmp_path: Path, names: list[str]) -> None:
     assert source.classes is None
 
 
-def test_labels_can_be_left_out_or_demanded(tmp_path: Path) -> None:
+def test_labels_none_and_folders(tmp_path: Path) -> None:
     put(tmp_path / "a/deep/er/1.png")
     put(tmp_path / "b/1.png")
     assert FolderSource(tmp_path, labels="none").labels is None
     assert FolderSource(tmp_path, labels="folders").classes == ("a", "b")
     put(tmp_path / "loose.png")
-    with pytest.raises(UserError, match=r"loose\.png lies in no class folder.*data\.labels=none"):
+    with pytest.raises(UserError, match=r"loose\.png is in no class folder.*data\.labels=none"):
         FolderSource(tmp_path, labels="folders")
 
 
-def test_every_ending_of_an_image_counts(tmp_path: Path) -> None:
-    endings = ["jpg", "JPEG", "png", "ppm", "bmp", "pgm", "tif", "tiff", "WebP"] + ["avif"] * features.check("avif")
-    for ending in endings:
-        put(tmp_path / f"x.{ending}")
-    assert len(FolderSource(tmp_path)) == len(endings)
+def test_every_image_extension_is_found(tmp_path: Path) -> None:
+    extensions = ["jpg", "JPEG", "png", "ppm", "bmp", "pgm", "tif", "tiff", "WebP"] + ["avif"] * features.check("avif")
+    for extension in extensions:
+        put(tmp_path / f"x.{extension}")
+    assert len(FolderSource(tmp_path)) == len(extensions)
 
 
-def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+def test_links_are_followed_except_loops(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/1.png")
     put(tmp_path / "set/a/1.png")
     (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")
@@ -75,7 +73,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert found(FolderSource(tmp_path / "set", labels="none"), tmp_path / "set") == ["a/1.png", "a/2.png", "b/1.png"]
 
 
-def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_decode_follows_the_order_of_ids(tmp_path: Path) -> None:
     for gray in (10, 20, 30):
         put(tmp_path / f"{gray}.png", gray)
     source = pickle.loads(pickle.dumps(FolderSource(tmp_path)))
@@ -84,7 +82,7 @@ def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
     assert [int(image[0, 0, 0]) for image in images] == [30, 10, 30]
 
 
-def test_a_name_that_is_no_utf8_can_be_read_and_shown(tmp_path: Path) -> None:
+def test_file_names_need_not_be_utf8(tmp_path: Path) -> None:
     put(tmp_path / "plain.png", 7)
     (tmp_path / "plain.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
     source = FolderSource(tmp_path)
@@ -104,17 +102,17 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         source.decode([1])
 
 
-def test_mistakes_in_the_path(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone does not exist; set data\.path"):
         FolderSource(tmp_path / "gone")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file is a file, not a folder"):
         FolderSource(tmp_path / "file")
-    with pytest.raises(UserError, match=r"holds no images; set data\.path.*\.jpg"):
+    with pytest.raises(UserError, match=r"contains no images; set data\.path.*\.jpg"):
         FolderSource(tmp_path)
 
 
-def test_the_test_folder_is_numbered_by_the_training_classes(tmp_path: Path) -> None:
+def test_held_out_labels_use_the_training_classes(tmp_path: Path) -> None:
     for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png", "test/b/2.png"):
         put(tmp_path / name)
     config = FolderData(path=tmp_path / "train", test_path=tmp_path / "test")
@@ -125,12 +123,12 @@ def test_the_test_folder_is_numbered_by_the_training_classes(tmp_path: Path) -> 
     assert source.labels.tolist() == [1, 2]
     put(tmp_path / "test/dogs/1.png")
     with pytest.raises(
-        UserError, match=r"test has class folders that the training images lack: dogs; known are a, b, c"
+        UserError, match=r"test has classes that the training images do not have: dogs; these have a, b, c"
     ):
         open_source(config, "test")
 
 
-def test_without_a_test_folder_there_is_no_test_source(tmp_path: Path) -> None:
+def test_without_test_path_there_is_no_held_out_source(tmp_path: Path) -> None:
     assert open_source(FolderData(path=tmp_path / "gone"), "test") is None
     put(tmp_path / "train/1.png")
     with pytest.raises(UserError, match=r"gone does not exist; set data\.test_path"):

@@ -1,5 +1,3 @@
-"""Hugging Face data sets on this machine: what the library opens, and every way to name it wrong."""
-
 from __future__ import annotations
 
 import io
@@ -36,8 +34,8 @@ def png(gray: int) -> bytes:
     return buffer.getvalue()
 
 
-def made(grays: range, names: list[str] | None = None, label: Any = None, image: str = "image") -> Any:
-    """A `Dataset` whose image i is plainly `grays[i]`, and whose classes alternate."""
+def create(grays: range, names: list[str] | None = None, label: Any = None, image: str = "image") -> Any:
+    """A `Dataset` whose image i is uniformly `grays[i]`, with alternating classes."""
     labels = [gray % 2 for gray in grays]
     feature = datasets.ClassLabel(names=names) if names else label
     features = {image: datasets.Image()} | ({} if feature is None else {"label": feature})
@@ -54,8 +52,8 @@ def grays(opened: HuggingFaceSource) -> list[int]:
     return [int(image[0, 0, 0]) for image in opened.decode(range(len(opened)))]
 
 
-def test_a_saved_dict_of_splits(tmp_path: Path) -> None:
-    splits = {"train": made(range(6), ["cat", "dog"]), "test": made(range(10, 13), ["cat", "dog"])}
+def test_saved_dataset_dict(tmp_path: Path) -> None:
+    splits = {"train": create(range(6), ["cat", "dog"]), "test": create(range(10, 13), ["cat", "dog"])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
     config = HuggingFaceData(path=tmp_path / "set", test_split="test")
     train, test = open_source(config, "train"), open_source(config, "test")
@@ -66,11 +64,11 @@ def test_a_saved_dict_of_splits(tmp_path: Path) -> None:
     assert train.classes == test.classes == ("cat", "dog")
     assert test.name(1) == f"{tmp_path}/set, test, row 1 (11.png)"
     assert open_source(HuggingFaceData(path=tmp_path / "set"), "test") is None
-    with pytest.raises(UserError, match="has no split 'validation'; it has train, test"):
+    with pytest.raises(UserError, match="has no split 'validation'; its splits are train, test"):
         source(tmp_path / "set", "validation")
 
 
-def test_evaluations_know_the_splits() -> None:
+def test_evaluations_use_test_split() -> None:
     assert not has_held_out(HuggingFaceData(path=Path("a/b")))
     assert not has_held_out(HuggingFaceData(path=Path("a/b"), test_split="train"))
     config = HuggingFaceData(path=Path("a/b"), test_split="test")
@@ -79,77 +77,77 @@ def test_evaluations_know_the_splits() -> None:
     assert describe_data({**data, "config": config.model_dump(mode="json")}).startswith("a/b, test: 4 held-out images")
 
 
-def test_splits_with_other_classes(tmp_path: Path) -> None:
-    splits = {"train": made(range(6), ["cat", "dog"]), "test": made(range(4), ["dog", "cat"])}
+def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
+    splits = {"train": create(range(6), ["cat", "dog"]), "test": create(range(4), ["dog", "cat"])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
     with pytest.raises(UserError, match=r"classes of .*set, test are \['dog', 'cat'\], but the training images have"):
         open_source(HuggingFaceData(path=tmp_path / "set", test_split="test"), "test")
 
 
-def test_a_saved_dataset_has_no_splits(tmp_path: Path) -> None:
-    made(range(3)).save_to_disk(tmp_path / "set")
+def test_saved_dataset_has_no_splits(tmp_path: Path) -> None:
+    create(range(3)).save_to_disk(tmp_path / "set")
     assert grays(source(tmp_path / "set")) == [0, 1, 2]
     for settings in ({"split": "test"}, {"test_split": "test"}):
-        with pytest.raises(UserError, match="holds a single Dataset rather than splits"):
+        with pytest.raises(UserError, match="is a single Dataset without splits"):
             source(tmp_path / "set", **settings)
 
 
-def test_rows_that_were_chosen_and_parts_of_a_split(tmp_path: Path) -> None:
-    made(range(10)).shuffle(seed=1).select([3, 1, 4]).save_to_disk(tmp_path / "chosen")
+def test_selected_rows_and_parts_of_a_split(tmp_path: Path) -> None:
+    create(range(10)).shuffle(seed=1).select([3, 1, 4]).save_to_disk(tmp_path / "chosen")
     assert len(set(grays(source(tmp_path / "chosen")))) == 3
-    made(range(10)).to_parquet(tmp_path / "parquet" / "train.parquet")
+    create(range(10)).to_parquet(tmp_path / "parquet" / "train.parquet")
     assert grays(source(tmp_path / "parquet", "train[:30%]")) == [0, 1, 2]
     assert grays(source(tmp_path / "parquet", "train[:2]+train[8:]")) == [0, 1, 8, 9]
     with pytest.raises(UserError, match=r"split 'train\[:0\]'.*corresponds to no data"):
         source(tmp_path / "parquet", "train[:0]")
-    made(range(0)).save_to_disk(tmp_path / "rowless", num_shards=1)
-    with pytest.raises(UserError, match="rowless, train holds no rows; set another split"):
+    create(range(0)).save_to_disk(tmp_path / "rowless", num_shards=1)
+    with pytest.raises(UserError, match="rowless, train contains no rows; set another split"):
         source(tmp_path / "rowless")
 
 
 def test_labels(tmp_path: Path) -> None:
     for name, feature in {"int": datasets.Value("int32"), "byte": datasets.Value("uint8")}.items():
-        made(range(4), label=feature).save_to_disk(tmp_path / name)
+        create(range(4), label=feature).save_to_disk(tmp_path / name)
         opened = source(tmp_path / name)
         assert opened.labels is not None
         assert opened.labels.tolist() == [0, 1, 0, 1]
         assert opened.classes == ("0", "1")
     assert source(tmp_path / "int", label_column=None).labels is None
-    made(range(4)).save_to_disk(tmp_path / "none")
+    create(range(4)).save_to_disk(tmp_path / "none")
     assert source(tmp_path / "none").labels is None
-    hidden = made(range(4), ["cat", "dog"]).map(lambda row: {"label": -1})
+    hidden = create(range(4), ["cat", "dog"]).map(lambda row: {"label": -1})
     hidden.save_to_disk(tmp_path / "hidden")
     assert source(tmp_path / "hidden").labels is None
     with pytest.raises(UserError, match=r"none, train has no column 'fine' \(columns: image\); set data\.label_column"):
         source(tmp_path / "none", label_column="fine")
-    with pytest.raises(UserError, match=r"column 'image' must hold classes or integers, but is Image"):
+    with pytest.raises(UserError, match=r"column 'image' must contain classes or integers, but is Image"):
         source(tmp_path / "none", label_column="image")
-    made(range(3)).add_column("label", [0, 5, -7]).save_to_disk(tmp_path / "odd")
-    with pytest.raises(UserError, match=r"column 'label' holds -7 in row 2, which names none of"):
+    create(range(3)).add_column("label", [0, 5, -7]).save_to_disk(tmp_path / "odd")
+    with pytest.raises(UserError, match=r"column 'label' has label -7 in row 2, but there are"):
         source(tmp_path / "odd")
 
 
 def test_the_image_column(tmp_path: Path) -> None:
-    made(range(3), ["cat", "dog"], image="img").save_to_disk(tmp_path / "set")
+    create(range(3), ["cat", "dog"], image="img").save_to_disk(tmp_path / "set")
     assert grays(source(tmp_path / "set", image_column="img")) == [0, 1, 2]
     with pytest.raises(UserError, match=r"column 'image' does not exist; set data\.image_column to img"):
         source(tmp_path / "set")
     with pytest.raises(
-        UserError, match=r"column 'label' holds ClassLabel\(.*not images; set data\.image_column to img"
+        UserError, match=r"column 'label' contains ClassLabel\(.*not images; set data\.image_column to img"
     ):
         source(tmp_path / "set", image_column="label")
-    made(range(3), label=datasets.Value("int64")).remove_columns("image").save_to_disk(tmp_path / "blind")
-    with pytest.raises(UserError, match="column 'image' does not exist; it has label"):
+    create(range(3), label=datasets.Value("int64")).remove_columns("image").save_to_disk(tmp_path / "blind")
+    with pytest.raises(UserError, match="column 'image' does not exist; columns: label"):
         source(tmp_path / "blind")
 
 
-def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_images_name_their_row(tmp_path: Path) -> None:
     rows = [{"bytes": png(1), "path": None}, {"bytes": b"no image", "path": "bad.png"}, None]
     table = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
     table.save_to_disk(tmp_path / "set")
     opened = source(tmp_path / "set")
     opened.decode([0])
-    for index, text in ((1, r"row 1 \(bad\.png\): .*no image"), (2, "row 2: .*neither")):
+    for index, text in ((1, r"row 1 \(bad\.png\): .*no known image"), (2, "row 2: .*neither")):
         with pytest.raises(UnreadableImageError, match=text):
             opened.decode([index])
     (tmp_path / "folder").mkdir()
@@ -161,23 +159,23 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
         opened.decode([0])
 
 
-def test_a_pickled_source_is_small(tmp_path: Path) -> None:
-    made(range(200)).save_to_disk(tmp_path / "set")
+def test_sources_are_pickled_without_images(tmp_path: Path) -> None:
+    create(range(200)).save_to_disk(tmp_path / "set")
     pickled = pickle.dumps(source(tmp_path / "set"))
     assert len(pickled) < 5_000  # the encoded images have some 15 kB
     assert grays(pickle.loads(pickled)) == list(range(200))
 
 
-def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty cannot be opened as a Hugging Face data set.*check data\.path"):
         source(tmp_path / "empty")
     with pytest.raises(UserError, match=r"gone does not exist; set data\.path to a folder, or to a name on the"):
         source(tmp_path / "gone")
     (tmp_path / "x.parquet").touch()
-    with pytest.raises(UserError, match=r"x\.parquet is a file; set data\.path to its folder, or data\.kind=parquet"):
+    with pytest.raises(UserError, match=r"x\.parquet is a file; set data\.path to its folder, or for a"):
         source(tmp_path / "x.parquet")
-    made(range(3)).to_parquet(tmp_path / "set" / "train.parquet")
+    create(range(3)).to_parquet(tmp_path / "set" / "train.parquet")
     with pytest.raises(UserError, match=r"""split 'tset': ValueError: Unknown split "tset"\. Should be one of"""):
         source(tmp_path / "set", "tset")
     with pytest.raises(UserError, match=r"BuilderConfig 'odd' not found.*data\.name"):
@@ -186,28 +184,28 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "bad" / "train.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"bad cannot be opened as a Hugging Face data set"):
         source(tmp_path / "bad")
-    made(range(3)).save_to_disk(tmp_path / "saved")
+    create(range(3)).save_to_disk(tmp_path / "saved")
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.write_bytes(b"")
     with pytest.raises(UserError, match=r"saved cannot be opened as a Hugging Face data set"):
         source(tmp_path / "saved")
-    made(range(3)).select([]).save_to_disk(tmp_path / "rowless")
+    create(range(3)).select([]).save_to_disk(tmp_path / "rowless")
     with pytest.raises(UserError, match="rowless cannot be opened as a Hugging Face data set"):
         source(tmp_path / "rowless")
 
 
-def test_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UserError, match=r"nobody/nothing is no folder here, and the Hugging Face hub cannot be reached"
+        UserError, match=r"nobody/nothing is not a local folder, and the Hugging Face hub cannot be reached"
     ):
         source(Path("nobody/nothing"))
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def load_dataset(*arguments: Any, **options: Any) -> Any:
-        asked.append((arguments, options["split"], options["revision"]))
+        calls.append((arguments, options["split"], options["revision"]))
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'nobody/nothing' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"nobody/nothing cannot be opened .*doesn't exist on the Hub"):
         source(Path("nobody/nothing"), "train[:5]", name="small", revision="abc")
-    assert asked == [(("nobody/nothing", "small"), "train[:5]", "abc")]
+    assert calls == [(("nobody/nothing", "small"), "train[:5]", "abc")]

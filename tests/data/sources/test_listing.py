@@ -1,4 +1,4 @@
-"""The list of a large folder is kept, and never believed when something was added, removed or renamed."""
+"""Cached lists of large folders, and how changes of the folders are noticed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from msf_faiss.data.sources.listing import Names, list_images
 
 @pytest.fixture(autouse=True)
 def _small_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_LEAST", 2)
-    monkeypatch.setattr(listing, "_SETTLED", 20_000_000)  # ns; the clock of Linux's file systems ticks every 4 ms
+    monkeypatch.setattr(listing, "_FEWEST", 2)
+    monkeypatch.setattr(listing, "_SETTLED", 20_000_000)  # ns; the clock of file systems on Linux ticks every 4 ms
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def names(root: Path) -> list[str]:
 
 
 def is_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the folders are read; either way the list must be what reading them finds."""
+    """Whether the folders are read. Checks that the list is complete in both cases."""
     expected = list_images(root)
     with monkeypatch.context() as patch:
         walks: list[Path] = []
@@ -57,7 +57,7 @@ def is_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     return bool(walks)
 
 
-def test_a_list_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_walked(root, monkeypatch)
     assert not is_walked(root, monkeypatch)
     assert names(root) == ["a/1.png", "a/2.png", "b/c/3.jpg"]
@@ -87,14 +87,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def back_in_time(folder: Path) -> None:
-    """A file more, and the folder's time of modification as before: what rsync and tar do."""
+    """Add a file and restore the folder's time of modification, as rsync and tar do."""
     before = folder.stat()
     touch(folder / "9.png")
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_noticed(change: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_invalidates_the_list(change: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names(root)
     CHANGES[change](root)
     assert is_walked(root, monkeypatch)
@@ -103,7 +103,7 @@ def test_changes_are_noticed(change: str, root: Path, monkeypatch: pytest.Monkey
     assert not is_walked(root, monkeypatch)
 
 
-def test_a_change_of_what_a_file_holds_does_not_matter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_contents_of_files_do_not_matter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names(root)
     (root / "a/1.png").write_text("other")
     touch(root / ".hidden/5.png")
@@ -129,8 +129,8 @@ def test_links_are_followed(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "later/3.png" in names(root)
 
 
-def test_what_changed_just_now_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two changes within a tick leave one time: the list between them would look valid after the second."""
+def test_folders_that_have_just_changed_are_not_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two changes within a tick have the same time; a list made in between would look valid after the second."""
     monkeypatch.setattr(listing, "_SETTLED", 3_000_000_000)
     for number in range(100):
         touch(root / f"a/new{number}.png")
@@ -140,7 +140,7 @@ def test_what_changed_just_now_is_not_kept(root: Path, monkeypatch: pytest.Monke
     assert not (root.parent / "cache").exists()
 
 
-def test_a_change_while_it_is_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_during_listing_is_noticed_later(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 
     def slow(folder: str) -> object:
@@ -155,8 +155,8 @@ def test_a_change_while_it_is_listed(root: Path, monkeypatch: pytest.MonkeyPatch
     assert is_walked(root, monkeypatch)
 
 
-def test_small_folders_leave_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_LEAST", 4)
+def test_lists_of_small_folders_are_not_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_FEWEST", 4)
     names(root)
     assert not (root.parent / "cache").exists()
 
@@ -180,7 +180,7 @@ def test_random_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "flipped", "folder"])
-def test_a_damaged_list_is_made_anew(damage: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_list_is_replaced(damage: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = names(root)
     (file,) = (root.parent / "cache").iterdir()
     content = file.read_bytes()
@@ -188,33 +188,33 @@ def test_a_damaged_list_is_made_anew(damage: str, root: Path, monkeypatch: pytes
         file.unlink()
         file.mkdir()
     else:
-        spoiled = bytearray(content)
-        spoiled[content.index(b"a/1.png")] ^= 1
-        file.write_bytes({"empty": b"", "cut": content[:-30], "noise": os.urandom(500), "flipped": spoiled}[damage])
+        damaged = bytearray(content)
+        damaged[content.index(b"a/1.png")] ^= 1
+        file.write_bytes({"empty": b"", "cut": content[:-30], "noise": os.urandom(500), "flipped": damaged}[damage])
     assert is_walked(root, monkeypatch)
     assert names(root) == expected
 
 
-def test_no_flipped_bit_is_believed(root: Path) -> None:
+def test_a_flipped_bit_never_changes_the_list(root: Path) -> None:
     expected = names(root)
     (file,) = (root.parent / "cache").iterdir()
     content = file.read_bytes()
     draw = random.Random(0)
     for _ in range(150):
-        spoiled = bytearray(content)
-        spoiled[draw.randrange(len(spoiled))] ^= 1 << draw.randrange(8)
-        file.write_bytes(spoiled)
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
         assert names(root) == expected
 
 
-def test_a_cache_that_cannot_be_written(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_is_not_writable_is_logged(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root.parent / "cache").touch()
     with caplog.at_level(logging.INFO):
         assert len(names(root)) == 3
-    assert "is not kept in" in caplog.text
+    assert "cannot be cached in" in caplog.text
 
 
-def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_logged(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -224,7 +224,7 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest
     assert "No space left on device" in caplog.text
 
 
-def test_several_at_a_time(root: Path) -> None:
+def test_concurrent_listing(root: Path) -> None:
     results: list[list[str]] = []
     threads = [threading.Thread(target=lambda: results.extend(names(root) for _ in range(10))) for _ in range(4)]
     for thread in threads:
@@ -235,7 +235,7 @@ def test_several_at_a_time(root: Path) -> None:
     assert len(list((root.parent / "cache").iterdir())) == 1
 
 
-def test_names_are_packed() -> None:
+def test_names_are_packed_into_bytes() -> None:
     some = ["a/b/é.png", os.fsdecode(b"caf\xe9"), "", "x" * 300 + "/y"]
     packed = Names.pack(some)
     assert [packed[index] for index in range(len(packed))] == some

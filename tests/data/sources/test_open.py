@@ -1,49 +1,12 @@
-"""Images in memory, and the built-in ones."""
-
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
-import pytest
-import torch
 
 from msf_faiss.config import DemoData
-from msf_faiss.data.source import Source
-from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.data.sources.open import open_source
 
-BLANK = torch.zeros(4, 3, 8, 9, dtype=torch.uint8)
 
-
-def test_memory() -> None:
-    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 9)
-    source = MemorySource(images, [0, 1, -1, 1], ["a", "b"], title="blank")
-    assert isinstance(source, Source)
-    assert len(source) == 4
-    assert source.in_memory
-    assert source.name(2) == "blank[2]"
-    for copy in (source, pickle.loads(pickle.dumps(source))):
-        assert [int(image[0, 0, 0]) for image in copy.decode([3, 0, 3])] == [3, 0, 3]
-        assert copy.labels.tolist() == [0, 1, -1, 1]
-        assert copy.classes == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "classes", "complaint"),
-    [
-        (BLANK.float(), None, None, r"must be uint8 \[N, 3, H, W\], found torch\.float32"),
-        (BLANK[0], None, None, r"must be uint8 \[N, 3, H, W\]"),
-        (BLANK, [0] * 4, None, "belong together"),
-        (BLANK, [0] * 3, ["a"], "4 images need as many labels"),
-    ],
-)
-def test_memory_refuses_other_shapes(images: torch.Tensor, labels: object, classes: object, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        MemorySource(images, labels, classes, title="x")  # type: ignore[arg-type]
-
-
-def test_the_demo_holds_images_out() -> None:
+def test_the_demo_has_separate_held_out_images() -> None:
     config = DemoData(images=40, test_images=20, size=16)
     train, test = open_source(config, "train"), open_source(config, "test")
     assert train is not None
@@ -55,13 +18,3 @@ def test_the_demo_holds_images_out() -> None:
     seen = {image.numpy().tobytes() for image in train.decode(range(40))}
     assert len(seen) == 40
     assert not seen & {image.numpy().tobytes() for image in test.decode(range(20))}
-
-
-def test_the_identity_of_images_in_memory_is_that_of_their_pixels() -> None:
-    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
-    one = images.clone()
-    one[3, 2, 1, 1] = 1
-    known = MemorySource(images, title="a").identity()
-    assert MemorySource(images.clone(), title="b").identity() == known
-    assert MemorySource(one, title="a").identity() != known
-    assert MemorySource(images.view(2, 3, 4, 2), title="a").identity() != known

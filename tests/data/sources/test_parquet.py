@@ -1,13 +1,9 @@
-"""Parquet: the Hugging Face convention, random access through an unpacked file, and every way to get it wrong."""
-
 from __future__ import annotations
 
 import io
 import json
 import os
 import pickle
-import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,6 @@ from PIL import Image
 
 from msf_faiss.config import ParquetData
 from msf_faiss.data.source import Source, UnreadableImageError
-from msf_faiss.data.sources.disk_cache import default_cache
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.sources.parquet import ParquetSource
 from msf_faiss.errors import UserError
@@ -34,7 +29,7 @@ def png(gray: int) -> bytes:
 
 
 def write(path: Path, grays: list[int], labels: Any = None, names: list[str] | None = None, **options: Any) -> Path:
-    """A file whose image i is plainly `grays[i]`."""
+    """A file whose image i is uniformly `grays[i]`."""
     images = [{"bytes": png(gray), "path": f"{gray}.png"} for gray in grays]
     columns = {"image": pa.array(images, IMAGE)} | ({} if labels is None else {"label": pa.array(labels)})
     table = pa.table(columns)
@@ -54,7 +49,7 @@ def grays(opened: Source, ids: list[int]) -> list[int]:
     return [int(image[0, 0, 0]) for image in opened.decode(ids)]
 
 
-def test_one_file(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     opened = source(write(tmp_path / "set.parquet", list(range(10)), [0, 1] * 5, ["cat", "dog"]))
     assert isinstance(opened, Source)
     assert len(opened) == 10
@@ -66,7 +61,7 @@ def test_one_file(tmp_path: Path) -> None:
     assert opened.name(7) == f"{tmp_path}/set.parquet, row 7 (7.png)"
 
 
-def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_folder_of_shards(tmp_path: Path) -> None:
     for shard, first in (("b", 10), ("a", 0), ("c", 20)):
         write(tmp_path / f"set/{shard}.parquet", list(range(first, first + 7)), [first // 10] * 7)
     (tmp_path / "set/README.md").touch()
@@ -80,7 +75,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_types_that_other_writers_use(tmp_path: Path, large: bool) -> None:
+def test_types_of_other_writers(tmp_path: Path, large: bool) -> None:
     image = pa.struct({"path": pa.large_string(), "bytes": pa.large_binary()}) if large else IMAGE
     table = pa.table({"image": pa.array([{"bytes": png(3), "path": None}], image), "label": pa.array([2], pa.uint8())})
     pq.write_table(table.replace_schema_metadata({"class_names": '["a", "b", "c"]'}), tmp_path / "x.parquet")
@@ -90,7 +85,7 @@ def test_types_that_other_writers_use(tmp_path: Path, large: bool) -> None:
     assert opened.name(0) == f"{tmp_path}/x.parquet, row 0"
 
 
-def test_labels_may_be_missing_in_part_or_wholly(tmp_path: Path) -> None:
+def test_missing_labels(tmp_path: Path) -> None:
     some = source(write(tmp_path / "some.parquet", [1, 2, 3], [1, None, 0]))
     assert some.labels is not None
     assert some.labels.tolist() == [1, -1, 0]
@@ -101,7 +96,7 @@ def test_labels_may_be_missing_in_part_or_wholly(tmp_path: Path) -> None:
     assert source(write(tmp_path / "off.parquet", [1], [0]), label_column=None).labels is None
 
 
-def test_an_image_may_lie_in_a_file_beside_the_shard(tmp_path: Path) -> None:
+def test_images_in_separate_files(tmp_path: Path) -> None:
     rows = [{"bytes": None, "path": "images/5.png"}, {"bytes": None, "path": "gone.png"}, None]
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE)}), tmp_path / "x.parquet")
     (tmp_path / "images").mkdir()
@@ -114,17 +109,14 @@ def test_an_image_may_lie_in_a_file_beside_the_shard(tmp_path: Path) -> None:
         opened.decode([2])
 
 
-def test_an_unreadable_image_names_its_row(tmp_path: Path) -> None:
+def test_unreadable_images_name_their_row(tmp_path: Path) -> None:
     rows = [{"bytes": png(1), "path": "a"}, {"bytes": png(2)[:40], "path": "cut.png"}]
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE)}), tmp_path / "x.parquet")
     with pytest.raises(UnreadableImageError, match=r"x\.parquet, row 1 \(cut\.png\): cannot read"):
         source(tmp_path / "x.parquet").decode([0, 1])
 
 
-# -- the unpacked file
-
-
-def test_it_is_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path) -> None:
+def test_a_file_is_unpacked_once_and_again_after_a_change(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [1, 2])
     source(path)
     (first,) = (tmp_path / "cache").iterdir()
@@ -138,7 +130,7 @@ def test_it_is_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path) -> N
     assert grays(source(path), [1]) == [4]
 
 
-def test_a_pickled_source_maps_the_file_rather_than_carry_it(tmp_path: Path) -> None:
+def test_sources_are_pickled_without_images(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", list(range(200)))
     opened = source(path)
     opened.decode([0])
@@ -147,73 +139,32 @@ def test_a_pickled_source_maps_the_file_rather_than_carry_it(tmp_path: Path) -> 
     assert grays(pickle.loads(pickled), [150]) == [150]
 
 
-def test_the_users_cache_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    source(write(tmp_path / "x.parquet", [1]), cache_dir=None)
-    assert [file.suffix for file in (tmp_path / "xdg/msf-faiss").iterdir()] == [".arrow"]
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache/msf-faiss"
+# Unusable files
 
 
-def test_processes_may_race_to_unpack(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.parquet", list(range(50)))
-    results: list[int] = []
-    threads = [threading.Thread(target=lambda: results.extend(grays(source(path), [49]))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [49] * 4
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_a_full_disk_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "x.parquet", [1])
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
-    with pytest.raises(UserError, match=r"cannot unpack .*x\.parquet.*No space left.*needs 1 MB.*data\.cache_dir"):
-        source(path)
-    monkeypatch.undo()
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(pa.ipc.RecordBatchFileWriter, "write_batch", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(UserError, match=r"No space left.*data\.cache_dir"):
-        source(path)
-    assert list((tmp_path / "cache").iterdir()) == []  # nothing half done is left
-
-
-def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "cache").touch()
-    with pytest.raises(UserError, match=r"cannot unpack .* into .*cache: .*data\.cache_dir"):
-        source(write(tmp_path / "x.parquet", [1]))
-
-
-# -- mistakes
-
-
-def test_files_that_are_not_there_or_not_parquet(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.parquet does not exist; set data\.path"):
         source(tmp_path / "gone.parquet")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty holds no \*\.parquet files"):
+    with pytest.raises(UserError, match=r"empty contains no \*\.parquet files"):
         source(tmp_path / "empty")
     (tmp_path / "text.parquet").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"text\.parquet is not a complete parquet file: .*; fetch or write it again"):
+    with pytest.raises(UserError, match=r"text\.parquet is not a complete Parquet file: .*; download or write it"):
         source(tmp_path / "text.parquet")
     path = write(tmp_path / "cut.parquet", list(range(100)))
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(UserError, match=r"cut\.parquet is not a complete parquet file"):
+    with pytest.raises(UserError, match=r"cut\.parquet is not a complete Parquet file"):
         source(path)
-    with pytest.raises(UserError, match=r"none\.parquet holds no rows"):
+    with pytest.raises(UserError, match=r"none\.parquet contains no rows"):
         source(write(tmp_path / "none.parquet", []))
 
 
-def test_damage_in_the_middle_of_a_file(tmp_path: Path) -> None:
+def test_damage_inside_a_file_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", list(range(100)), compression="gzip", use_dictionary=False)
     data = bytearray(path.read_bytes())
     data[200 : len(data) // 2] = bytes(len(data) // 2 - 200)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.parquet is not a complete parquet file"):
+    with pytest.raises(UserError, match=r"x\.parquet is not a complete Parquet file"):
         source(path)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -233,28 +184,28 @@ def test_damage_in_the_middle_of_a_file(tmp_path: Path) -> None:
             "integers, but is string",
         ),
         ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([0.5])}, "integers, but is double"),
-        ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([-3])}, "holds -3 in row 0"),
+        ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([-3])}, "has label -3 in row 0"),
         (
             {"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([2**40])},
-            "holds 1099511627776 in",
+            "has label 1099511627776 in",
         ),
     ],
 )
-def test_other_schemas(tmp_path: Path, columns: dict[str, Any], complaint: str) -> None:
+def test_other_schemas_are_refused(tmp_path: Path, columns: dict[str, Any], complaint: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=rf"x\.parquet.*{complaint}"):
         source(tmp_path / "x.parquet")
 
 
-def test_a_label_column_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_a_missing_label_column_is_refused_if_configured(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [1], [0])
     with pytest.raises(UserError, match=r"no column 'fine' \(columns: image, label\); set data\.label_column"):
         source(path, label_column="fine")
 
 
-def test_labels_beyond_the_class_names(tmp_path: Path) -> None:
+def test_labels_without_a_class_name_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [1, 2], [0, 2], ["cat", "dog"])
-    with pytest.raises(UserError, match=r"holds 2 in row 1, which names none of 2 classes"):
+    with pytest.raises(UserError, match=r"has label 2 in row 1, but there are 2 classes"):
         source(path)
 
 
@@ -263,19 +214,19 @@ def test_labels_beyond_the_class_names(tmp_path: Path) -> None:
     [
         (None, None, "'label' is missing here and int64 there"),
         (pa.array([1], pa.int32()), ["a", "b"], "'label' is int32 here and int64 there"),
-        ([1], ["x", "y"], r"its classes are \('x', 'y'\) here"),
+        ([1], ["x", "y"], r"the classes are \('x', 'y'\) here"),
     ],
 )
-def test_shards_that_do_not_belong_together(tmp_path: Path, labels: Any, names: Any, complaint: str) -> None:
+def test_shards_that_do_not_match_are_refused(tmp_path: Path, labels: Any, names: Any, complaint: str) -> None:
     write(tmp_path / "set/1.parquet", [1], [1], ["a", "b"])
     write(tmp_path / "set/2.parquet", [1], labels, names)
-    with pytest.raises(UserError, match=rf"2\.parquet does not belong with .*1\.parquet: .*{complaint}"):
+    with pytest.raises(UserError, match=rf"2\.parquet does not match .*1\.parquet: .*{complaint}"):
         source(tmp_path / "set")
 
 
-def test_both_splits_number_their_classes_alike(tmp_path: Path) -> None:
+def test_held_out_labels_use_the_training_classes(tmp_path: Path) -> None:
     train = write(tmp_path / "train.parquet", [1, 2], [0, 1], ["a", "b"])
-    test = write(tmp_path / "test.parquet", [3], [1])  # without names of its own
+    test = write(tmp_path / "test.parquet", [3], [1])  # without class names
     config = ParquetData(path=train, test_path=test, cache_dir=tmp_path / "cache")
     opened = open_source(config, "test")
     assert opened is not None

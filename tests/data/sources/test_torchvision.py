@@ -1,4 +1,4 @@
-"""CIFAR and STL-10 through torchvision, from small files of the real formats."""
+"""CIFAR and STL-10, from small files in the original formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def md5(path: Path) -> str:
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CIFAR-10 of four images a batch: image i of the training set is plainly i."""
+    """A CIFAR-10 of four images a batch: training image i is uniformly i."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
 
@@ -47,7 +47,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An STL-10 of two labelled, three unlabelled and one test image, stored column by column as the original."""
+    """An STL-10 of two labelled, three unlabelled and one test image, stored by columns as the original."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
 
@@ -84,7 +84,7 @@ def test_cifar10(cifar10: Path) -> None:
     assert test.name(1) == "cifar10 test[1]"
 
 
-def test_stl10_trains_on_the_unlabelled_images_too(stl10: Path) -> None:
+def test_stl10_training_images_include_the_unlabelled_ones(stl10: Path) -> None:
     config = TorchvisionData(kind="stl10", root=stl10, download=False)
     train, test = opened(config, "train"), opened(config, "test")
     assert (len(train), len(test)) == (5, 1)
@@ -97,12 +97,12 @@ def test_stl10_trains_on_the_unlabelled_images_too(stl10: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "stl10"])
-def test_a_missing_set_that_may_not_be_fetched(tmp_path: Path, kind: Any) -> None:
-    with pytest.raises(UserError, match=rf"{kind} is not usable in .*; set data\.download=true, or data\.root"):
+def test_a_missing_data_set_without_download_is_refused(tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(UserError, match=rf"{kind} cannot be opened in .*; set data\.download=true, or data\.root"):
         open_source(TorchvisionData(kind=kind, root=tmp_path, download=False), "train")
 
 
-def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise urllib.error.URLError("Name or service not known")
 
@@ -113,7 +113,7 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_source(TorchvisionData(kind="cifar10", root=tmp_path), "train")
 
 
-def test_a_damaged_set(cifar10: Path) -> None:
+def test_a_damaged_data_set_is_refused(cifar10: Path) -> None:
     (cifar10 / "cifar-10-batches-py/data_batch_3").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"cifar10 is not usable in .*corrupted"):
+    with pytest.raises(UserError, match=r"cifar10 cannot be opened in .*corrupted"):
         open_source(TorchvisionData(kind="cifar10", root=cifar10, download=False), "train")
