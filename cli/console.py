@@ -1,4 +1,4 @@
-"""How reports look in a terminal: a live display on stderr, or plain lines where stderr is no terminal."""
+"""Output to the terminal: consoles for stdout and stderr, and the display of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from msf_faiss.run.events import (
 
 
 def stdout() -> Console:
-    """For what a command was asked for: tables and paths. Plain, and never cut, when piped."""
+    """For the results of a command: tables and paths. Plain, and never truncated, when piped."""
     return _console(stderr=False)
 
 
@@ -37,19 +37,19 @@ def stderr() -> Console:
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 160  # a pipe has no width to fit into
+        console.width = 160
     return console
 
 
 class TrainingDisplay:
-    """Draws the reports of a run; call it with each, in order. On leaving its context the terminal is clean again."""
+    """Shows a run: a live display in a terminal, plain lines elsewhere. Call it with each event, in order."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"), console=console)
         self._task = self._bar.add_task("", total=None)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._epochs = 0.0
+        self._started: RunStarted | None = None
 
     def __enter__(self) -> TrainingDisplay:
         if self._live:
@@ -62,141 +62,126 @@ class TrainingDisplay:
         if self._live:
             self._live.stop()
 
-    def __call__(self, report: Event) -> None:
-        match report:
+    def __call__(self, event: Event) -> None:
+        match event:
             case RunStarted():
-                self._start(report)
+                self._start(event)
             case CachingImages(memory=0):
-                self._say("cache    none: decoders make images as large as these smaller at once, which is quicker")
+                self._say("cache    none: images this large are downscaled while decoding; caching would be slower")
             case CachingImages():
-                self._say(f"cache    {report.images:,} images are decoded and held, {report.memory / 1e6:,.0f} MB")
-            case TrainingProgress() if self._live:
-                self._bar.update(self._task, completed=report.step)
-                tables = (_table(_values(report, self._epochs)), _table(_bank_values(report)))
-                self._live.update(Group(self._bar, *tables))
+                self._say(f"cache    decoding {event.images:,} images into {event.memory / 1e6:,.0f} MB of memory")
             case TrainingProgress():
-                self._say(_line(report, self._epochs))
+                self._progress(event)
             case KnnEvaluated():
-                among = ", leave-one-out" if report.leave_one_out else ""
-                self._say(f"epoch {report.epoch:.4g}: {report.k}-NN accuracy {report.accuracy:.1%}{among}")
+                suffix = ", leave-one-out" if event.leave_one_out else ""
+                self._say(f"epoch {event.epoch:.4g}: {event.k}-NN accuracy {event.accuracy:.1%}{suffix}")
             case CheckpointSaved():
-                self._say(f"epoch {report.epoch:.4g}: checkpoint saved: {report.path}")
+                self._say(f"epoch {event.epoch:.4g}: saved checkpoint {event.path}")
             case BankAdjusted():
-                self._say(f"step {report.step:,}: bank: {report.text}")
+                self._say(f"step {event.step:,}: bank: {event.text}")
             case CollapseDetected():
                 self._say(
-                    f"warning: step {report.step:,}: the embeddings are collapsing since step {report.since:,} "
-                    f"(deviation {report.embedding_std:.2g} of 1, effective rank {report.effective_rank:.3g}): lower "
-                    "optimizer.learning_rate or raise target.momentum, and go on from a checkpoint before that"
+                    f"warning: step {event.step:,}: the embeddings have been collapsing since step {event.since:,} "
+                    f"(std {event.embedding_std:.2g}, effective rank {event.effective_rank:.3g}). Lower "
+                    "optimizer.learning_rate or raise target.momentum, and resume from an earlier checkpoint"
                 )
             case StepProfiled():
-                self._say(f"profile of {report.steps} steps; a trace of later ones: {report.trace}")
-                self._console.print(_profile(report))
+                self._say(f"profile of {event.steps} steps; trace of three later steps: {event.trace}")
+                self._console.print(_profile(event))
             case RunEnded():
-                done = f"step {report.step:,} (epoch {report.epoch:.4g})"
-                self._say(f"{report.reason} after {done} in {duration(report.seconds)}")
+                done = f"step {event.step:,} (epoch {event.epoch:.4g})"
+                self._say(f"{event.reason} after {done} in {duration(event.seconds)}")
 
-    def _start(self, report: RunStarted) -> None:
-        self._epochs = report.total_steps / report.steps_per_epoch
-        self._bar.update(self._task, total=report.total_steps, completed=report.first_step)
-        labels = f"{report.classes} classes, watched but not trained on" if report.classes else "unlabelled"
-        model = f"{report.parameters / 1e6:.2f} M parameters, {report.feature_dim} features"
-        self._say(f"run      {report.run_dir}")
-        self._say(f"data     {report.images:,} images ({labels}), {report.steps_per_epoch:,} steps an epoch")
-        self._say(f"model    {model}, embeddings of {report.embedding_dim} dimensions")
-        self._say(f"bank     {report.bank}")
-        if report.engine_ms:
-            timed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in report.engine_ms.items())
-            self._say(f"engine   {next(iter(report.engine_ms))}, the fastest here ({timed} a search)")
-        self._say(f"device   {report.device}")
-        if report.first_step:
-            self._say(f"resumed  after step {report.first_step:,} of {report.total_steps:,}")
-        for note in report.notes:
+    def _start(self, event: RunStarted) -> None:
+        self._started = event
+        self._bar.update(self._task, total=event.total_steps, completed=event.first_step)
+        labels = f"{event.classes} classes, used for monitoring only" if event.classes else "unlabelled"
+        model = f"{event.parameters / 1e6:.2f} M parameters, {event.feature_dim} features"
+        self._say(f"run      {event.run_dir}")
+        self._say(f"data     {event.images:,} images ({labels}), {event.steps_per_epoch:,} steps per epoch")
+        self._say(f"model    {model}, {event.embedding_dim}-dimensional embeddings")
+        self._say(f"bank     {event.bank}")
+        if event.engine_ms:
+            times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in event.engine_ms.items())
+            self._say(f"engine   {next(iter(event.engine_ms))}, the fastest on this machine ({times} per search)")
+        self._say(f"device   {event.device}")
+        if event.first_step:
+            self._say(f"resumed  after step {event.first_step:,} of {event.total_steps:,}")
+        for note in event.notes:
             self._say(f"note     {note}")
+
+    def _progress(self, event: TrainingProgress) -> None:
+        assert self._started is not None, "the first event is RunStarted"
+        total, epochs = self._started.total_steps, self._started.total_steps / self._started.steps_per_epoch
+        training = [
+            f"epoch {event.epoch:.2f}/{epochs:.4g}",
+            f"loss {event.loss:.4f}",
+            *([] if event.purity is None else [f"purity {event.purity:.3f}"]),
+            f"{event.images_per_second:,.0f} img/s",
+            f"ETA {duration(event.eta_seconds)}",
+            f"time: data {event.data_time_ratio:.0%}, bank {event.bank_time_ratio:.0%}, "
+            f"model {event.model_time_ratio:.0%}",
+        ]
+        embeddings = [
+            f"embedding std {event.embedding_std:.2f}, effective rank {event.effective_rank:.0f}",
+            *([f"{event.unreadable_images:,} unreadable images skipped"] if event.unreadable_images else []),
+        ]
+        bank = ", ".join(
+            [
+                f"bank {event.bank_fill_ratio:.0%} full",
+                f"push {event.push_ms:.3g} ms",
+                f"search {event.search_ms:.3g} ms",
+                *([] if event.recall_at_k is None else [f"recall@k {event.recall_at_k:.3f}"]),
+                f"age {event.neighbor_age_mean:,.0f} (p95 {event.neighbor_age_p95:,.0f})",
+                f"hubness {event.hubness:.1%}",
+                *(f"{name.replace('_', ' ')} {value:.3g}" for name, value in event.bank_metrics.items()),
+            ]
+        )
+        if self._live is None:
+            self._say(" · ".join([f"step {event.step:,}/{total:,}", *training, *embeddings, bank]))
+        else:
+            self._bar.update(self._task, completed=event.step)
+            lines = (" · ".join(training), " · ".join([*embeddings, bank]))
+            self._live.update(Group(self._bar, *(Text(line) for line in lines)))
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
 
-def _values(report: TrainingProgress, epochs: float) -> dict[str, str]:
-    """How training goes, as name and text."""
-    values = {
-        "epoch": f"{report.epoch:.2f}/{epochs:.4g}",
-        "loss": f"{report.loss:.4f}",
-        "purity": "–" if report.purity is None else f"{report.purity:.3f}",
-        "images/s": f"{report.images_per_second:,.0f}",
-        "left": duration(report.eta_seconds),
-        "data": f"{report.data_time_ratio:.0%}",
-        "bank": f"{report.bank_time_ratio:.0%}",
-        "model": f"{report.model_time_ratio:.0%}",
-        "spread": f"{report.embedding_std:.2f}",
-        "rank": f"{report.effective_rank:.0f}",
-    }
-    return values | ({"unreadable": f"{report.unreadable_images:,}"} if report.unreadable_images else {})
-
-
-def _bank_values(report: TrainingProgress) -> dict[str, str]:
-    """How the bank does, as name and text."""
-    recall = {} if report.recall_at_k is None else {"recall": f"{report.recall_at_k:.3f}"}
-    return {
-        "full": f"{report.bank_fill_ratio:.0%}",
-        "push": f"{report.push_ms:.3g} ms",
-        "search": f"{report.search_ms:.3g} ms",
-        **recall,
-        "age": f"{report.neighbor_age_mean:,.0f}",
-        "95 %": f"{report.neighbor_age_p95:,.0f}",
-        "hubs": f"{report.hubness:.1%}",
-        **{name.replace("_", " "): f"{value:.3g}" for name, value in report.bank_metrics.items()},
-    }
-
-
 _PARTS = {
     "data": "data wait",
-    "views": "views",
+    "views": "augmentation",
     "target": "target forward",
     "push": "push",
     "search": "search",
     "online": "online forward",
     "backward": "backward",
     "optimizer": "optimizer",
-    "watch": "recall checks",
+    "recall": "recall check",
     "reporting": "reporting",
 }
 
 
-def _profile(report: StepProfiled) -> Table:
-    """What each part of a step takes, in the order of the step."""
+def _profile(event: StepProfiled) -> Table:
+    """The time of each part of a step, in the order of the step."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("part of a step")
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
-    parts = {text: report.parts[name] for name, text in _PARTS.items() if name in report.parts}
-    rest = report.seconds - sum(parts.values())
-    if report.overlapped:  # what the bank did meanwhile is no part of the sum
-        rest += report.parts["push"] + report.parts["search"]
+    parts = {text: event.parts[name] for name, text in _PARTS.items() if name in event.parts}
+    rest = event.seconds - sum(parts.values())
+    if event.overlapped:  # push and search did not add to the time of the step
+        rest += event.parts["push"] + event.parts["search"]
     for text, seconds in [*parts.items(), ("everything else", max(0.0, rest))]:
-        also = " (beside the online forward)" if report.overlapped and text in ("push", "search") else ""
-        table.add_row(text + also, f"{1000 * seconds:.4g}", f"{seconds / report.seconds:.1%}")
+        note = " (overlaps the online forward)" if event.overlapped and text in ("push", "search") else ""
+        table.add_row(text + note, f"{1000 * seconds:.4g}", f"{seconds / event.seconds:.1%}")
     table.add_section()
-    table.add_row("step", f"{1000 * report.seconds:.4g}", f"{report.images / report.seconds:,.0f} images/s")
+    table.add_row("step", f"{1000 * event.seconds:.4g}", f"{event.images / event.seconds:,.0f} img/s")
     return table
-
-
-def _table(values: dict[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*(Text(name, style="dim") for name in values))
-    table.add_row(*values.values())
-    return table
-
-
-def _line(report: TrainingProgress, epochs: float) -> str:
-    values = "  ".join(f"{name} {text}" for name, text in _values(report, epochs).items())
-    bank = "  ".join(f"{name} {text}" for name, text in _bank_values(report).items())
-    return f"step {report.step:,}  {values}  |  bank: {bank}"
 
 
 def duration(seconds: float) -> str:
-    """As hours, minutes and seconds."""
+    """Format as h:mm:ss, or m:ss below an hour."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -15,7 +15,7 @@ import click
 # A command's module is imported only when it runs, so that `--help` does not wait for torch.
 _COMMANDS = {
     "pretrain": "Train an encoder on images without labels.",
-    "status": "See how a run goes, from another terminal.",
+    "status": "Show the status of a run from another terminal.",
     "eval-all": "Run every evaluation that the data allow, and write them on one page.",
     "eval-knn": "Score frozen features by their nearest neighbours.",
     "eval-linear": "Score frozen features by a linear probe, the paper's protocol.",

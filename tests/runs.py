@@ -1,4 +1,4 @@
-"""What a run has left behind, as far as it must be the same in another."""
+"""Results of a run that must be equal in an equal run."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ _TIMED = {"images_per_second", "eta_seconds", "knn_seconds", "data_time_ratio", 
 
 
 def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """Everything in the checkpoint of a step, by file and name."""
+    """All tensors in the checkpoint of a step, by file and name."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     return {
         f"{path.stem}.{name}": tensor
@@ -21,7 +21,7 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what depends on the clock."""
+    """Lines of metrics.jsonl without header and timings."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()[1:]]
     return [
         {name: value for name, value in line.items() if name not in _TIMED and not name.endswith("_ms")}

@@ -1,4 +1,4 @@
-"""What a run's process and its children hold: memory, open files and threads, sampled while it trains."""
+"""Resource usage of a process and its children: memory, open files and threads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import NamedTuple
 _OWN = ("Pss_Anon:", "Pss_Shmem:")
 
 
-class Held(NamedTuple):
-    """By a process and all that it started, together."""
+class Usage(NamedTuple):
+    """Of a process and all its descendants together."""
 
     seconds: float
-    memory: int  # bytes that are no file's; what they share counts once
+    memory: int  # bytes not backed by files; shared memory counts once
     files: int
     threads: int
     processes: int
 
 
-def held_by(process: int, began: float) -> Held | None:
-    """What is held now; None if the process has ended."""
+def measure_usage(process: int, began: float) -> Usage | None:
+    """Current usage; None if the process has ended."""
     family = [process]
     for parent in family:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -39,4 +39,4 @@ def held_by(process: int, began: float) -> Held | None:
         except OSError:
             if member == process:
                 return None
-    return Held(time.monotonic() - began, memory, files, threads, len(family))
+    return Usage(time.monotonic() - began, memory, files, threads, len(family))

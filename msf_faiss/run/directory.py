@@ -1,16 +1,16 @@
-"""The directory of a run: who may use it, and the two records kept in it.
+"""The directory of a run: its contents, and the lock that keeps other processes out.
 
 RUN/config.yaml        the effective config
-RUN/metrics.jsonl      one object a report: step, epoch, loss and more
-RUN/tensorboard/       the same for TensorBoard
-RUN/status.json        how it goes, see `status`
-RUN/checkpoints/       see `checkpoint`
-RUN/results/           what the evaluations found
-RUN/features/          what they keep for each other; may be deleted
-RUN/neighbors/         galleries
-RUN/exports/           encoders for other libraries, see `export`
-RUN/profile/           traces, see `profiling`
-RUN/report.html        all of it on one page, see `report`
+RUN/metrics.jsonl      metrics, see `metrics_file`
+RUN/tensorboard/       the same metrics for TensorBoard
+RUN/status.json        see `status`
+RUN/checkpoints/       see `checkpoint.format`
+RUN/results/           of evaluations
+RUN/features/          cached for evaluations; may be deleted
+RUN/neighbors/         pages of inspect-neighbors
+RUN/exports/           encoders in other formats, see `export`
+RUN/profile/           traces, see `train.profiler`
+RUN/report.html        everything on one page, see `report`
 """
 
 from __future__ import annotations
@@ -32,46 +32,42 @@ from msf_faiss.run.metrics_file import METRICS
 from msf_faiss.run.status import LOCK, STATUS
 
 CONFIG = "config.yaml"
-BOARD = "tensorboard"
+TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 REPORT = "report.html"
-_PATIENCE = 3.0  # seconds: a process that was killed takes a while to give all of its memory back, then the lock
+_LOCK_TIMEOUT = 3.0  # seconds: a killed process frees its memory first, then the lock
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, config: Config, *, resume: bool) -> Iterator[bool]:
-    """Hold `run_dir` for one process, with the config written into it. The lock ends with the process, however it ends.
-
-    Yields:
-        True if it holds a run to continue, False if the run is new.
+def lock_run(run_dir: Path, config: Config, *, resume: bool) -> Iterator[None]:
+    """Lock `run_dir` for this process, and write the config of a new run. However the process ends, the lock is freed.
 
     Raises:
-        UserError: if it holds a run and `resume` is false, holds other things, is in use, or cannot be written.
+        UserError: if it contains a run and `resume` is False, contains other files, is in use, or cannot be written.
     """
-    _refuse_used(run_dir, resume=resume)
+    _refuse_occupied(run_dir, resume=resume)
     lock = filelock.FileLock(run_dir / LOCK)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE)
+        lock.acquire(timeout=_LOCK_TIMEOUT)
     except filelock.Timeout as error:
-        raise UserError(f"{run_dir}: another process is training there; choose another directory with --out") from error
+        raise UserError(f"{run_dir}: another process is training there. Choose another directory with --out") from error
     except OSError as error:
         raise UserError(_cannot_write(run_dir, error)) from error
     with lock:
-        _refuse_used(run_dir, resume=resume)  # another process may have been quicker
-        continued = bool(list_checkpoints(run_dir))
+        _refuse_occupied(run_dir, resume=resume)  # another process may have been faster
         try:
             remove_incomplete(run_dir)
-            if not continued:
+            if not list_checkpoints(run_dir):
                 (run_dir / FOLDER).mkdir(exist_ok=True)
                 (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
         except OSError as error:
             raise UserError(_cannot_write(run_dir, error)) from error
-        yield continued
+        yield
 
 
 def sync_metrics(run_dir: Path) -> None:
-    """Have the disk hold all lines of metrics.jsonl so far: a checkpoint must not survive what led to it.
+    """Sync metrics.jsonl to the disk: a checkpoint must not outlive the metrics before it.
 
     Raises:
         OSError: if the disk fails.
@@ -92,25 +88,25 @@ def write_config(run_dir: Path, config: Config) -> None:
         raise UserError(_cannot_write(run_dir, error)) from error
 
 
-def _refuse_used(run_dir: Path, *, resume: bool) -> None:
+def _refuse_occupied(run_dir: Path, *, resume: bool) -> None:
     if run_dir.is_file():
-        raise UserError(f"{run_dir}: is a file; choose a directory with --out")
+        raise UserError(f"{run_dir}: is a file. Choose a directory with --out")
     if list_checkpoints(run_dir):
         if resume:
             return
         raise UserError(
-            f"{run_dir}: already holds a run; leave out --resume never to continue it, or choose another directory "
-            "with --out"
+            f"{run_dir}: already contains a run. Omit --resume never to resume it, or choose another directory with "
+            "--out"
         )
     # A run that ended before its first checkpoint has nothing to lose.
-    found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    strange = sorted(found - {CONFIG, METRICS, BOARD, FOLDER, LOCK, STATUS, PROFILE, REPORT})
-    if strange:
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    foreign = sorted(names - {CONFIG, METRICS, TENSORBOARD, FOLDER, LOCK, STATUS, PROFILE, REPORT})
+    if foreign:
         raise UserError(
-            f"{run_dir}: holds other things ({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "
-            "choose an empty or a new directory with --out"
+            f"{run_dir}: contains other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}). "
+            "Choose an empty or new directory with --out"
         )
 
 
 def _cannot_write(run_dir: Path, error: OSError) -> str:
-    return f"{run_dir}: cannot write the run directory: {error.strerror}; choose another with --out"
+    return f"{run_dir}: cannot write the run directory: {error.strerror}. Choose another with --out"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,11 @@ class TrainingProgress:
     model_time_ratio: float  # forward, backward, optimizer, everything else
     eta_seconds: float  # at this process's mean rate
     unreadable_images: int  # skipped so far
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics by name, those of the bank as `bank_…`."""
+        values = asdict(self)
+        return values | {f"bank_{name}": value for name, value in values.pop("bank_metrics").items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

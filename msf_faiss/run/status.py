@@ -1,7 +1,4 @@
-"""How a run goes, for those who look at it from elsewhere: what it last said of itself, and whether it is alive.
-
-Nothing here needs torch.
-"""
+"""RUN/status.json: run status, readable from another process. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,29 +6,29 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
 
 from msf_faiss.errors import UserError
+from msf_faiss.files import write_atomic
+from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TrainingProgress
 
 STATUS = "status.json"
 LOCK = ".lock"
-_SILENCE = 300.0  # seconds without a word after which a run on another host, whose lock says nothing here, is given up
-
-State = Literal["training", "finished", "interrupted", "failed"]
+_SILENCE = 300.0  # seconds without an update after which a run on another host, whose lock is not visible, is dead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What a run says of itself at each report; None: it has not said so yet."""
+    """What a running process publishes at each event; None: not known yet."""
 
-    state: State
+    state: Literal["training", "finished", "interrupted", "failed"]
     host: str
     pid: int
-    time: float  # of the last word, Unix seconds
+    time: float  # of the last update, Unix seconds
     started: float  # Unix seconds
     step: int
     total_steps: int
@@ -48,63 +45,95 @@ class Heartbeat:
     collapsing_since: int | None = None  # step
     message: str | None = None  # why it failed
 
-    @classmethod
-    def begin(cls, *, step: int, total_steps: int) -> Heartbeat:
-        """That of a process which begins to train."""
-        now = time.time()
-        return cls(
-            state="training",
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            time=now,
-            started=now,
-            step=step,
-            total_steps=total_steps,
-        )
+
+class StatusWriter:
+    """Writes status.json; call it with each event, in order.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / STATUS
+        self._heartbeat: Heartbeat | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                now = time.time()
+                self._heartbeat = Heartbeat(
+                    state="training",
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    time=now,
+                    started=now,
+                    step=event.first_step,
+                    total_steps=event.total_steps,
+                )
+                self._update()
+            case TrainingProgress():
+                names = {field.name for field in fields(Heartbeat)}
+                self._update(**{name: value for name, value in asdict(event).items() if name in names})
+            case CheckpointSaved():
+                self._update(checkpoint=str(event.path), checkpoint_step=event.step, checkpoint_time=time.time())
+            case RunEnded():
+                self._update(state=event.reason, step=event.step, epoch=event.epoch, checkpoint=str(event.checkpoint))
+            case _:
+                pass
+
+    def fail(self, error: BaseException) -> None:
+        """Record that `error` ended the run."""
+        if isinstance(error, KeyboardInterrupt):
+            self._update(state="interrupted")
+        else:
+            self._update(state="failed", message=str(error) or type(error).__name__)
+
+    def _update(self, **changes: Any) -> None:
+        if self._heartbeat is not None:  # otherwise the run has not started
+            self._heartbeat = replace(self._heartbeat, time=time.time(), **changes)
+            write_atomic(self._path, json.dumps(asdict(self._heartbeat), indent=2) + "\n", sync=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A run as it is now."""
+    """Current status of a run."""
 
-    alive: bool  # a process trains there
+    alive: bool  # a process is training
     state: Literal["starting", "training", "finished", "interrupted", "failed", "dead"]
-    heartbeat: Heartbeat | None  # None: it has not begun to train
-    silent_seconds: float | None  # since its last word
+    heartbeat: Heartbeat | None  # None: training has not started
+    silent_seconds: float | None  # since the last heartbeat
 
     @property
     def well(self) -> bool:
-        """Whether nothing has to be done: it trains, or has come to its end."""
+        """Whether no action is needed: the run is training, or finished."""
         return self.state in {"starting", "training", "finished"}
 
 
 def read_status(run_dir: Path) -> Status:
-    """The status of a run, read without disturbing it.
+    """Read the status of a run without disturbing it.
 
-    `dead`: its process is gone without a word, killed or out of power; the same command continues it.
+    `dead`: the process ended without recording why, for example after a kill or a power failure.
 
     Raises:
         UserError: if there is no run at `run_dir`, or its status cannot be read.
     """
-    beat = _heartbeat(run_dir / STATUS)
+    beat = _read_heartbeat(run_dir / STATUS)
     if beat is None and not (run_dir / LOCK).exists():
-        raise UserError(
-            f"{run_dir}: no run there (it has no {STATUS}); the run directory is what `pretrain --out` named"
-        )
+        raise UserError(f"{run_dir}: no run there (it has no {STATUS}). Give the directory named by `pretrain --out`")
     silent = None if beat is None else max(0.0, time.time() - beat.time)
     if beat is not None and beat.host != socket.gethostname():
         alive = beat.state == "training" and silent is not None and silent < _SILENCE
     else:
-        alive = _is_held(run_dir / LOCK)
+        alive = _is_locked(run_dir / LOCK)
     state: Any = "starting" if beat is None else beat.state
     if alive and state != "training":
-        state = "starting"  # a new process has begun, and its first report is still to come
+        state = "starting"  # a new process, before its first event
     elif not alive and state in {"training", "starting"}:
         state = "dead"
     return Status(alive=alive, state=state, heartbeat=beat, silent_seconds=silent)
 
 
-def _heartbeat(path: Path) -> Heartbeat | None:
+def _read_heartbeat(path: Path) -> Heartbeat | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Heartbeat)}
@@ -113,11 +142,11 @@ def _heartbeat(path: Path) -> Heartbeat | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it is written anew when the run goes on") from error
+        raise UserError(f"{path}: cannot be read ({error}). Resuming the run rewrites it") from error
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a process of this host holds a run's lock."""
+def _is_locked(path: Path) -> bool:
+    """Whether a process on this host holds the lock of a run."""
     if not path.exists():
         return False
     lock = filelock.FileLock(path)
@@ -125,7 +154,7 @@ def _is_held(path: Path) -> bool:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return True
-    except OSError:  # not ours to open: somebody else's run
+    except OSError:  # the run of another user
         return False
     lock.release()
     return False

@@ -24,7 +24,7 @@ from msf_faiss.distributed.ranks import Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
-from msf_faiss.run.directory import CONFIG, claimed
+from msf_faiss.run.directory import CONFIG, lock_run
 from msf_faiss.run.events import BankAdjusted, CachingImages, Event, KnnEvaluated, RunEnded, StepProfiled
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train.checkpointing import Checkpointer
@@ -74,7 +74,7 @@ def pretrain(
     ranks = ranks or Ranks.alone()
     try:
         trainer = _Trainer(config, run_dir, should_stop, ranks)
-        with _claim(run_dir, config, resume, ranks):
+        with _lock(run_dir, config, resume, ranks):
             trainer.resume(resume, allow_changes)
             yield from trainer.train(profile)
     except RuntimeError as error:
@@ -87,11 +87,11 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _claim(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterator[None]:
+def _lock(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterator[None]:
     """Lock the run directory, by rank 0 for all ranks."""
     with contextlib.ExitStack() as stack:
-        claim = claimed(run_dir, config, resume=resume != "never")
-        ranks.on_main(lambda: stack.enter_context(claim))
+        lock = lock_run(run_dir, config, resume=resume != "never")
+        ranks.on_main(lambda: stack.enter_context(lock))
         if not (run_dir / CONFIG).is_file():
             raise UserError(
                 f"{run_dir}: rank {ranks.rank} does not see the files that rank 0 wrote there. "

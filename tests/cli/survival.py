@@ -1,4 +1,4 @@
-"""Runs in processes of their own that are ended at random moments, and what must be the same in spite of it."""
+"""Training processes that are interrupted at random moments, and a comparison of their results."""
 
 import contextlib
 import os
@@ -20,37 +20,37 @@ LONG = [
     *("--set", "train.epochs=300", "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=20"),
     *("--set", "train.log_every=4"),
 ]
-"""The tiny run with 900 steps, saved after every third."""
+"""The tiny run with 900 steps, saved every third step."""
 
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`msf-faiss pretrain` in a process group of its own; nothing of it outlives the context."""
+    """`msf-faiss pretrain` in a process group of its own, which is killed on leaving the context."""
     command = [sys.executable, "-m", "msf_faiss_cli", "pretrain", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # of workers too that a test has stopped: they hold the pipe
+            os.killpg(process.pid, signal.SIGKILL)  # including suspended workers, which keep the pipe open
         process.communicate()
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:
     assert process.stderr is not None
-    told = []
+    lines = []
     for line in process.stderr:
-        told.append(line)
+        lines.append(line)
         if text in line:
             return
-    raise AssertionError(f"it ended without {text!r}: {''.join(told)}")
+    raise AssertionError(f"the process ended without {text!r}: {''.join(lines)}")
 
 
 def interrupt_at_random(run_dir: Path, number: signal.Signals, *, times: int, seed: int) -> list[tuple[int, str]]:
-    """Start the long run so often, and send it a signal at a random moment of its training.
+    """Start the long run `times` times, and send it a signal at a random moment of its training.
 
     Returns:
-        Exit code and last words of each.
+        Exit code and stderr of each process.
     """
     moments, ends = random.Random(seed), []
     for _ in range(times):
@@ -58,27 +58,27 @@ def interrupt_at_random(run_dir: Path, number: signal.Signals, *, times: int, se
             read_until(process, "device   ")
             time.sleep(moments.uniform(0, 0.4))
             process.send_signal(number)
-            _, told = process.communicate(timeout=60)
-            ends.append((process.returncode, told))
+            _, errors = process.communicate(timeout=60)
+            ends.append((process.returncode, errors))
     return ends
 
 
 def finish(run_dir: Path) -> None:
-    """Let the long run come to its end."""
+    """Run the long run to its end."""
     with started(*LONG, "--out", run_dir) as process:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
-    """The tensors of the last checkpoint, and metrics.jsonl without what a clock decides."""
+    """The tensors of the last checkpoint, and metrics.jsonl without timings."""
     last = max((run_dir / "checkpoints").glob("step-*"))
     return tensors(run_dir, int(last.name.removeprefix("step-"))), metrics(run_dir)
 
 
-def assert_same_outcome(run_dir: Path, undisturbed: Path) -> None:
-    """Bit for bit: weights, momenta, bank, counters, and every reported number."""
-    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(undisturbed)
+def assert_same_outcome(run_dir: Path, reference: Path) -> None:
+    """Bit for bit: weights, momenta, bank, monitors, and all metrics but timings."""
+    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(reference)
     assert tensors.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(tensors[name], expected[name])] == []
     assert {"step": 900}.items() <= lines[-1].items()
@@ -86,7 +86,7 @@ def assert_same_outcome(run_dir: Path, undisturbed: Path) -> None:
 
 
 def workers_of(main: int) -> list[int]:
-    """Processes that prepare images for the process `main`: children of its fork server."""
+    """Data workers of the process `main`: children of its fork server."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

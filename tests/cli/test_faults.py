@@ -1,4 +1,4 @@
-"""What goes wrong around a run: it ends with words and an exit code, and what was saved goes on by the same command."""
+"""Faults around a run: each ends it with a message and an exit code, and the same command resumes it."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from msf_faiss.checkpoint.format import find_checkpoint
 
 SAVED_OFTEN = [*TINY, "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=100000"]
 ENDLESS = [*SAVED_OFTEN, "--set", "train.epochs=100000"]
-"""Does not end by itself, and saves after every third step."""
+"""Never finishes, and saves every third step."""
 
 
 def mount(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -30,7 +30,7 @@ def mount(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 @contextmanager
 def disk(folder: Path, kibibytes: int) -> Iterator[Path]:
-    """A small disk of its own at `folder`."""
+    """A small file system, mounted at `folder`."""
     if sys.platform != "linux" or shutil.which("mount") is None:
         pytest.skip("needs Linux and mount")
     folder.mkdir(parents=True)
@@ -44,7 +44,7 @@ def disk(folder: Path, kibibytes: int) -> Iterator[Path]:
 
 
 def remount(folder: Path, options: str) -> None:
-    """Change a mounted disk; to read-only only between two saves, since the kernel refuses while files are written."""
+    """Change mount options. The kernel refuses read-only while a file is open for writing, so try until none is."""
     for _ in range(2000):
         done = mount("-o", f"remount,{options}", folder)
         if done.returncode == 0:
@@ -54,7 +54,7 @@ def remount(folder: Path, options: str) -> None:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, the newest last, all of them whole and nothing beside them."""
+    """The checkpoints of a run, newest last; asserts that all are valid and nothing else is there."""
     found = sorted((run_dir / "checkpoints").iterdir())
     assert [path.name for path in found if not path.name.startswith("step-")] == []
     for path in found:
@@ -72,48 +72,48 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
-def assert_goes_on(*arguments: object, run_dir: Path) -> None:
-    """The same command continues the run after its newest checkpoint, and takes a step."""
+def assert_resumes(*arguments: object, run_dir: Path) -> None:
+    """The same command resumes the run from its newest checkpoint, and takes a step."""
     saved = step_of(checkpoints(run_dir)[-1])
     with started(*arguments) as process:
         read_until(process, f"resumed  after step {saved:,} ")
-        read_until(process, f"step {saved + 1:,} ")
+        read_until(process, f"step {saved + 1:,}/")
 
 
 @pytest.mark.parametrize("free", [0, 64])
-def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, tiny_run: Path, free: int) -> None:
-    """To the last byte, or with room for the records but for no checkpoint (KiB)."""
+def test_disk_fills_up(tmp_path: Path, tiny_run: Path, free: int) -> None:
+    """To the last byte, or with room (KiB) for the metrics but not for a checkpoint."""
     needed = sum(path.stat().st_size for path in checkpoints(tiny_run)[-1].iterdir()) // 1024
     assert needed > 2 * free
     with disk(tmp_path / "disk", 20 * needed + 4096) as folder:
         run_dir = folder / "run"
         arguments = [*ENDLESS, "--out", run_dir]
         with started(*arguments) as process:
-            read_until(process, "step 8 ")
+            read_until(process, "step 8/")
             with (folder / "ballast").open("wb", buffering=0) as ballast:
                 with contextlib.suppress(OSError):
                     while True:
                         ballast.write(bytes(4096))
                 ballast.truncate(ballast.tell() - 1024 * free)
-            _, told = process.communicate(timeout=60)
-        assert process.returncode == 2, told
-        assert "Traceback" not in told
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 2, errors
+        assert "Traceback" not in errors
         last = checkpoints(run_dir)[-1]
         if free:
-            assert f"cannot save step {step_of(last) + 3}: the disk is full; free some space" in told
-            assert f"run the same command again (the last good checkpoint is {last})" in told
-        else:  # whichever is written first
-            assert "No space left on device" in told or "the disk is full" in told
+            assert f"cannot save step {step_of(last) + 3}: the disk is full; free some space" in errors
+            assert f"run the same command again (the last good checkpoint is {last})" in errors
+        else:  # depends on which file is written first
+            assert "No space left on device" in errors or "the disk is full" in errors
         remount(folder, f"size={40 * needed + 8192}k")
-        assert_goes_on(*arguments, run_dir=run_dir)
+        assert_resumes(*arguments, run_dir=run_dir)
 
 
-def test_a_disk_that_is_too_small_for_a_second_checkpoint(tmp_path: Path, tiny_run: Path, msf_faiss: Cli) -> None:
-    """After room was made the same command brings the run to the end that it would have had."""
+def test_disk_too_small_for_a_second_checkpoint(tmp_path: Path, tiny_run: Path, msf_faiss: Cli) -> None:
+    """Given more room, the same command completes the run with the same results."""
     needed = sum(path.stat().st_size for path in checkpoints(tiny_run)[-1].iterdir()) // 1024
     arguments = [*SAVED_OFTEN, "--set", "train.epochs=4"]
-    undisturbed = msf_faiss("pretrain", *arguments, "--out", tmp_path / "undisturbed")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    reference = msf_faiss("pretrain", *arguments, "--out", tmp_path / "reference")
+    assert reference.returncode == 0, reference.stderr
     with disk(tmp_path / "disk", needed * 3 // 2 + 64) as folder:
         run_dir = folder / "run"
         ended = msf_faiss("pretrain", *arguments, "--out", run_dir)
@@ -128,30 +128,30 @@ def test_a_disk_that_is_too_small_for_a_second_checkpoint(tmp_path: Path, tiny_r
         again = msf_faiss("pretrain", *arguments, "--out", run_dir)
         assert again.returncode == 0, again.stderr
         assert f"resumed  after step {step_of(only)} of 12" in again.stderr
-        (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(tmp_path / "undisturbed")
+        (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(tmp_path / "reference")
         assert tensors.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(tensors[name], expected[name])] in ([], ["rng.cpu"])
         assert lines == expected_lines
 
 
-def test_a_directory_that_becomes_read_only_during_a_run(tmp_path: Path) -> None:
-    """The folder of the checkpoints alone: the kernel lets none become so in which a file is open to be written."""
+def test_checkpoints_become_read_only(tmp_path: Path) -> None:
+    """Only the folder of the checkpoints: the kernel refuses for a file system with a file open for writing."""
     run_dir = tmp_path / "run"
     with disk(run_dir / "checkpoints", 64 * 1024) as folder:
         arguments = [*ENDLESS, "--out", run_dir]
         with started(*arguments) as process:
-            read_until(process, "step 8 ")
+            read_until(process, "step 8/")
             remount(folder, "ro")
             before = contents(folder)
-            _, told = process.communicate(timeout=60)
-        assert process.returncode == 2, told
-        assert "Traceback" not in told
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 2, errors
+        assert "Traceback" not in errors
         assert contents(folder) == before
         last = checkpoints(run_dir)[-1]
-        assert "Read-only file system; make it writable and run the same command again" in told
-        assert f"(the last good checkpoint is {last})" in told
+        assert "Read-only file system; make it writable and run the same command again" in errors
+        assert f"(the last good checkpoint is {last})" in errors
         remount(folder, "rw")
-        assert_goes_on(*arguments, run_dir=run_dir)
+        assert_resumes(*arguments, run_dir=run_dir)
 
 
 def write_images(folder: Path) -> None:
@@ -160,7 +160,7 @@ def write_images(folder: Path) -> None:
         Image.new("RGB", (20, 20), (6 * number, 99, 255 - 6 * number)).save(folder / f"{number:02d}.png")
 
 
-def test_images_that_vanish_during_a_run(tmp_path: Path) -> None:
+def test_images_vanish(tmp_path: Path) -> None:
     images, run_dir = tmp_path / "images", tmp_path / "run"
     write_images(images)
     settings = [
@@ -170,36 +170,34 @@ def test_images_that_vanish_during_a_run(tmp_path: Path) -> None:
     ]
     arguments = ["folder", *(part for setting in settings for part in ("--set", setting)), "--out", run_dir]
     with started(*arguments) as process:
-        read_until(process, "step 8 ")
+        read_until(process, "step 8/")
         for path in images.iterdir():
             path.unlink()
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 2, told
-    assert "Traceback" not in told
-    assert f"error: {images}/" in told
-    assert ".png" in told.partition("error: ")[2]
-    assert "No such file" in told
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert f"error: {images}/" in errors
+    assert ".png" in errors.partition("error: ")[2]
+    assert "No such file" in errors
     write_images(images)
-    assert_goes_on(*arguments, run_dir=run_dir)
+    assert_resumes(*arguments, run_dir=run_dir)
 
 
-def test_a_process_that_prepares_images_is_killed(tmp_path: Path) -> None:
-    """As the kernel does where memory runs out."""
+def test_data_worker_is_killed(tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
     arguments = [*ENDLESS, "--set", "data.workers=1", "--out", tmp_path / "run"]
     with started(*arguments) as process:
-        read_until(process, "step 8 ")
+        read_until(process, "step 8/")
         for worker in workers_of(process.pid):
             os.kill(worker, signal.SIGKILL)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 2, told
-    assert "Traceback" not in told
-    assert "error: a worker process died" in told
-    assert_goes_on(*arguments, run_dir=tmp_path / "run")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert "error: a worker process died" in errors
+    assert_resumes(*arguments, run_dir=tmp_path / "run")
 
 
-def test_a_run_that_diverges_keeps_its_earlier_checkpoints_alone(
-    tiny_run: Path, tmp_path: Path, msf_faiss: Cli
-) -> None:
+def test_divergence_leaves_earlier_checkpoints_intact(tiny_run: Path, tmp_path: Path, msf_faiss: Cli) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
     before = contents(run_dir / "checkpoints")
@@ -226,20 +224,20 @@ msf_faiss.train.step.mean_shift_loss = lambda *views: loss(*views) / (1 // (next
 if __name__ == "__main__":
     main()
 """
-"""The command line with a mistake of ours in its fifth step."""
+"""The command line with a bug in its fifth step."""
 
 
-def test_a_bug_ends_with_a_traceback_and_harms_nothing(tmp_path: Path, msf_faiss: Cli) -> None:
+def test_bug_prints_a_traceback_and_damages_nothing(tmp_path: Path, msf_faiss: Cli) -> None:
     run_dir = tmp_path / "run"
     (tmp_path / "bug.py").write_text(BUG)
     arguments = ["pretrain", *SAVED_OFTEN, "--out", str(run_dir)]
     with subprocess.Popen(
         [sys.executable, tmp_path / "bug.py", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 1, told
-    assert "Traceback (most recent call last)" in told
-    assert told.rstrip().splitlines()[-1].startswith("ZeroDivisionError: ")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback (most recent call last)" in errors
+    assert errors.rstrip().splitlines()[-1].startswith("ZeroDivisionError: ")
     assert [path.name for path in checkpoints(run_dir)] == ["step-00000003"]
     again = msf_faiss(*arguments)
     assert again.returncode == 0, again.stderr
@@ -247,7 +245,7 @@ def test_a_bug_ends_with_a_traceback_and_harms_nothing(tmp_path: Path, msf_faiss
 
 
 class Payload:
-    """What a pickle can do when it is loaded."""
+    """Executes code when it is unpickled."""
 
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -256,7 +254,7 @@ class Payload:
         return Path.touch, (self.victim,)
 
 
-def test_a_pickle_in_the_newest_checkpoint_is_not_executed(tiny_run: Path, tmp_path: Path, msf_faiss: Cli) -> None:
+def test_pickle_in_the_newest_checkpoint_is_not_executed(tiny_run: Path, tmp_path: Path, msf_faiss: Cli) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
     newest = checkpoints(run_dir)[-1]

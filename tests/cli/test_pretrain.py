@@ -10,7 +10,7 @@ import pytest
 from invoking import TINY, Cli
 
 
-def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
+def test_a_run_writes_its_directory(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
     assert {path.name for path in tiny_run.iterdir()} == {
         *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "status.json", ".lock")
     }
@@ -19,22 +19,20 @@ def test_a_run_from_the_command_line(tiny_run: Path, msf_faiss: Cli, tmp_path: P
     assert all({"step", "epoch", "loss"} <= line.keys() for line in lines)
 
 
-def test_stdout_is_the_run_and_stderr_is_plain_when_piped(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_stdout_is_the_run_directory_and_stderr_is_plain_when_piped(msf_faiss: Cli, tmp_path: Path) -> None:
     done = msf_faiss("pretrain", *TINY, "--set", "train.max_steps=2", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'run'}\n"
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
     steps = [line for line in done.stderr.splitlines() if line.startswith("step ")]
-    assert [line.split()[1] for line in steps] == ["1", "2"]
-    training, _, bank = steps[-1].partition("  |  bank: ")
-    for word in ("epoch", "loss", "purity", "images/s", "left", "data", "bank", "model"):
-        assert f"  {word} " in training
-    names = [word for word in bank.split() if word.isalpha() and word != "ms"]
-    assert names == ["full", "push", "search", "age", "hubs"]
+    assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
+    names = [part.split()[0] for part in steps[-1].split(" · ")]
+    assert names[:4] == ["step", "epoch", "loss", "purity"]
+    assert names[5:] == ["ETA", "time:", "embedding", "bank"]
 
 
-def test_without_out_the_run_gets_a_directory_of_its_own(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_default_run_directory_is_named_by_config_and_time(msf_faiss: Cli, tmp_path: Path) -> None:
     done = msf_faiss("pretrain", *TINY, "--set", "train.max_steps=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / done.stdout.strip()
@@ -43,7 +41,7 @@ def test_without_out_the_run_gets_a_directory_of_its_own(msf_faiss: Cli, tmp_pat
     assert (run_dir / "checkpoints").is_dir()
 
 
-def test_dry_run_prints_a_config_that_gives_itself(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_dry_run_prints_a_config_that_reproduces_itself(msf_faiss: Cli, tmp_path: Path) -> None:
     first = msf_faiss("pretrain", *TINY, "--dry-run", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     (tmp_path / "printed.yaml").write_text(first.stdout)
@@ -52,7 +50,7 @@ def test_dry_run_prints_a_config_that_gives_itself(msf_faiss: Cli, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_five_mistakes_are_told_at_once(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_all_config_errors_are_reported_at_once(msf_faiss: Cli, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         "sead: 1\noptimizer:\n  learning_rate: fast\nbank:\n  capacity: -5\n  kind: flatt\ntrain:\n  epochs: 2.5\n"
     )
@@ -82,9 +80,7 @@ def test_five_mistakes_are_told_at_once(msf_faiss: Cli, tmp_path: Path) -> None:
         (["demo", "--set", "train.batch_size=5000"], "do not fill a batch of 5000"),
     ],
 )
-def test_what_cannot_be_trained_exits_with_2(
-    msf_faiss: Cli, tmp_path: Path, arguments: list[str], complaint: str
-) -> None:
+def test_user_errors_exit_with_2(msf_faiss: Cli, tmp_path: Path, arguments: list[str], complaint: str) -> None:
     done = msf_faiss("pretrain", *arguments, "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert complaint in done.stderr
@@ -93,22 +89,22 @@ def test_what_cannot_be_trained_exits_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_directory_is_not_overwritten(msf_faiss: Cli, tiny_run: Path) -> None:
+def test_resuming_needs_the_same_config(msf_faiss: Cli, tiny_run: Path) -> None:
     done = msf_faiss("pretrain", *TINY, "--out", tiny_run, "--resume", "never")
     assert done.returncode == 2
-    assert f"error: {tiny_run}: already holds a run; leave out --resume never to continue it" in done.stderr
+    assert f"error: {tiny_run}: already contains a run. Omit --resume never to resume it" in done.stderr
     other = msf_faiss("pretrain", *TINY, "--set", "seed=3", "--out", tiny_run)
     assert other.returncode == 2
     assert "the run has another config (seed: was 0, now 3). Resume with its own config" in other.stderr
-    # With the same settings, or with none, it is continued.
+    # It resumes with the same settings, or with none.
     for arguments in ([*TINY], []):
         again = msf_faiss("pretrain", *arguments, "--out", tiny_run)
         assert again.returncode == 0, again.stderr
         assert "resumed  after step 6 of 6" in again.stderr
 
 
-def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
-    """It keeps the other's config, may change what is named, and is continued by the same command."""
+def test_resume_path_starts_a_run_from_another_run(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    """The new run keeps the config but for allowed changes, and the same command resumes it."""
     longer = ["--set", "train.epochs=3", "--allow-config-change", "train.epochs"]
     command = ["pretrain", *longer, "--resume", tiny_run, "--out", tmp_path / "run"]
     done = msf_faiss(*command)
@@ -132,7 +128,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(msf_faiss: Cli, tiny_run: P
     assert "(model.dim: was 64, now 3), and these settings cannot change within a run" in fixed.stderr
 
 
-def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_bank_is_noted(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     arguments = [*TINY, "--set", "bank.capacity=30", "--out", str(tmp_path / "run")]
     refused = msf_faiss("pretrain", *arguments)
@@ -145,8 +141,8 @@ def test_a_run_that_goes_on_with_another_bank_says_so(msf_faiss: Cli, tiny_run: 
     assert "capacity: 30" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, a folder in which not even root can write")
-def test_a_directory_that_cannot_be_written(msf_faiss: Cli) -> None:
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where not even root can write")
+def test_unwritable_run_directory(msf_faiss: Cli) -> None:
     done = msf_faiss("pretrain", *TINY, "--out", "/proc/run")
     assert done.returncode == 2
     assert "cannot write the run directory" in done.stderr
@@ -159,7 +155,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def endless(run_dir: Path, setting: str) -> list[str]:
-    """Arguments of a tiny run that does not end by itself."""
+    """Arguments of a tiny run that never finishes."""
     return [*TINY, "--set", "train.epochs=100000", "--set", setting, "--out", str(run_dir)]
 
 
@@ -172,33 +168,33 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_ends_with_a_checkpoint_that_resumes(msf_faiss: Cli, tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_saves_a_checkpoint_that_resumes(msf_faiss: Cli, tmp_path: Path, workers: int) -> None:
     arguments = endless(tmp_path / "run", f"data.workers={workers}")
     process = start(*arguments)
-    wait_for(process, "step 3 ")
+    wait_for(process, "step 3/")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopping after this step, with a checkpoint" in errors
+    assert "stopping after this step with a checkpoint" in errors
     assert "Traceback" not in errors
     assert "interrupted after step" in errors
     saved = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir())
     again = start(*arguments, "--resume", "auto")
     wait_for(again, f"resumed  after step {saved:,} ")
-    wait_for(again, f"step {saved + 1:,} ")
+    wait_for(again, f"step {saved + 1:,}/")
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=60)
     assert again.returncode == 130
 
 
-def test_two_processes_do_not_share_a_run(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_run_directory_is_locked(msf_faiss: Cli, tmp_path: Path) -> None:
     arguments = endless(tmp_path / "run", "checkpoint.every_epochs=1")
     first = start(*arguments)
-    wait_for(first, "step 1 ")
+    wait_for(first, "step 1/")
     for resume in ("never", "auto"):
         second = msf_faiss("pretrain", *arguments, "--resume", resume)
         assert second.returncode == 2
-        assert "another process is training there" in second.stderr or "already holds a run" in second.stderr
+        assert "another process is training there" in second.stderr or "already contains a run" in second.stderr
     assert "another process is training there" in second.stderr
     first.kill()
     first.communicate()
@@ -208,10 +204,10 @@ def test_two_processes_do_not_share_a_run(msf_faiss: Cli, tmp_path: Path) -> Non
     third.communicate()
 
 
-def test_a_killed_run_leaves_only_whole_checkpoints(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_killed_run_leaves_only_complete_checkpoints(msf_faiss: Cli, tmp_path: Path) -> None:
     arguments = endless(tmp_path / "run", "checkpoint.every_epochs=1")
     process = start(*arguments)
-    wait_for(process, "step 30 ")
+    wait_for(process, "step 30/")
     time.sleep(0.05)
     process.kill()
     process.communicate()
@@ -225,7 +221,7 @@ def test_a_killed_run_leaves_only_whole_checkpoints(msf_faiss: Cli, tmp_path: Pa
 
 
 @pytest.mark.shared_data
-def test_the_cifar_config_trains_on_real_images(msf_faiss: Cli, shared_data: Path, tmp_path: Path) -> None:
+def test_cifar10_config_trains_on_real_images(msf_faiss: Cli, shared_data: Path, tmp_path: Path) -> None:
     settings = [
         "data.kind=parquet",
         f"data.path={shared_data / 'cifar10_test.parquet'}",
@@ -241,7 +237,7 @@ def test_the_cifar_config_trains_on_real_images(msf_faiss: Cli, shared_data: Pat
         "pretrain", "cifar10", *(part for s in settings for part in ("--set", s)), "--out", tmp_path / "run"
     )
     assert done.returncode == 0, done.stderr
-    assert "10,000 images (10 classes, watched but not trained on)" in done.stderr
+    assert "10,000 images (10 classes, used for monitoring only)" in done.stderr
     assert "20-NN accuracy" in done.stderr
     page = tmp_path / "page.html"
     small = ("--queries", "3", "--page-images", "50", "--sample", "50")

@@ -1,4 +1,4 @@
-"""A run seen from another terminal, and by Prometheus."""
+"""Status of a run for another terminal and for Prometheus."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from invoking import TINY, Cli
 from survival import LONG, read_until, started
 
 
-def test_a_finished_run(msf_faiss: Cli, tiny_run: Path) -> None:
+def test_status_of_a_finished_run(msf_faiss: Cli, tiny_run: Path) -> None:
     done = msf_faiss("status", tiny_run)
     assert done.returncode == 0, done.stderr
     assert "state       finished" in done.stdout
@@ -21,15 +21,15 @@ def test_a_finished_run(msf_faiss: Cli, tiny_run: Path) -> None:
     assert (found["state"], found["alive"], found["well"], found["heartbeat"]["step"]) == ("finished", False, True, 6)
 
 
-def test_where_there_is_no_run(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_status_without_a_run(msf_faiss: Cli, tmp_path: Path) -> None:
     done = msf_faiss("status", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "no run there" in done.stderr
 
 
-def test_a_run_is_followed_until_it_is_killed(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_status_follows_a_run_until_it_is_killed(msf_faiss: Cli, tmp_path: Path) -> None:
     with started(*LONG, "--set", "train.epochs=100000", "--out", tmp_path / "run") as process:
-        read_until(process, "step 40 ")
+        read_until(process, "step 40/")
         found = json.loads(msf_faiss("status", tmp_path / "run", "--json").stdout)
         assert (found["state"], found["alive"], found["well"]) == ("training", True, True)
         beat = found["heartbeat"]
@@ -43,10 +43,10 @@ def test_a_run_is_followed_until_it_is_killed(msf_faiss: Cli, tmp_path: Path) ->
         process.wait()
     done = msf_faiss("status", tmp_path / "run", "--watch", "--every", "0.1")
     assert done.returncode == 3
-    assert "dead: its process is gone without a word; the same command continues it" in done.stdout
+    assert "dead: the process ended without recording why; start the same command again to resume" in done.stdout
 
 
-def test_a_run_that_failed_says_why(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_status_of_a_failed_run_gives_the_reason(msf_faiss: Cli, tmp_path: Path) -> None:
     failed = msf_faiss("pretrain", *TINY, "--set", "optimizer.learning_rate=1e30", "--out", tmp_path / "run")
     assert failed.returncode == 2
     done = msf_faiss("status", tmp_path / "run")
@@ -55,13 +55,13 @@ def test_a_run_that_failed_says_why(msf_faiss: Cli, tmp_path: Path) -> None:
     assert "training has diverged" in done.stdout
 
 
-def test_prometheus_reads_the_gauges(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_prometheus_metrics(msf_faiss: Cli, tmp_path: Path) -> None:
     arguments = [*LONG, "--set", "train.epochs=100000", "--metrics-port", "0"]
     with started(*arguments, "--out", tmp_path / "run") as process:
         assert process.stderr is not None
         address = next(line.split()[1] for line in process.stderr if line.startswith("metrics  "))
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/metrics", address)
-        read_until(process, "step 40 ")
+        read_until(process, "step 40/")
         with urllib.request.urlopen(address) as answer:
             text = answer.read().decode()
         gauges = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
@@ -75,7 +75,7 @@ def test_prometheus_reads_the_gauges(msf_faiss: Cli, tmp_path: Path) -> None:
         assert process.returncode == 75
 
 
-def test_a_port_that_is_taken_is_named(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_metrics_port_in_use(msf_faiss: Cli, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = msf_faiss("pretrain", *TINY, "--metrics-port", str(port), "--out", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Several ranks from the command line: by torchrun, and each by itself as a scheduler starts them."""
+"""Several ranks from the command line: started by torchrun, or one by one as a scheduler does."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @contextmanager
 def torchrun(*arguments: object, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """Two ranks under torchrun; nothing of them outlives the context."""
+    """Two ranks under torchrun, which are killed on leaving the context."""
     address = [
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint=127.0.0.1:{free_port()}",
@@ -49,28 +49,28 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
     with torchrun(*FEW, "--out", run_dir) as process:
-        _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    return run_dir, told
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return run_dir, errors
 
 
-def assert_same(run_dir: Path, undisturbed: Path) -> None:
-    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(undisturbed)
+def assert_same(run_dir: Path, reference: Path) -> None:
+    (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(reference)
     assert tensors.keys() == expected.keys()
     assert [name for name in expected if not (tensors[name] == expected[name]).all()] == []
     assert lines == expected_lines
 
 
-def test_ranks_train_together_and_one_of_them_tells(undisturbed: tuple[Path, str], msf_faiss: Cli) -> None:
-    run_dir, told = undisturbed
-    assert told.count("run      ") == 1
-    assert told.count("\nstep 60 ") == 1
-    assert "on each of 2 ranks" in told
-    assert "ShardedBank(0 of 40 entries, on 2 ranks" in told
-    assert "Warning" not in told
+def test_only_rank_0_prints(reference: tuple[Path, str], msf_faiss: Cli) -> None:
+    run_dir, errors = reference
+    assert errors.count("run      ") == 1
+    assert errors.count("\nstep 60/") == 1
+    assert "on each of 2 ranks" in errors
+    assert "ShardedBank(0 of 40 entries, on 2 ranks" in errors
+    assert "Warning" not in errors
     last = max((run_dir / "checkpoints").glob("step-*"))
     assert sorted(path.name for path in last.glob("bank*")) == [
         f"bank-0000{rank}-of-00002.safetensors" for rank in (0, 1)
@@ -80,37 +80,33 @@ def test_ranks_train_together_and_one_of_them_tells(undisturbed: tuple[Path, str
     assert shown.returncode == 0, shown.stderr
 
 
-def test_torchrun_restarts_what_was_killed_and_the_bits_are_the_same(
-    undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_torchrun_restarts_a_killed_rank_and_no_bit_changes(reference: tuple[Path, str], tmp_path: Path) -> None:
     with torchrun(*FEW, "--out", tmp_path / "run", restarts=2) as process:
-        for moment in ("step 8 ", "step 32 "):
+        for moment in ("step 8/", "step 32/"):
             read_until(process, moment)
             os.kill(ranks_of(process)[-1], signal.SIGKILL)
-        _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert "resumed  after step" in told
-    assert_same(tmp_path / "run", undisturbed[0])
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "resumed  after step" in errors
+    assert_same(tmp_path / "run", reference[0])
 
 
-def test_torchrun_that_is_terminated_leaves_a_checkpoint_of_that_step(
-    undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_torchrun_terminated_saves_a_checkpoint(reference: tuple[Path, str], tmp_path: Path) -> None:
     with torchrun(*FEW, "--out", tmp_path / "run") as process:
-        read_until(process, "step 20 ")
+        read_until(process, "step 20/")
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert told.count("SIGTERM: stopping after this step, with a checkpoint") == 1
-    assert "interrupted after step" in told
+        _, errors = process.communicate(timeout=60)
+    assert errors.count("SIGTERM: stopping after this step with a checkpoint") == 1
+    assert "interrupted after step" in errors
     with torchrun(*FEW, "--out", tmp_path / "run") as process:
-        _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert_same(tmp_path / "run", undisturbed[0])
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_same(tmp_path / "run", reference[0])
 
 
 @contextmanager
 def by_hand(*arguments: object, size: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
-    """Ranks as `srun` starts them, each with what it must know of the others in its environment."""
+    """Ranks as `srun` starts them, each with its place among the others in its environment."""
     port, processes = free_port(), []
     for rank in range(size):
         names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
@@ -132,9 +128,9 @@ def by_hand(*arguments: object, size: int = 2) -> Iterator[list[subprocess.Popen
             process.communicate()
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+def test_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
     with by_hand(*LONG, "--out", tmp_path / "run") as processes:
-        read_until(processes[0], "step 8 ")
+        read_until(processes[0], "step 8/")
         processes[1].send_signal(signal.SIGUSR1)
         ends = [process.communicate(timeout=60)[1] for process in processes]
         assert [process.returncode for process in processes] == [75, 75], ends
@@ -142,34 +138,34 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
     assert "Traceback" not in ends[0] + ends[1]
 
 
-def test_the_loss_of_a_rank_ends_the_others_in_words(tmp_path: Path) -> None:
+def test_lost_rank_ends_the_others_with_a_message(tmp_path: Path) -> None:
     with by_hand(*LONG, "--out", tmp_path / "run") as processes:
-        read_until(processes[0], "step 8 ")
+        read_until(processes[0], "step 8/")
         processes[1].kill()
-        told = processes[0].communicate(timeout=60)[1]
-        assert processes[0].returncode == 75, told
-    assert "error: rank 0 lost another rank, whose own message says why. Start the same command again" in told
-    assert "Traceback" not in told
+        errors = processes[0].communicate(timeout=60)[1]
+        assert processes[0].returncode == 75, errors
+    assert "error: rank 0 lost another rank, whose own message says why. Start the same command again" in errors
+    assert "Traceback" not in errors
 
 
-def test_a_mistake_is_told_once(tmp_path: Path) -> None:
-    for setting, complaint in [("train.batch_size=3", "too small for 2 ranks"), ("train.epochs=none", "train.epochs")]:
+def test_user_error_is_printed_once(tmp_path: Path) -> None:
+    for setting, message in [("train.batch_size=3", "too small for 2 ranks"), ("train.epochs=none", "train.epochs")]:
         with by_hand(*TINY, "--set", setting, "--out", tmp_path / "run") as processes:
             ends = [process.communicate(timeout=60)[1] for process in processes]
             assert [process.returncode for process in processes] == [2, 2], ends
-        assert complaint in ends[0]
+        assert message in ends[0]
         assert ends[1] == ""
 
 
-def test_a_run_under_torchrun_must_be_named(msf_faiss: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_needs_a_run_directory(msf_faiss: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     done = msf_faiss("pretrain", *TINY)
     assert done.returncode == 2
-    assert "name its directory with --out" in done.stderr
+    assert "give its directory with --out" in done.stderr
 
 
-def test_the_launch_example_starts_ranks(tmp_path: Path) -> None:
-    """On one host; the directory that torchrun is in comes first in the path, as in an activated environment."""
+def test_launch_example_starts_ranks(tmp_path: Path) -> None:
+    """On one host, with the directory of torchrun first in PATH, as in an activated environment."""
     script = Path(__file__).parents[2] / "docs" / "launch" / "torchrun.sh"
     names = {
         "PORT": str(free_port()),

@@ -10,7 +10,15 @@ import pytest
 from msf_faiss.errors import UserError
 from msf_faiss.run.status import LOCK, STATUS, Heartbeat, read_status
 
-BEAT = Heartbeat.begin(step=3, total_steps=10)
+BEAT = Heartbeat(
+    state="training",
+    host=socket.gethostname(),
+    pid=1,
+    time=time.time(),
+    started=time.time(),
+    step=3,
+    total_steps=10,
+)
 
 
 def write(run_dir: Path, beat: Heartbeat) -> Path:

@@ -242,13 +242,13 @@ def test_a_finished_run_resumes_to_its_end(finished: tuple[Path, list[Event]]) -
 def test_a_run_is_never_overwritten(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
     run_dir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    with pytest.raises(UserError, match="already holds a run; leave out --resume never to continue it"):
+    with pytest.raises(UserError, match=r"already contains a run\. Omit --resume never to resume it"):
         run(CONFIG, run_dir)
     with pytest.raises(UserError, match=r"another config \(seed: was 1, now 2; bank.k: was 3, now 4\)"):
         run(changed(bank={"k": 4}).model_copy(update={"seed": 2}), run_dir, resume="auto")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds other things \(thesis.tex\)"):
+    with pytest.raises(UserError, match=r"contains other files \(thesis.tex\)"):
         run(CONFIG, tmp_path)
     with pytest.raises(UserError, match="is a file"):
         run(CONFIG, tmp_path / "thesis.tex")

@@ -207,7 +207,7 @@ def test_pretrain_from_the_command_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code, capfd.readouterr().err
-    assert "8 images (2 classes, watched but not trained on)" in capfd.readouterr().err
+    assert "8 images (2 classes, used for monitoring only)" in capfd.readouterr().err
 
 
 def test_identity_changes_with_the_files(settings: dict[str, Any], tmp_path: Path) -> None:

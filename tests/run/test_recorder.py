@@ -1,0 +1,81 @@
+"""Recording events: TensorBoard files, and what happens to a full disk."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from msf_faiss.errors import UserError
+from msf_faiss.run.events import KnnEvaluated, RunStarted, TrainingProgress
+from msf_faiss.run.metrics_file import METRICS
+from msf_faiss.run.recorder import Recorder
+
+STARTED = RunStarted(
+    run_dir=Path("run"),
+    device="cpu",
+    images=100,
+    classes=10,
+    parameters=1,
+    feature_dim=1,
+    embedding_dim=1,
+    bank="a bank",
+    engine_ms={},
+    notes=(),
+    steps_per_epoch=10,
+    total_steps=20,
+    first_step=0,
+)
+PROGRESS = TrainingProgress(
+    step=1,
+    epoch=0.1,
+    loss=0.5,
+    purity=None,
+    learning_rate=0.05,
+    ema_momentum=0.99,
+    bank_fill_ratio=0.5,
+    neighbor_age_mean=10.0,
+    neighbor_age_p95=20.0,
+    hubness=0.1,
+    recall_at_k=None,
+    embedding_std=0.9,
+    effective_rank=25.0,
+    collapsing_since=None,
+    push_ms=0.1,
+    search_ms=1.0,
+    bank_metrics={"probes": 4.0},
+    images_per_second=2000.0,
+    data_time_ratio=0.1,
+    bank_time_ratio=0.2,
+    model_time_ratio=0.7,
+    eta_seconds=61,
+    unreadable_images=0,
+)
+
+
+def test_tensorboard_reads_the_metrics_of_a_resumed_run(tmp_path: Path) -> None:
+    """Scalars that a killed process recorded after its last checkpoint give way to those of the resumed run."""
+    with Recorder(tmp_path) as record:
+        record(STARTED)
+        for step in range(1, 5):
+            record(replace(PROGRESS, step=step, loss=1 / step))
+    with Recorder(tmp_path) as record:
+        record(replace(STARTED, first_step=2))
+        record(replace(PROGRESS, step=3, loss=9.0))
+        record(KnnEvaluated(step=3, epoch=0.3, k=5, accuracy=0.75, leave_one_out=False, seconds=1.0))
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(scalar.step, scalar.value) for scalar in board.Scalars("train/loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert [(scalar.step, scalar.value) for scalar in board.Scalars("train/knn_accuracy")] == [(3, 0.75)]
+    assert "train/bank_probes" in board.Tags()["scalars"]
+    assert "train/purity" not in board.Tags()["scalars"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as record:
+        record(STARTED)
+        (tmp_path / METRICS).unlink()
+        (tmp_path / METRICS).symlink_to("/dev/full")
+        with pytest.raises(UserError, match=r"cannot write the metrics: the disk is full\. Make room"):
+            record(PROGRESS)
