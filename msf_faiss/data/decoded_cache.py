@@ -72,20 +72,17 @@ def cache_decoded(source: Source, config: Config, *, processes: int = 1) -> Deco
 
 
 class DecodedCache:
-    """A `Source` with decoded images. Images that may be reduced (see `Reduce`) are not cached but decoded by the
-    original source each time, so that the views are bit for bit those without a cache."""
+    """A `Source` of decoded images.
+
+    Images that may be reduced are not cached, but decoded by the original source each time: the views are bit for bit
+    those without a cache.
+    """
 
     in_memory = True
 
     def __init__(self, source: Source, descriptor: int, shapes: NDArray[np.int64], unreadable: dict[int, str]) -> None:
-        """Takes over `descriptor`.
-
-        Args:
-            source: the original source.
-            descriptor: of a file with the uint8 pixels [H, W, 3] of one image after another.
-            shapes: [N, 2] H, W of each image; zeros if it is not cached.
-            unreadable: problems of unreadable images by id.
-        """
+        """`descriptor`: of a file with the pixels [H, W, 3] of one image after another, closed with this object;
+        `shapes`: [N, 2] H, W, zeros for images that are not cached; `unreadable`: problems by id."""
         self._source, self._shapes, self._unreadable = source, shapes, unreadable
         self._ends = 3 * shapes.prod(1).cumsum()  # [N]
         self.labels, self.classes = source.labels, source.classes
@@ -96,11 +93,6 @@ class DecodedCache:
         weakref.finalize(self, os.close, descriptor)
         mapped = mmap.mmap(descriptor, self.bytes) if self.bytes else b""
         self._pixels: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
-
-    @property
-    def images(self) -> int:
-        """Number of cached images."""
-        return int((self._shapes[:, 0] > 0).sum())
 
     @property
     def bytes(self) -> int:
@@ -123,15 +115,12 @@ class DecodedCache:
     def identity(self) -> str:
         return self._source.identity()
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._decode(int(index), reduce) for index in ids]
-
-    def _decode(self, index: int, reduce: Reduce | None) -> Tensor:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         if index in self._unreadable:
             raise UnreadableImageError(self._unreadable[index])
         height, width = self._shapes[index]
         if not height:
-            return self._source.decode([index], reduce)[0]
+            return self._source.decode(index, reduce)
         end = self._ends[index]
         pixels = self._pixels[end - 3 * height * width : end]
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
