@@ -14,6 +14,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -58,12 +59,12 @@ def cache_decoded(source: Source, config: Config, *, processes: int = 1) -> Deco
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are.
     """
     workers = min(worker_count(source, config, processes=processes), len(source) // _CHUNK)
-    decoder = _Decoder(source, config.data, config.views.size)
+    decode = partial(_decode_chunk, source, config.data, config.views.size)
     chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     unreadable: dict[int, str] = {}
     shapes = []
     with _nameless_file() as file:
-        for chunk in load(decoder, chunks, workers=workers):
+        for chunk in load(decode, chunks, workers=workers):
             add_unreadable(unreadable, chunk.unreadable, config.data)
             shapes.append(chunk.shapes)
             file.write(chunk.pixels.numpy().data)
@@ -132,20 +133,14 @@ class _Chunk(NamedTuple):
     unreadable: dict[int, str]
 
 
-class _Decoder:
-    """Decodes a chunk of images. Picklable."""
-
-    def __init__(self, source: Source, config: SourceConfig, size: int) -> None:
-        self._source, self._config, self._size = source, config, size
-
-    def __call__(self, ids: NDArray[np.int64]) -> _Chunk:
-        readable, images, unreadable = decode_readable(self._source, ids, self._config)
-        shapes, pixels = np.zeros((len(ids), 2), np.int64), [torch.empty(0, dtype=torch.uint8)]
-        for index, image in zip(readable - ids[0], images, strict=True):
-            if not _may_be_reduced(image.shape, self._size):
-                shapes[index] = image.shape[1:]
-                pixels.append(image.permute(1, 2, 0).reshape(-1))
-        return _Chunk(shapes, torch.cat(pixels), unreadable)
+def _decode_chunk(source: Source, config: SourceConfig, size: int, ids: NDArray[np.int64]) -> _Chunk:
+    readable, images, unreadable = decode_readable(source, ids, config)
+    shapes, pixels = np.zeros((len(ids), 2), np.int64), [torch.empty(0, dtype=torch.uint8)]
+    for index, image in zip(readable - ids[0], images, strict=True):
+        if not _may_be_reduced(image.shape, size):
+            shapes[index] = image.shape[1:]
+            pixels.append(image.permute(1, 2, 0).reshape(-1))
+    return _Chunk(shapes, torch.cat(pixels), unreadable)
 
 
 def _may_be_reduced(shape: Sequence[int], size: int) -> bool:
