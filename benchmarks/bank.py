@@ -34,7 +34,6 @@ from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.faiss_setup import faiss, set_threads
 
-_CHUNK = 16_384  # vectors per push while filling banks
 _SEPARATE = ("lightly",)  # finds one neighbour, the query itself, so recall is undefined
 
 LEGEND = """\
@@ -130,7 +129,7 @@ class Group:
         """Push an eighth more than the capacity, so that all indexes are built and the head is inside the ring."""
         whole = self._size + self._size // 8
         while self._pushed < whole:
-            count = min(_CHUNK, whole - self._pushed, self._size)
+            count = min(self._options.fill_batch, whole - self._pushed, self._size)
             vectors, ids = self._next(count)
             if self._ring is not None:
                 self._ring.write(vectors, self._pushed)
@@ -350,6 +349,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--memory", type=float, default=14.0, metavar="GIB", help="memory that a group of rows may use")
+    parser.add_argument("--fill-batch", type=int, default=16_384, metavar="M", help="vectors per push while filling")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--chart", type=Path, metavar="FILE", help=".png or .svg file of time against N")

@@ -20,9 +20,6 @@ from torch import Tensor
 from msf_faiss.search.faiss_setup import faiss
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_REPEATS = 7
-_SIDE = 2048  # rows and columns of a square matrix; four times as many on CUDA
-_BLOCK = 1 << 27  # float32 numbers to read, more than any cache has; eight times as many on CUDA
 
 
 def recall(found: Tensor, exact: Tensor, own: Tensor, k: int) -> float:
@@ -107,14 +104,16 @@ def peak_resident() -> int:
     return _status("VmHWM")
 
 
-def ceilings(device: torch.device, batch: int, dim: int) -> dict[str, float]:
+def ceilings(
+    device: torch.device, batch: int, dim: int, *, side: int = 2048, block: int = 1 << 27, repeats: int = 7
+) -> dict[str, float]:
     """Measure the ceilings of this machine: FLOP/s by precision, and "read" in bytes/s.
 
     Times matrix products with the shape of a tiled search and large square ones, with torch, and on the CPU in float32
     with numpy's BLAS too. Takes the best of a few repeats, because other processes can only slow them down.
     """
     found: dict[str, float] = {}
-    side = _SIDE if device.type == "cpu" else 4 * _SIDE
+    side = side if device.type == "cpu" else 4 * side
     for rows, inner, columns in ((4096, dim, batch), (side, side, side)):
         flops = 2.0 * rows * inner * columns
         left, right = (torch.randn(shape, device=device) for shape in ((rows, inner), (inner, columns)))
@@ -129,10 +128,10 @@ def ceilings(device: torch.device, batch: int, dim: int) -> dict[str, float]:
             x, y = ((10 * each).to(torch.int8) for each in (left, right))
             products["int8"] = [lambda x=x, y=y: torch._int_mm(x, y)]  # type: ignore[misc]
         for precision, ways in products.items():
-            best = max(flops / _fastest(way, device) for way in ways)
+            best = max(flops / _fastest(way, device, repeats) for way in ways)
             found[precision] = max(best, found.get(precision, 0.0))
-    block = torch.ones(_BLOCK if device.type == "cpu" else 8 * _BLOCK, device=device)
-    found["read"] = block.numel() * 4 / _fastest(block.sum, device)
+    numbers = torch.ones(block if device.type == "cpu" else 8 * block, device=device)
+    found["read"] = numbers.numel() * 4 / _fastest(numbers.sum, device, repeats)
     return found
 
 
@@ -140,9 +139,9 @@ def _product(left: Tensor, right: Tensor) -> Callable[[], object]:
     return lambda: left @ right
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
+def _fastest(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     best = float("inf")
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         wait(device)
         start = time.perf_counter()
         work()

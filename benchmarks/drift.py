@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from msf_faiss.bank import Bank, create_bank
-from msf_faiss.bank.ring import RingBank
+from msf_faiss.bank.ring import RingBank, RingSpec
 from msf_faiss.config import BankConfig, IvfBankConfig, IvfConfig, ScanBankConfig
-from msf_faiss.search.canonical import canonical
+from msf_faiss.search.canonical import rescore
 from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.faiss_setup import faiss, set_threads
@@ -52,7 +52,7 @@ class FrozenIvf(RingBank):
     """
 
     def __init__(self, capacity: int, dim: int, *, probes: int = 16) -> None:
-        super().__init__(capacity, dim)
+        super().__init__(RingSpec(capacity, dim))
         lists = 2 ** round(math.log2(4 * math.sqrt(capacity)))
         self._index: Any = None
         self._lists, self._probes = min(lists, capacity // 40), probes
@@ -77,7 +77,7 @@ class FrozenIvf(RingBank):
         slots = torch.from_numpy(self._index.search(queries.numpy(), wanted)[1])  # [B, C]
         # If the probed lists have too few entries, FAISS returns -1; here the query's own list has far more.
         assert int(slots.min()) >= 0
-        return canonical(queries, self._entries, slots, self.age(slots), k)
+        return rescore(queries, self._entries, slots, self.age(slots), k)
 
 
 ROWS: dict[str, BankConfig | None] = {
@@ -195,9 +195,7 @@ def _bank(name: str, options: argparse.Namespace) -> Bank:
     config = ROWS[name]
     if config is None:
         return FrozenIvf(options.size, options.dim)
-    return create_bank(
-        config.model_copy(update={"capacity": options.size, "k": options.k}), dim=options.dim, device=_CPU
-    )
+    return create_bank(config.model_copy(update={"capacity": options.size, "k": options.k}), dim=options.dim)
 
 
 def _exact(bank: Bank, queries: Tensor, count: int) -> Tensor:

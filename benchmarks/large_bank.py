@@ -22,11 +22,9 @@ import torch
 from bank_data import Clustered
 from bank_meters import machine, peak_resident, recall
 
-from msf_faiss.bank import ApproximateBank, create_bank
+from msf_faiss.bank import create_bank
 from msf_faiss.config import IvfBankConfig, IvfConfig
 from msf_faiss.search.faiss_setup import set_threads
-
-_CHUNK = 4_096  # vectors per push while filling the bank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--fill-batch", type=int, default=4_096, metavar="M", help="vectors per push while filling")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -48,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = IvfBankConfig(
         capacity=options.size, dtype=options.dtype, k=options.k, ivf=IvfConfig(segments=options.segments)
     )
-    bank = create_bank(config, dim=options.dim, device=torch.device("cpu"))
-    assert isinstance(bank, ApproximateBank)
+    bank = create_bank(config, dim=options.dim)
     whole = options.size + options.size // 8  # by then, an index that is built during pushes exists
     started = time.perf_counter()
     while bank.pushed < whole:
-        count = min(_CHUNK, whole - bank.pushed)
+        count = min(options.fill_batch, whole - bank.pushed)
         bank.push(source.draw(count), torch.arange(bank.pushed, bank.pushed + count))
         if bank.pushed % (1 << 20) == 0:
             print(f"{bank.pushed:,} of {whole:,} pushed", file=sys.stderr, flush=True)

@@ -1,11 +1,12 @@
-"""The contract of a bank: a FIFO of unit vectors that can be searched.
+"""The interface of a bank: a first-in, first-out memory of unit vectors that can be searched.
 
 Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D dimensions.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +14,33 @@ from torch import Tensor
 from msf_faiss.search.neighbors import Neighbors
 
 
-@runtime_checkable
-class Bank(Protocol):
-    """A first-in, first-out bank of embeddings. All tensors are on `device`.
+class Layout(NamedTuple):
+    """Which part of a bank this process stores.
 
-    Storage is the truth, an index only a way of searching it: what is returned always comes from the stored entries, in
-    the bank's dtype. A query is rounded to that dtype too before it is compared, so that an embedding and its own
-    entry are the same vector.
+    Entry number s (from 0) is in slot j = s mod `capacity` of the bank, which is slot j // `size` of part j mod `size`.
+    """
+
+    capacity: int  # slots of the whole bank
+    size: int  # number of parts
+    rank: int  # number of this part
+    pushed: int  # entries ever pushed into the whole bank
+
+    @property
+    def slots(self) -> int:
+        """Slots of this part."""
+        return len(range(self.rank, self.capacity, self.size))
+
+    def count(self, pushed: int) -> int:
+        """How many of the first `pushed` entries of the bank this part received."""
+        rotations, rest = divmod(pushed, self.capacity)
+        return rotations * self.slots + len(range(self.rank, rest, self.size))
+
+
+class Bank(Protocol):
+    """A first-in, first-out memory of embeddings. All tensors are on `device`.
+
+    Results always come from the stored entries, in the bank's dtype; an index only proposes candidates. Queries are
+    rounded to that dtype before they are compared, so an embedding and its own entry are the same vector.
     """
 
     @property
@@ -36,7 +57,11 @@ class Bank(Protocol):
 
     @property
     def pushed(self) -> int:
-        """Entries ever pushed; the newest has sequence number pushed - 1 and lies in slot (pushed - 1) mod N."""
+        """Entries ever pushed. The newest has sequence number pushed - 1 and is in slot (pushed - 1) mod N."""
+
+    @property
+    def engine_ms(self) -> Mapping[str, float]:
+        """Milliseconds of an exact search by each engine, if they were timed when the bank was created."""
 
     def __len__(self) -> int:
         """Filled slots, n = min(pushed, N)."""
@@ -44,75 +69,82 @@ class Bank(Protocol):
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Store `embeddings` [M, D] (unit norm, any floating dtype) under `ids` [M] int64, oldest first.
 
-        The oldest entries give way; of more than N vectors only the last N stay.
+        They overwrite the oldest entries; of more than N vectors the last N are stored.
 
         Raises:
             ValueError: on a wrong shape, dtype or device.
         """
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        """The min(k, n) most similar entries of each of `queries` [B, D] (unit norm, any floating dtype).
+        """Return the min(k, n) most similar entries of each of `queries` [B, D] (unit norm, any floating dtype).
 
-        Neighbours are canonical: similarities are computed pair by pair in float64 from the stored entries and
-        rounded to float32; equal ones are ordered youngest first. An empty bank gives K = 0. An approximate bank may
-        miss some of the most similar entries, but never a query's own entry among those that were pushed last.
+        Neighbours are canonical: similarities are computed pair by pair in float64 from the stored entries and rounded
+        to float32, and ties are ordered youngest first. An empty bank returns K = 0. An approximate bank may miss some
+        of the most similar entries, but never a query's own entry if that was in the last push.
 
         Raises:
             ValueError: on a wrong shape or device, or k < 1.
         """
 
-    def mean_of(self, slots: Tensor) -> Tensor:
-        """Plain mean over the entries in `slots` [B, K]: [B, D], float32 (float64 in a float64 bank).
+    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
+        """Search without missing any neighbour: as `search`, but slower where the bank is approximate."""
 
-        Not of unit norm in general: it is the z-bar of the loss (design 1). [B, K, D] is never held.
+    def mean_of(self, slots: Tensor) -> Tensor:
+        """Return the mean of the entries in `slots` [B, K]: [B, D], float32 (float64 in a float64 bank).
+
+        Not normalized. With all vectors of unit norm, the loss of MSF (Koohpayegani et al., ICCV 2021, eq. 1) depends
+        on the neighbours only through this mean. Needs O(B D) memory.
 
         Raises:
             ValueError: if K is 0.
         """
 
     def reconstruct(self, slots: Tensor) -> Tensor:
-        """Entries in `slots` [...]: [..., D] float32 (float64 in a float64 bank)."""
+        """Return the entries in `slots` [...]: [..., D] float32 (float64 in a float64 bank)."""
 
     def ids(self, slots: Tensor) -> Tensor:
-        """Data-set ids [...] int64 of the entries in `slots` [...]."""
+        """Return the ids [...] int64 under which the entries in `slots` [...] were pushed."""
 
     def age(self, slots: Tensor) -> Tensor:
-        """Entries pushed since each entry in `slots` [...]: [...] int64, 0 for the newest."""
+        """Return the number of entries pushed after each entry in `slots` [...]: [...] int64, 0 for the newest."""
 
     def newest(self, count: int) -> Tensor:
-        """Slots of the last `count` entries that this process pushed, oldest first, or of as many as are still there.
-
-        [n] int64 with n <= count.
-        """
+        """Return the slots [n] int64, n <= count, of the last entries that this process pushed, oldest first."""
 
     def metrics(self) -> dict[str, float]:
-        """What this kind of bank knows about itself since the last reading, by name; see each kind."""
+        """Return metrics that only this kind of bank has, by name, and start counting anew."""
+
+    def raise_recall(self) -> str:
+        """Spend more time on each search or rebuild the index; as a last resort, search exactly from now on.
+
+        Returns:
+            What changed, as a sentence for the log.
+        """
+
+    def layout(self) -> Layout:
+        """Return which part of the bank this process stores."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The ring as it lies in memory, without copying: embeddings [n, D], ids [n], pushed [].
+        """Return the ring without copying it: embeddings [n, D], ids [n], pushed [].
 
-        What a search depends on besides is there too, under names that begin with "index."; a bank of another kind or
-        capacity leaves it alone.
+        Index data that does not follow from the ring have names that start with "index."; banks of another kind or
+        capacity ignore them.
         """
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the entries of a saved bank, of any capacity: the newest that fit, in order, in their own slots.
+        """Load the entries of a saved bank of any capacity: the newest that fit, in order, each in its own slot.
 
         Raises:
-            ValueError: if the state is not a bank's, or has another dimension.
+            ValueError: if `state` is not that of a bank, or has another dimension.
         """
 
+    def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
+        """Load this process's part of a bank of the same layout.
 
-@runtime_checkable
-class ApproximateBank(Bank, Protocol):
-    """A bank whose `search` may miss neighbours, and which can be told to miss fewer."""
+        Args:
+            part: state of the part, as of a bank of its own.
+            pushed: entries ever pushed into the whole bank.
 
-    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        """What `search` would return if it missed nothing, found slowly."""
-
-    def raise_recall(self) -> str:
-        """Spend more on each search, or rebuild what has decayed; as a last resort search exactly from now on.
-
-        Returns:
-            What it did, in words, for the log.
+        Raises:
+            ValueError: as `load_state_dict`.
         """

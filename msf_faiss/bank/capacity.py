@@ -1,4 +1,4 @@
-"""How many entries a bank gets, and what they weigh."""
+"""The number of entries of a bank, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import re
 
 import torch
 
-from msf_faiss.bank.ivf import bank as ivf
-from msf_faiss.bank.scan import create as scan
+from msf_faiss.bank.flat import FlatBank
+from msf_faiss.bank.ivf.bank import IvfBank
+from msf_faiss.bank.ring import RingBank
+from msf_faiss.bank.scan import SCAN_BANKS
 from msf_faiss.config import BankConfig, IvfBankConfig, ScanBankConfig
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_ID = 8  # bytes
+_ID_BYTES = 8
 
 
 def bytes_per_entry(config: BankConfig, dim: int) -> float:
-    """Memory of one entry of `dim` dimensions: in the ring, and in what finds it."""
+    """Return the memory of one entry of `dim` dimensions, in the ring and in its index."""
     dtype: torch.dtype = getattr(torch, config.dtype)
-    ring = dim * dtype.itemsize + _ID
     match config:
         case ScanBankConfig():
-            return ring + scan.extra_bytes(config.scan, dim, dtype)
+            kind: type[RingBank] = SCAN_BANKS[config.scan]
         case IvfBankConfig():
-            return ring + ivf.extra_bytes(dim)
+            kind = IvfBank
         case _:
-            return ring
+            kind = FlatBank
+    return dim * dtype.itemsize + _ID_BYTES + kind.extra_bytes(dim, dtype)
 
 
 def resolve_capacity(
@@ -38,52 +40,52 @@ def resolve_capacity(
     images: int | None = None,
     ranks: Ranks | None = None,
 ) -> int:
-    """The capacity in entries that `config` asks for, of all ranks together.
+    """Return the capacity of the bank in entries, of all ranks together.
 
     Args:
-        config: its capacity is a count, an amount of memory, or "dataset".
-        dim: dimensions of an entry.
-        device: where the bank will be.
+        config: its capacity is a number of entries, an amount of memory, or "dataset".
+        dim: dimension of an entry.
+        device: of the bank.
         images: size of the data set, for "dataset".
-        ranks: that hold the bank; an amount of memory is that of each. None: this process alone.
+        ranks: that share the bank, whose amount of memory is that of each rank; None: this process alone.
 
     Raises:
-        UserError: if it is fewer than k entries, or more than the memory of `device` holds.
+        UserError: if the capacity is below k, or exceeds the memory of `device`.
     """
     ranks = ranks or Ranks.alone()
     parts = ranks.size if config.placement == "sharded" else 1
-    weight = bytes_per_entry(config, dim)
+    entry_bytes = bytes_per_entry(config, dim)
     if isinstance(config.capacity, int):
         capacity = config.capacity
     elif config.capacity == "dataset":
         if images is None:
-            raise UserError('bank.capacity: "dataset" needs a data set; give a number of entries')
+            raise UserError('bank.capacity: "dataset" needs a data set; set a number of entries instead')
         capacity = images
     else:
         number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]+)", config.capacity).groups()  # type: ignore[union-attr]
-        capacity = int(float(number) * _UNITS[unit] / weight) * parts
+        capacity = int(float(number) * _UNITS[unit] / entry_bytes) * parts
     if capacity < config.k:
         raise UserError(
-            f"bank.capacity: {config.capacity} is {capacity:,} entries of {weight:,.0f} bytes, fewer than bank.k "
+            f"bank.capacity: {config.capacity} is {capacity:,} entries of {entry_bytes:,.0f} bytes, fewer than bank.k "
             f"({config.k})"
         )
-    present = memory_of(device)
+    available = total_memory(device)
     own = -(-capacity // parts)
-    if present is not None and device.type != "cuda":
-        present //= ranks.local_size  # which all ranks of a host share
-    if present is not None and own * weight > present:
+    if available is not None and device.type != "cuda":
+        available //= ranks.local_size  # the ranks of a host share its memory
+    if available is not None and own * entry_bytes > available:
         remedy = "lower it, or choose bank.dtype bfloat16"
         if ranks.size > 1 and parts == 1:
             remedy += " or bank.placement sharded"
         raise UserError(
-            f"bank.capacity: {own:,} entries of {weight:,.0f} bytes take {own * weight / 2**30:,.1f} GiB, "
-            f"and {device} has {present / 2**30:,.1f}{' for each rank' if ranks.size > 1 else ''}; {remedy}"
+            f"bank.capacity: {own:,} entries of {entry_bytes:,.0f} bytes need {own * entry_bytes / 2**30:,.1f} GiB, "
+            f"but {device} has {available / 2**30:,.1f} GiB{' per rank' if ranks.size > 1 else ''}; {remedy}"
         )
     return capacity
 
 
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory that `device` has in all; None where that cannot be told."""
+def total_memory(device: torch.device) -> int | None:
+    """Return the memory of `device` in bytes, used or not; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

@@ -1,28 +1,28 @@
-"""Banks of several ranks: each rank brings rows of a step, and all have the neighbours of one bank.
+"""Banks of several ranks: each rank pushes and searches rows of its own, with the results of a single bank.
 
-All ranks call every method that takes rows or slots together, each with its own (see `Ranks.known_row_counts`); they
-count as one batch, in the order of the ranks.
+All ranks call every method that takes rows or slots together, each with its own, which form one batch in the order of
+the ranks (see `Ranks.known_row_counts`).
 
-Shapes: W ranks, N slots in all, b rows of this rank, B rows of all, K neighbours, D dimensions.
+Shapes: W ranks, N slots in all, b rows of this rank, B rows of all ranks, K neighbours, D dimensions.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import ApproximateBank, Bank
-from msf_faiss.bank.ring import RingBank, check_state
+from msf_faiss.bank.base import Bank, Layout
+from msf_faiss.bank.ring import RingBank, RingSpec, check_state
 from msf_faiss.distributed.ranks import Ranks, as_bytes, as_rows
-from msf_faiss.search.canonical import ordered
+from msf_faiss.search.canonical import order_canonically
 from msf_faiss.search.neighbors import Neighbors
 
-_SHARD = "shard."  # begins the names of what a shard adds to the state of a bank
+_SHARD = "shard."  # prefix of the names that a shard adds to the state of a bank
 
 
 class ParallelBank(ABC):
@@ -30,12 +30,12 @@ class ParallelBank(ABC):
 
     Args:
         local: this rank's bank, empty.
-        ranks: that fill and search it together.
+        ranks: that push and search together.
     """
 
     def __init__(self, local: RingBank, ranks: Ranks) -> None:
         self.local, self._ranks = local, ranks
-        self._own = self._after = 0  # entries of this rank in the last push, and entries pushed after those
+        self._own = self._after = 0  # entries of this rank in the last push, and of the ranks after it
 
     @property
     @abstractmethod
@@ -57,6 +57,10 @@ class ParallelBank(ABC):
     def device(self) -> torch.device:
         return self.local.device
 
+    @property
+    def engine_ms(self) -> Mapping[str, float]:
+        return self.local.engine_ms
+
     def __len__(self) -> int:
         return min(self.pushed, self.capacity)
 
@@ -71,15 +75,14 @@ class ParallelBank(ABC):
         return self.local.metrics()
 
     def raise_recall(self) -> str:
-        assert isinstance(self.local, ApproximateBank)
         return self.local.raise_recall()
 
-    def _note_push(self, counts: Sequence[int]) -> None:
+    def _record_push(self, counts: Sequence[int]) -> None:
         self._own, self._after = counts[self._ranks.rank], sum(counts[self._ranks.rank + 1 :])
 
 
 class ReplicatedBank(ParallelBank):
-    """Every rank holds all entries and searches them for its own queries. Traffic: one all-gather a push."""
+    """Every rank stores all entries and searches them for its own queries. Traffic: one all-gather per push."""
 
     def __repr__(self) -> str:
         return f"{self.local!r}, replicated on {self._ranks.size} ranks"
@@ -95,15 +98,14 @@ class ReplicatedBank(ParallelBank):
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         self.local.check_push(embeddings, ids)
         rounded = embeddings.detach().to(self.dtype)
-        everyone = self._ranks.gather_rows(_pack(rounded, ids))
-        self.local.push(*_unpack(everyone, rounded, ids))
-        self._note_push(self._ranks.counts(len(ids)))
+        gathered = self._ranks.gather_rows(_pack(rounded, ids))
+        self.local.push(*_unpack(gathered, rounded, ids))
+        self._record_push(self._ranks.counts(len(ids)))
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
         return self.local.search(queries, k)
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        assert isinstance(self.local, ApproximateBank)
         return self.local.search_exactly(queries, k)
 
     def mean_of(self, slots: Tensor) -> Tensor:
@@ -115,36 +117,42 @@ class ReplicatedBank(ParallelBank):
     def ids(self, slots: Tensor) -> Tensor:
         return self.local.ids(slots)
 
+    def layout(self) -> Layout:
+        return self.local.layout()
+
     def state_dict(self) -> dict[str, Tensor]:
         return self.local.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.local.load_state_dict(state)
 
+    def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
+        self.local.take_over(part, pushed)
+
 
 class ShardedBank(ParallelBank):
-    """Every rank holds every W-th slot, so that capacity grows with the ranks, and searches them for all queries.
+    """Every rank stores every W-th slot and searches its slots for all queries, so the capacity grows with the ranks.
 
-    Entry number s lies in slot s mod N as in any bank, and slot j at rank j mod W, in its slot j // W: each shard is a
-    bank of its own whose entries come and go in their order. A push sends each row to its owner (all-to-all). A search
-    gathers the queries, has every shard search all of them, and sends each query's candidates home, where they are
-    merged canonically: similarities are computed pair by pair, so ids, order and bits are those of one bank. A mean
-    gathers the winners' slots, and each owner's sums of its winners are reduced and scattered: no neighbour travels.
+    Each shard is a FIFO bank of its own (see `Layout`). A push sends each row to its owner (all-to-all). A search
+    gathers the queries, searches all of them in every shard, and returns each query's candidates to its rank, which
+    merges them canonically: similarities are computed pair by pair, so ids, order and bits are those of a single bank.
+    A mean gathers the slots of the neighbours, and reduce-scatters each owner's partial sums, so no neighbour is sent.
 
     Args:
-        local: this rank's shard, of `shard_capacity(capacity, ranks)` slots. Its `max_age` belongs to this class.
-        capacity: N, slots in all.
-        ranks: that hold a shard each.
-        max_age: see `RingBank`.
+        create_local: creates this rank's shard; this class sets the `max_age` of the shard before each search.
+        spec: of the whole bank.
+        ranks: that store a shard each.
 
     Raises:
         ValueError: if there are fewer slots than ranks.
     """
 
-    def __init__(self, local: RingBank, capacity: int, ranks: Ranks, *, max_age: int | None = None) -> None:
-        assert local.capacity == shard_capacity(capacity, ranks)
-        super().__init__(local, ranks)
-        self._capacity, self._max_age, self._pushed = capacity, max_age, 0
+    def __init__(self, create_local: Callable[[RingSpec], RingBank], spec: RingSpec, ranks: Ranks) -> None:
+        if spec.capacity < ranks.size:
+            raise ValueError(f"{spec.capacity} entries cannot be sharded over {ranks.size} ranks: at least one each")
+        self._capacity, self._max_age, self._pushed = spec.capacity, spec.max_age, 0
+        shard = Layout(spec.capacity, ranks.size, ranks.rank, 0)
+        super().__init__(create_local(replace(spec, capacity=shard.slots, max_age=None)), ranks)
 
     def __repr__(self) -> str:
         fill = f"{len(self):,} of {self.capacity:,} entries"
@@ -160,7 +168,7 @@ class ShardedBank(ParallelBank):
 
     @property
     def searchable(self) -> int:
-        """Filled slots that are not too old to be found."""
+        """Number of entries that are not older than `max_age`."""
         return len(self) if self._max_age is None else min(len(self), self._max_age + 1)
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
@@ -174,26 +182,25 @@ class ShardedBank(ParallelBank):
         mine = (first + torch.arange(len(ids), device=self.device)) % self._capacity % self._ranks.size  # [b]
         rounded = embeddings.detach().to(self.dtype)
         packed = _pack(rounded, ids)[mine.argsort(stable=True)]
-        came = self._ranks.exchange_rows(packed, sent, received)  # rank after rank, so in their order
-        self.local.push(*_unpack(came, rounded, ids))
+        arrived = self._ranks.exchange_rows(packed, sent, received)  # rank after rank, and so in order
+        self.local.push(*_unpack(arrived, rounded, ids))
         self._pushed += sum(counts)
-        self._note_push(counts)
+        self._record_push(counts)
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        return self._ask(queries, k, self.local.search)
+        return self._search_shards(queries, k, self.local.search)
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        assert isinstance(self.local, ApproximateBank)
-        return self._ask(queries, k, self.local.search_exactly)
+        return self._search_shards(queries, k, self.local.search_exactly)
 
     def mean_of(self, slots: Tensor) -> Tensor:
         if slots.shape[1] == 0:
-            raise ValueError("there is no mean of no neighbours: the bank is empty, or k is 0")
+            raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
         counts = self._ranks.counts(slots.shape[0])
-        everyone = self._ranks.gather_rows(slots)  # [B, K]
-        total = self._mine(everyone[:, 0], self.local.reconstruct)  # [B, D]
+        gathered = self._ranks.gather_rows(slots)  # [B, K]
+        total = self._look_up_own(gathered[:, 0], self.local.reconstruct)  # [B, D]
         for place in range(1, slots.shape[1]):
-            total += self._mine(everyone[:, place], self.local.reconstruct)
+            total += self._look_up_own(gathered[:, place], self.local.reconstruct)
         return self._ranks.scatter_sums(total, counts) / slots.shape[1]
 
     def reconstruct(self, slots: Tensor) -> Tensor:
@@ -202,168 +209,129 @@ class ShardedBank(ParallelBank):
     def ids(self, slots: Tensor) -> Tensor:
         return self._look_up(slots, self.local.ids)
 
+    def layout(self) -> Layout:
+        return Layout(self._capacity, self._ranks.size, self._ranks.rank, self._pushed)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """This rank's shard, with its place among the others; of a single rank the state of any bank."""
+        """Return the state of this rank's shard, with its layout; on a single rank, the state of a whole bank."""
         if self._ranks.size == 1:
             return self.local.state_dict()
-        layout = _Layout(self._capacity, self._ranks.size, self._ranks.rank, self._pushed)
-        place = {f"{_SHARD}{name}": torch.tensor(value) for name, value in layout._asdict().items()}
-        return {**self.local.state_dict(), **place}
+        layout = {f"{_SHARD}{name}": torch.tensor(value) for name, value in self.layout()._asdict().items()}
+        return {**self.local.state_dict(), **layout}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over this rank's entries of a whole bank."""
+        """Load this rank's entries of a whole bank."""
         load_shards(self, 1, lambda _: state)
 
-    def load_shard(self, state: dict[str, Tensor], pushed: int) -> None:
-        """Take over this rank's shard of a bank of the same layout that was given `pushed` entries in all."""
-        self.local.load_state_dict(state)
-        self._pushed = pushed
+    def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
+        self.local.load_state_dict(part)
+        # A single shard may be loaded from a bank of another capacity, which may restart the count.
+        self._pushed = pushed if self._ranks.size > 1 else self.local.pushed
 
-    def _ask(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
+    def _search_shards(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
         queries = self.local.check_queries(queries, k)
         kept, counts = min(k, self.searchable), self._ranks.counts(queries.shape[0])
         if kept == 0:
             return Neighbors(queries.new_empty(len(queries), 0).float(), queries.new_empty(len(queries), 0).long())
-        everyone = self._ranks.gather_rows(queries)  # [B, D]
-        live = self._owned(self._pushed) - self._owned(self._pushed - self.searchable)
+        gathered, layout = self._ranks.gather_rows(queries), self.layout()  # [B, D]
+        live = layout.count(self._pushed) - layout.count(self._pushed - self.searchable)
         self.local.max_age = live - 1
-        found = search(everyone, kept)  # [B, up to K]
+        found = search(gathered, kept)  # [B, up to K]
         missing = (0, kept - found.slots.shape[1])
         similarities = torch.nn.functional.pad(found.similarities, missing, value=-torch.inf)  # [B, K]
         slots = torch.nn.functional.pad(found.slots * self._ranks.size + self._ranks.rank, missing)
         size, own = self._ranks.size, queries.shape[0]
-        came = self._ranks.exchange_rows(_pack(similarities, slots), counts, [own] * size)
+        received = self._ranks.exchange_rows(_pack(similarities, slots), counts, [own] * size)
         similarities, slots = (
             each.view(size, own, kept).transpose(0, 1).reshape(own, size * kept)
-            for each in _unpack(came, similarities, slots)
+            for each in _unpack(received, similarities, slots)
         )  # [b, W K] each
-        return ordered(similarities, slots, self.age(slots), kept)
+        return order_canonically(similarities, slots, self.age(slots), kept)
 
-    def _owned(self, pushed: int) -> int:
-        """How many of the first `pushed` entries came to this rank."""
-        turns, rest = divmod(pushed, self._capacity)
-        return turns * self.local.capacity + _every(rest, self._ranks.rank, self._ranks.size)
+    def _look_up_own(self, slots: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `look_up` of those of `slots` [...] that this rank stores, and zeros for the others."""
+        own = slots % self._ranks.size == self._ranks.rank
+        values = look_up(slots // self._ranks.size * own)
+        return torch.where(own.view(*own.shape, *[1] * (values.ndim - own.ndim)), values, torch.zeros_like(values))
 
-    def _mine(self, slots: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `look` sees in local slots, where `slots` [...] are this rank's, and zeros elsewhere."""
-        mine = slots % self._ranks.size == self._ranks.rank
-        seen = look(slots // self._ranks.size * mine)
-        return torch.where(mine.view(*mine.shape, *[1] * (seen.ndim - mine.ndim)), seen, torch.zeros_like(seen))
-
-    def _look_up(self, slots: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `look` sees in `slots` [b, ...], wherever they are."""
+    def _look_up(self, slots: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `look_up` of `slots` [b, ...], whichever ranks store them."""
         counts = self._ranks.counts(slots.shape[0])
-        return self._ranks.scatter_sums(self._mine(self._ranks.gather_rows(slots), look), counts)
-
-
-def shard_capacity(capacity: int, ranks: Ranks) -> int:
-    """Slots of this rank's shard of a bank of `capacity` slots.
-
-    Raises:
-        ValueError: if there are fewer slots than ranks.
-    """
-    if capacity < ranks.size:
-        raise ValueError(f"{capacity} entries cannot be sharded over {ranks.size} ranks: at least one each")
-    return _every(capacity, ranks.rank, ranks.size)
+        return self._ranks.scatter_sums(self._look_up_own(self._ranks.gather_rows(slots), look_up), counts)
 
 
 def load_shards(bank: Bank, count: int, read: Callable[[int], dict[str, Tensor]]) -> None:
-    """Take over a bank that was saved by any number of ranks, in as many shards.
+    """Load a bank that any number of ranks saved, in as many shards.
 
-    A shard of the same layout is taken over as it is, with its index. Otherwise the entries are dealt anew, the newest
-    that fit, in their order; every rank reads all shards then, and holds its part twice meanwhile.
+    Shards of the same layout are loaded as they are, with their indexes. Otherwise every rank reads all shards, and
+    takes its part of the newest entries that fit; its part is in memory twice in the meantime.
 
     Args:
         bank: of any kind, capacity and number of ranks.
-        count: saved shards; 1 may be a whole bank.
-        read: the state of a shard by its number.
+        count: number of saved shards; 1 for a whole bank.
+        read: returns the state of a shard by its number.
 
     Raises:
         ValueError: if the states are not those of one bank, or it has another dimension.
     """
-    sharded = isinstance(bank, ShardedBank)
-    size, rank = (bank._ranks.size, bank._ranks.rank) if isinstance(bank, ShardedBank) else (1, 0)
-    state, layout = _split(read(rank if count == size else 0), bank.dim)
-    if count == size and (layout.capacity == bank.capacity or not sharded):
-        if isinstance(bank, ShardedBank):
-            bank.load_shard(state, layout.pushed)
-        else:
-            bank.load_state_dict(state)
+    here = bank.layout()
+    part, saved = _split(read(here.rank if count == here.size else 0), bank.dim)
+    if count == here.size and (saved.capacity == here.capacity or here.size == 1):
+        bank.take_over(part, saved.pushed)
         return
-    shards = [_split(read(number), bank.dim) for number in range(count)]
-    saved = [layout for _, layout in shards]
-    filled = sum(len(state["ids"]) for state, _ in shards)
-    expected = [saved[0]._replace(rank=number, size=count) for number in range(count)]
-    if saved != expected or filled != min(saved[0].pushed, saved[0].capacity):
-        raise ValueError(f"the {count} saved shards, which hold {filled} entries, are not those of one bank")
-    _deal(bank, size, rank, [state for state, _ in shards], saved[0])
+    parts, layouts = zip(*(_split(read(number), bank.dim) for number in range(count)), strict=True)
+    filled = sum(len(part["ids"]) for part in parts)
+    expected = tuple(layouts[0]._replace(rank=number, size=count) for number in range(count))
+    if layouts != expected or filled != min(layouts[0].pushed, layouts[0].capacity):
+        raise ValueError(f"the {count} saved shards, with {filled} entries, are not those of one bank")
+    _distribute(bank, parts, layouts[0])
 
 
 def saved_capacity(state: dict[str, Tensor]) -> int | None:
-    """Slots in all of the bank that a saved shard is a part of; None if the state is that of a whole bank."""
+    """Return the capacity of the whole bank whose shard `state` is; None if `state` is that of a whole bank."""
     name = f"{_SHARD}capacity"
     return int(state[name]) if name in state else None
 
 
-class _Layout(NamedTuple):
-    """Where a shard belongs, and how far the bank had come."""
-
-    capacity: int
-    size: int
-    rank: int
-    pushed: int
-
-
-def _split(state: dict[str, Tensor], dim: int) -> tuple[dict[str, Tensor], _Layout]:
-    """A saved shard as the state of a bank of its own, and its layout; a whole bank is its only shard."""
-    own = {name: value for name, value in state.items() if not name.startswith(_SHARD)}
-    check_state(own, dim)
-    if len(own) == len(state):
-        return own, _Layout(max(1, len(own["ids"])), 1, 0, int(own["pushed"]))
-    if {name for name in state if name not in own} != {f"{_SHARD}{name}" for name in _Layout._fields}:
+def _split(state: dict[str, Tensor], dim: int) -> tuple[dict[str, Tensor], Layout]:
+    """Split the state of a shard into that of a bank of its own, and its layout; a whole bank is a single shard."""
+    part = {name: value for name, value in state.items() if not name.startswith(_SHARD)}
+    check_state(part, dim)
+    if len(part) == len(state):
+        return part, Layout(max(1, len(part["ids"])), 1, 0, int(part["pushed"]))
+    if {name for name in state if name not in part} != {f"{_SHARD}{name}" for name in Layout._fields}:
         raise ValueError(f"not the state of a shard: its keys are {sorted(state)}")
-    return own, _Layout(*(int(state[f"{_SHARD}{name}"]) for name in _Layout._fields))
+    return part, Layout(*(int(state[f"{_SHARD}{name}"]) for name in Layout._fields))
 
 
-def _deal(bank: Bank, size: int, rank: int, shards: Sequence[dict[str, Tensor]], saved: _Layout) -> None:
-    """Give `rank` of `size` that hold `bank` its part of the newest entries in `shards`."""
-    filled = min(saved.pushed, saved.capacity)
-    kept = min(filled, bank.capacity)
-    # As in `RingBank.load_state_dict`: a bank that grows while full starts its count anew.
-    pushed = saved.pushed if kept == min(saved.pushed, bank.capacity) else kept
-    new = np.arange(pushed - kept, pushed)  # numbers of the entries in `bank`, the oldest first
-    new = new[new % bank.capacity % size == rank]
-    old = (new + saved.pushed - pushed) % saved.capacity  # their slots in the saved bank
-    places = new % bank.capacity // size  # their slots in this rank's part
-    embeddings = shards[0]["embeddings"].new_empty(len(new), bank.dim)
+def _distribute(bank: Bank, parts: Sequence[dict[str, Tensor]], saved: Layout) -> None:
+    """Load into `bank` its part of the newest entries of the saved `parts`."""
+    here = bank.layout()
+    kept = min(saved.pushed, saved.capacity, here.capacity)
+    # As in `RingBank.load_state_dict`: a full bank loaded into a larger one restarts the count.
+    pushed = saved.pushed if kept == min(saved.pushed, here.capacity) else kept
+    new = np.arange(pushed - kept, pushed)  # sequence numbers in `bank`, oldest first
+    new = new[new % here.capacity % here.size == here.rank]
+    old = (new + saved.pushed - pushed) % saved.capacity  # slots in the saved bank
+    places = new % here.capacity // here.size  # slots in this part
+    embeddings = parts[0]["embeddings"].new_empty(len(new), bank.dim)
     ids = torch.empty(len(new), dtype=torch.int64)
-    for number, shard in enumerate(shards):
+    for number, part in enumerate(parts):
         of = np.flatnonzero(old % saved.size == number)
         to, source = torch.from_numpy(places[of]), torch.from_numpy(old[of] // saved.size)
-        embeddings[to], ids[to] = shard["embeddings"][source], shard["ids"][source]
-    if isinstance(bank, ShardedBank):
-        bank.load_shard(_state(embeddings, ids, bank._owned(pushed)), pushed)
-    else:
-        bank.load_state_dict(_state(embeddings, ids, pushed))
-
-
-def _state(embeddings: Tensor, ids: Tensor, pushed: int) -> dict[str, Tensor]:
-    return {"embeddings": embeddings, "ids": ids, "pushed": torch.tensor(pushed)}
-
-
-def _every(count: int, first: int, step: int) -> int:
-    """How many of 0..count - 1 are first, first + step, first + 2 step, ..."""
-    return len(range(first, count, step))
+        embeddings[to], ids[to] = part["embeddings"][source], part["ids"][source]
+    count = torch.tensor(here.count(pushed))
+    bank.take_over({"embeddings": embeddings, "ids": ids, "pushed": count}, pushed)
 
 
 def _pack(left: Tensor, right: Tensor) -> Tensor:
-    """Rows of two tensors [b, ...] as one of bytes [b, n], so that they travel together."""
+    """Concatenate the rows of two tensors [b, ...] as bytes [b, n], to send them together."""
     return torch.cat([as_bytes(left), as_bytes(right)], dim=1)
 
 
 def _unpack(packed: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The two tensors in `packed` [n, ...], of which `left` and `right` are like rows."""
+    """Split `packed` [b, n] into two tensors with rows like those of `left` and `right`."""
     width = left.shape[1:].numel() * left.itemsize
-    # Copies: a view of other bytes than the first may not be aligned for its dtype.
+    # Copies: views of `packed` may not be aligned for their dtypes.
     parts = (part.clone(memory_format=torch.contiguous_format) for part in (packed[:, :width], packed[:, width:]))
     return as_rows(next(parts), left), as_rows(next(parts), right)

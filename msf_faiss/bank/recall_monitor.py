@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import ApproximateBank
+from msf_faiss.bank.base import Bank
 from msf_faiss.search.neighbors import Neighbors
 
 _DECAY = 0.5  # weight of the earlier checks: few queries make a single check a rough estimate
@@ -41,7 +41,7 @@ class RecallMonitor:
         returned, wanted = self._counts.tolist()
         return returned / wanted if wanted else None
 
-    def check(self, bank: ApproximateBank, found: Neighbors, step: int) -> str | None:
+    def check(self, bank: Bank, found: Neighbors, step: int) -> str | None:
         """Check the newest queries if a check is due.
 
         Args:

@@ -1,4 +1,4 @@
-"""Storage of a bank: a preallocated ring of vectors, their ids, and one counter.
+"""The storage of a bank: a preallocated ring of vectors, their ids, and one counter.
 
 Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D dimensions.
 """
@@ -6,48 +6,84 @@ Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from msf_faiss.bank.base import Layout
+from msf_faiss.search.exact import search_exactly
+from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.neighbors import Neighbors
 
-_INDEX = "index."  # begins the names of what an index adds to a bank's state
+_INDEX = "index."  # prefix of the names that an index adds to a bank's state
+
+
+@dataclass(frozen=True)
+class RingSpec:
+    """Size, dtype and device of a bank.
+
+    Args:
+        capacity: N, number of slots.
+        dim: D, dimension of an entry.
+        dtype: of the stored entries.
+        device: of the entries and of all queries.
+        max_age: greatest age (entries pushed since) at which a search returns an entry; None: no limit.
+
+    Raises:
+        ValueError: if capacity or dim is below 1, or max_age below 0.
+    """
+
+    capacity: int
+    dim: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    max_age: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1 or self.dim < 1:
+            raise ValueError(f"a bank needs capacity and dim of at least 1, found {self.capacity} and {self.dim}")
+        if self.max_age is not None and self.max_age < 0:
+            raise ValueError(f"max_age must be at least 0, found {self.max_age}")
 
 
 class RingBank(ABC):
-    """All of the `Bank` protocol but the search: entry number s (counted from 0) lies in slot s mod N.
+    """All of `Bank` but the search. Entry number s (from 0) is in slot s mod N.
 
-    A kind of bank writes `_search`. One that keeps more than the ring (a compressed copy, an index) follows it in
-    `_written`, and saves what cannot be derived from the ring in `_index_state` and `_load_index`.
-
-    Args:
-        max_age: entries after which this many others were pushed are no longer found; None: all are.
+    Subclasses implement `_search`. A subclass that keeps data beside the ring (a compressed copy, an index) creates
+    them in `_allocate`, updates them in `_written`, and saves what does not follow from the ring in `_index_state` and
+    `_load_index`. One whose `_search` may miss neighbours also implements `raise_recall`.
 
     Raises:
-        ValueError: if capacity or dim is below 1, max_age below 0, or dtype is no floating dtype.
+        ValueError: if the kind of bank does not support the dtype or device of `spec`.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        max_age: int | None = None,
-    ) -> None:
-        if capacity < 1 or dim < 1:
-            raise ValueError(f"a bank needs capacity and dim of at least 1, found {capacity} and {dim}")
-        if max_age is not None and max_age < 0:
-            raise ValueError(f"max_age must be at least 0, found {max_age}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"a bank holds floating-point vectors, found {dtype}")
-        self.max_age = max_age  # may be changed between two searches; -1: nothing is found
-        self._entries = torch.zeros(capacity, dim, dtype=dtype, device=device)  # [N, D]
-        self._ids = torch.zeros(capacity, dtype=torch.int64, device=device)  # [N]
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float16, torch.bfloat16)
+    cpu_only: ClassVar[bool] = False
+
+    def __init__(self, spec: RingSpec) -> None:
+        kind = type(self).__name__
+        if spec.dtype not in self.dtypes:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            raise ValueError(f"{kind} stores {names}, not {spec.dtype}")
+        if self.cpu_only and torch.device(spec.device).type != "cpu":
+            raise ValueError(
+                f"{kind} runs on the CPU only; on {spec.device} choose bank.kind flat, or scan with bf16 or int8"
+            )
+        self.max_age = spec.max_age  # may be changed between searches; -1: nothing is returned
+        self._entries = torch.zeros(spec.capacity, spec.dim, dtype=spec.dtype, device=spec.device)  # [N, D]
+        self._ids = torch.zeros(spec.capacity, dtype=torch.int64, device=spec.device)  # [N]
         self._pushed = 0
+        self._engine = default_engine(self.device)
+        self.engine_ms: Mapping[str, float] = {}
+        self._allocate()
+
+    @staticmethod
+    def extra_bytes(dim: int, dtype: torch.dtype) -> float:
+        """Memory of an entry beside its place in the ring, in bytes."""
+        return 0
 
     @property
     def capacity(self) -> int:
@@ -83,7 +119,7 @@ class RingBank(ABC):
         self._write(embeddings.detach()[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
 
     def check_push(self, embeddings: Tensor, ids: Tensor) -> None:
-        """Raise the error of `push` if these cannot be pushed."""
+        """Raise the ValueError of `push` if these cannot be pushed."""
         self._check_vectors(embeddings, "embeddings")
         if ids.shape != embeddings.shape[:1] or ids.dtype != torch.int64 or ids.device != self.device:
             raise ValueError(
@@ -94,8 +130,11 @@ class RingBank(ABC):
     def search(self, queries: Tensor, k: int) -> Neighbors:
         return self._answer(queries, k, self._search)
 
+    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
+        return self._answer(queries, k, self._search_exactly)
+
     def check_queries(self, queries: Tensor, k: int) -> Tensor:
-        """Queries as the ring would store them: [B, D], in the bank's dtype, contiguous.
+        """Return `queries` [B, D] as the ring would store them: in the bank's dtype, contiguous.
 
         Raises:
             ValueError: see `Bank.search`.
@@ -106,7 +145,7 @@ class RingBank(ABC):
         return queries.detach().to(self.dtype).contiguous()
 
     def _answer(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
-        """What `search` finds, which is called as `_search` is."""
+        """Check the arguments, answer what needs no search, and leave the rest to `search`."""
         queries = self.check_queries(queries, k)
         kept = min(k, self.searchable)
         if kept == 0 or queries.shape[0] == 0:
@@ -119,37 +158,40 @@ class RingBank(ABC):
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> Neighbors:
-        """Canonical neighbours of at least one query in the ring's dtype, with 1 <= k <= `searchable`."""
+        """Return canonical neighbours of B >= 1 queries in the ring's dtype, with 1 <= k <= `searchable`."""
+
+    def _search_exactly(self, queries: Tensor, k: int) -> Neighbors:
+        return self._search_slots(queries, k, self._live_slots())
+
+    def _search_slots(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
+        """Return the exact neighbours among the slots in `ranges`, at least k."""
+        return search_exactly(self._engine, queries, self._entries, ranges, self.age, k)
+
+    def raise_recall(self) -> str:
+        return "the search is exact already"
 
     @property
     def searchable(self) -> int:
-        """Filled slots that are not too old to be found."""
+        """Number of entries that are not older than `max_age`."""
         return len(self) if self.max_age is None else min(len(self), self.max_age + 1)
 
-    def _live(self) -> list[tuple[int, int]]:
-        """The searchable slots as one or two ranges [start, stop), the one that lies first in the ring first."""
-        count, head = self.searchable, self._pushed % self.capacity
-        start = (self._pushed - count) % self.capacity
-        if count == 0:
-            return []
-        if count == self.capacity:
-            return [(0, count)]
-        if start < head:
-            return [(start, head)]
-        return [(0, head), (start, self.capacity)] if head else [(start, self.capacity)]
+    def _live_slots(self) -> list[tuple[int, int]]:
+        """Return the slots of the searchable entries as ranges [start, stop)."""
+        return self._slots(0, self.searchable)
 
-    def _aged(self, youngest: int, oldest: int) -> list[tuple[int, int]]:
-        """The slots of entries of age [youngest, oldest), as ranges [start, stop)."""
+    def _slots(self, youngest: int, oldest: int) -> list[tuple[int, int]]:
+        """Return the slots of the entries of age [youngest, oldest) as ranges [start, stop), lowest first."""
+        count = oldest - youngest
+        if count in (0, self.capacity):
+            return [(0, count)] if count else []
         start = (self._pushed - oldest) % self.capacity
-        stop = start + oldest - youngest
-        if stop <= self.capacity:
-            return [(start, stop)]
-        return [(0, stop - self.capacity), (start, self.capacity)]
+        stop = start + count
+        return [(start, stop)] if stop <= self.capacity else [(0, stop - self.capacity), (start, self.capacity)]
 
     def mean_of(self, slots: Tensor) -> Tensor:
         if slots.shape[1] == 0:
-            raise ValueError("there is no mean of no neighbours: the bank is empty, or k is 0")
-        # Rank by rank: [B, K, D] is never held, and the terms are added in the neighbours' order.
+            raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
+        # Neighbour by neighbour: in their order, and without allocating [B, K, D].
         total = self.reconstruct(slots[:, 0])  # [B, D]
         for rank in range(1, slots.shape[1]):
             total += self.reconstruct(slots[:, rank])
@@ -172,6 +214,9 @@ class RingBank(ABC):
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def layout(self) -> Layout:
+        return Layout(self.capacity, 1, 0, self._pushed)
+
     def state_dict(self) -> dict[str, Tensor]:
         filled = len(self)
         return {
@@ -187,37 +232,43 @@ class RingBank(ABC):
         entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
         filled = entries.shape[0]
         kept = min(filled, self.capacity)
-        # One counter tells the fill too, so a bank that grows while full starts its count anew.
+        # The fill follows from the counter, so a full bank loaded into a larger one restarts the count.
         self._pushed = pushed if kept == min(pushed, self.capacity) else kept
         self._entries.zero_()
         self._ids.zero_()
         done = 0
-        while done < kept:  # in contiguous pieces, the oldest first: a bank may fill most of the memory
+        while done < kept:  # contiguous pieces, oldest first: no copy of a bank that may fill most of the memory
             source, slot = (pushed - kept + done) % filled, (self._pushed - kept + done) % self.capacity
             count = min(kept - done, filled - source, self.capacity - slot)
             self._entries[slot : slot + count].copy_(entries[source : source + count])
             self._ids[slot : slot + count].copy_(ids[source : source + count])
             done += count
-        # Of a ring that was taken over slot by slot the saved index still holds.
+        # A saved index is valid only for a ring whose slots are unchanged.
         same = self._pushed == pushed and filled == len(self) and entries.dtype == self.dtype
         self._load_index(index if same else {})
 
-    def _written(self, start: int, stop: int) -> None:  # noqa: B027 - most kinds have nothing to follow
-        """The slots [start, stop) hold new entries, the oldest first; `pushed` counts them already."""
+    def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
+        self.load_state_dict(part)
+
+    def _allocate(self) -> None:  # noqa: B027 - most kinds keep nothing beside the ring
+        """Create what this kind of bank keeps beside the ring, as of an empty bank."""
+
+    def _written(self, start: int, stop: int) -> None:  # noqa: B027
+        """The slots [start, stop) have new entries, oldest first, which `pushed` already counts."""
 
     def _index_state(self) -> dict[str, Tensor]:
-        """What a search depends on besides the ring, by name."""
+        """Return what a search depends on besides the ring, by name."""
         return {}
 
     def _load_index(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Follow a ring that was loaded as a whole, by what `_index_state` saved beside it; if empty, begin anew.
+        """Restore what `_index_state` returned for the ring that was just loaded; if empty, derive it from the ring.
 
         Raises:
-            ValueError: if it does not fit.
+            ValueError: if `state` does not fit.
         """
 
     def _write(self, embeddings: Tensor, ids: Tensor) -> None:
-        """Put at most N vectors into the slots that end at the newest, in one or two contiguous pieces."""
+        """Write at most N vectors as the newest entries, in one or two contiguous pieces."""
         count = embeddings.shape[0]
         start = (self._pushed - count) % self.capacity
         before_wrap = min(count, self.capacity - start)
@@ -237,12 +288,12 @@ class RingBank(ABC):
 
 
 def check_state(state: dict[str, Tensor], dim: int) -> None:
-    """Raise a ValueError if `state` is not that of a bank of `dim` dimensions."""
+    """Raise ValueError unless `state` is that of a bank of dimension `dim`."""
     if {name for name in state if not name.startswith(_INDEX)} != {"embeddings", "ids", "pushed"}:
         raise ValueError(f"not the state of a bank: its keys are {sorted(state)}")
     entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
     if entries.ndim != 2 or entries.shape[1] != dim:
-        raise ValueError(f"the saved bank has entries of shape {list(entries.shape)}, this one holds [n, {dim}]")
+        raise ValueError(f"the saved bank has entries of shape {list(entries.shape)}, this bank needs [n, {dim}]")
     filled = entries.shape[0]
     if ids.shape != (filled,) or ids.dtype != torch.int64 or not min(pushed, 1) <= filled <= pushed:
         raise ValueError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from msf_faiss.bank import Bank, FlatBank
+from msf_faiss.bank import Bank, FlatBank, RingSpec
 from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.checkpoint.load import load_bank, load_model
 from msf_faiss.config import Config
@@ -68,7 +68,7 @@ class Gallery:
         if self.searched == "dataset":
             features = extract(self.model.target, self.source, config=self.config, device=self.device)
             embeddings = self._check_finite(F.normalize(features.embeddings.to(self.device), dim=1))
-            dataset = FlatBank(len(embeddings), embeddings.shape[1], device=self.device)
+            dataset = FlatBank(RingSpec(len(embeddings), embeddings.shape[1], device=self.device))
             dataset.push(embeddings, features.ids.to(self.device))
             return dataset
         bank = load_bank(self.checkpoint, self.device)

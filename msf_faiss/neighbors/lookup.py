@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.gallery import Gallery, thumbnail
 from msf_faiss.neighbors.retrieval import ImageNeighbors, search_images
@@ -92,7 +92,7 @@ class Lookup:
         if len(slots) == 0:
             return ImageNeighbors.empty(len(keys), self._k)
         dtype = torch.float32 if bank.dtype == torch.float64 else bank.dtype
-        part = FlatBank(len(slots), bank.dim, dtype, bank.device)
+        part = FlatBank(RingSpec(len(slots), bank.dim, dtype, bank.device))
         part.push(bank.reconstruct(slots), bank.ids(slots))
         found = search_images(part, self.embeddings(keys), keys, self._k)
         ages = bank.age(slots.flip(0)).cpu().numpy()  # [n] in the bank, by the age in the part

@@ -1,1 +1,1 @@
-"""Nearest-neighbour search over tensors, by FAISS and by torch; no FIFO, no training."""
+"""Nearest-neighbour search over tensors, with FAISS and with torch."""

@@ -1,4 +1,4 @@
-"""Which exact engine is fastest here: measured, since it depends on the processor, the dtype and the shapes."""
+"""Finds the fastest engine of exact search by timing: it depends on the processor, the dtype and the shapes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from msf_faiss.search.faiss_engines import FaissCpu, FaissCuda
 from msf_faiss.search.faiss_setup import drop_gpu_resources, has_gpu
 from msf_faiss.search.torch_engine import TorchEngine
 
-_CPU_ROWS = 65_536  # enough to tell engines apart: there a search of more takes proportionally longer in all of them
+_CPU_ROWS = 65_536  # from here on the time of every engine is proportional to the rows
 _ROUNDS = 3
 _STREAMS = 4
 
 
 def engines(device: torch.device) -> dict[str, Engine]:
-    """The engines that can search on `device`, by the name that a config gives them."""
+    """Return the engines that work on `device`, by the value of `bank.engine`."""
     if device.type == "cpu":
         return {"faiss": FaissCpu(), "torch": TorchEngine()}
     found: dict[str, Engine] = {"torch": TorchEngine()}
@@ -27,13 +27,13 @@ def engines(device: torch.device) -> dict[str, Engine]:
 
 
 def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
-    """Milliseconds of a search by each engine, the fastest first; medians of a few interleaved rounds.
+    """Return the milliseconds of a search by each engine, fastest first; medians of a few interleaved rounds.
 
     Args:
-        entries: an empty ring [N, D], used as scratch, and zero afterwards. On the CPU the first 65,536 rows are
-            searched, on CUDA all.
+        entries: an empty ring [N, D], used as scratch memory and zeroed afterwards. On the CPU the first 65,536 rows
+            are searched, on CUDA all.
         batch: queries in a search.
-        k: neighbours of each.
+        k: neighbours of each query.
     """
     rows = entries if entries.is_cuda else entries[:_CPU_ROWS]
     generator = torch.Generator(rows.device).manual_seed(0)
@@ -50,10 +50,10 @@ def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
             start = time.perf_counter()
             engine.propose(queries, rows, count)
             _wait(rows.device)
-            if round_number:  # the first warms up
+            if round_number:  # the first round warms up
                 times[name].append(1000 * (time.perf_counter() - start))
     rows.zero_()
-    drop_gpu_resources()  # an engine that is not chosen keeps no scratch memory
+    drop_gpu_resources()  # frees the scratch memory of the engines that are not used
     medians = {name: statistics.median(found) for name, found in times.items()}
     return dict(sorted(medians.items(), key=lambda pair: pair[1]))
 

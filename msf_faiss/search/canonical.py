@@ -1,6 +1,6 @@
-"""Canonical neighbours: whatever proposes candidates, the same answer in the same order with the same bits.
+"""Canonical neighbours: the same ids, order and bits, whichever engine proposes the candidates.
 
-Shapes: B queries, C candidates of each, K neighbours kept, N rows, D dimensions.
+Shapes: B queries, C candidates of each, K neighbours, N rows, D dimensions.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from torch import Tensor
 
 from msf_faiss.search.neighbors import Neighbors
 
-_CPU_SCRATCH = 1 << 18  # float64 elements that re-scoring holds at a time: 2 MiB fit the cache (13: a fifth as fast)
-_GPU_SCRATCH = 1 << 24  # 128 MiB, so that a step is one or two launches
+_CPU_SCRATCH = 1 << 18  # float64 elements rescored at a time: 2 MiB fit the cache (with 13 MiB a fifth as fast)
+_GPU_SCRATCH = 1 << 24  # 128 MiB: one or two launches for a batch
 
 
-def canonical(
+def rescore(
     queries: Tensor, rows: Tensor, candidates: Tensor, ages: Tensor, k: int, *, valid: Tensor | None = None
 ) -> Neighbors:
-    """The best k of each query's candidates.
+    """Return the best k candidates of each query, in canonical order.
 
-    Each pair's similarity is computed by itself in float64 and rounded to float32, so that its bits do not depend on
-    what else is in the batch, on the number of rows or on who proposed it; ties go to the youngest.
+    The similarity of each pair is computed separately in float64 and rounded to float32, so its bits depend neither on
+    the rest of the batch nor on the number of rows nor on the engine. Ties are ordered youngest first.
 
     Args:
         queries: [B, D].
         rows: [N, D], of the same dtype.
-        candidates: [B, C] int64 rows, C >= k, no valid row twice for one query.
-        ages: [B, C] int64, their ages; distinct for one query.
-        k: neighbours to keep.
-        valid: [B, C] bool; the other candidates may be anything, get the similarity -inf and come last. None: all are.
+        candidates: [B, C] int64 row numbers, C >= k; the valid ones of a query are distinct.
+        ages: [B, C] int64 ages of the candidates; distinct for a query.
+        k: neighbours to return.
+        valid: [B, C] bool; invalid candidates may be any row, get similarity -inf and come last. None: all are valid.
     """
     similarities = torch.empty(candidates.shape, dtype=torch.float32, device=queries.device)  # [B, C]
     scratch = _GPU_SCRATCH if queries.is_cuda else _CPU_SCRATCH
@@ -39,19 +39,19 @@ def canonical(
         similarities[part] = chosen.double().mul_(queries[part].double().unsqueeze(1)).sum(dim=2)
     if valid is not None:
         similarities.masked_fill_(~valid, -torch.inf)
-    return ordered(similarities, candidates, ages, k)
+    return order_canonically(similarities, candidates, ages, k)
 
 
-def ordered(similarities: Tensor, candidates: Tensor, ages: Tensor, k: int) -> Neighbors:
-    """The first k in canonical order, by similarity, of equal ones the youngest: of [B, C] each."""
+def order_canonically(similarities: Tensor, candidates: Tensor, ages: Tensor, k: int) -> Neighbors:
+    """Return the first k of candidates [B, C] by similarity [B, C] and, where equal, by age [B, C], youngest first."""
     by_age = ages.argsort(dim=1, stable=True)
     by_similarity = similarities.gather(1, by_age).argsort(dim=1, stable=True, descending=True)
     order = by_age.gather(1, by_similarity)[:, :k]  # [B, K]
     return Neighbors(similarities.gather(1, order), candidates.gather(1, order))
 
 
-def merged(young: Neighbors, old: Neighbors, k: int) -> Neighbors:
-    """The best k of two canonical lists; of equal ones the young come first."""
+def merge(young: Neighbors, old: Neighbors, k: int) -> Neighbors:
+    """Return the best k of two canonical lists, of which one has the younger entries."""
     similarities = torch.cat([young.similarities, old.similarities], dim=1)  # [B, K + C]
     order = similarities.argsort(dim=1, stable=True, descending=True)[:, :k]
     return Neighbors(similarities.gather(1, order), torch.cat([young.slots, old.slots], dim=1).gather(1, order))

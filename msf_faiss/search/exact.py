@@ -1,4 +1,4 @@
-"""Exact search: an engine proposes candidates, and what it says about the others proves that none is missing.
+"""Exact search: an engine proposes candidates, and its bound on all other rows proves that none is missing.
 
 Shapes: B queries, C candidates of each, K neighbours, n rows of a range, N slots, D dimensions.
 """
@@ -11,37 +11,37 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from msf_faiss.search.canonical import canonical
+from msf_faiss.search.canonical import rescore
 from msf_faiss.search.neighbors import Neighbors
 
 MARGIN = 8  # candidates beyond k, so that rounding cannot hide a neighbour
-_WIDER = 8  # times as many candidates when the margin may have been too small,
-_WIDEST = 1024  # up to so many: a collapsed encoder, whose entries all tie, must not make a step take minutes
+_WIDER = 8  # factor by which the candidates grow where the margin may be too small,
+_WIDEST = 1024  # up to this many: with a collapsed encoder, whose entries all tie, a step must not take minutes
 
 
 class Proposal(NamedTuple):
-    """Candidates of each query, and what is known of all other rows."""
+    """Candidates of each query, and a bound on the similarity of all other rows."""
 
-    slots: Tensor  # [B, C] int64, none twice for one query, in any order
-    bound: Tensor  # [B] float32: no row that is not proposed has a computed similarity above it; -inf if all are
+    slots: Tensor  # [B, C] int64, distinct for a query, in any order
+    bound: Tensor  # [B] float32, greatest computed similarity of a row that is not proposed; -inf if there is none
 
 
 class Engine(Protocol):
-    """A way of computing similarities and finding the largest."""
+    """Computes similarities and selects the largest."""
 
     @property
     def name(self) -> str:
-        """As a config calls it."""
+        """Value of `bank.engine` that selects this engine."""
 
     def error(self, dim: int) -> float:
-        """How far a computed similarity of two unit vectors of `dim` dimensions may be from the true one."""
+        """Return a bound on the error of a computed similarity of two unit vectors of `dim` dimensions."""
 
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
-        """At least the `count` rows of largest computed similarity for each of `queries` [B, D].
+        """Propose at least the `count` rows with the largest computed similarity to each of `queries` [B, D].
 
         Args:
             queries: contiguous, of the dtype and device of `rows`, B >= 1.
-            rows: [n, D], a contiguous range of a ring, read in place; proposed by their number in it.
+            rows: [n, D], contiguous, read in place; the proposed slots are row numbers.
             count: 1 <= count <= n.
         """
 
@@ -54,23 +54,23 @@ def search_exactly(
     ages: Callable[[Tensor], Tensor],
     k: int,
 ) -> Neighbors:
-    """Canonical top k of `queries` [B, D] among the slots in `ranges` of `entries` [N, D].
+    """Return the canonical k nearest of the slots in `ranges` of `entries` [N, D] for `queries` [B, D].
 
-    On the CPU every answer is checked: where rounding could have hidden a neighbour (duplicates, a collapsed encoder)
-    the search is repeated with more candidates, up to k + 1,024. On CUDA that check would wait for the device and is
-    left out.
+    On the CPU every result is checked: where rounding could have hidden a neighbour (duplicates, a collapsed encoder)
+    the search is repeated with more candidates, up to k + 1,024. On CUDA the check is omitted, because it would
+    synchronize with the device.
 
     Args:
         engine: proposes the candidates.
         queries: of the dtype and device of `entries`, contiguous, B >= 1.
         entries: the ring.
-        ranges: [start, stop) each, disjoint, not empty.
-        ages: of slots.
-        k: at most as many as there are slots in `ranges`.
+        ranges: disjoint ranges [start, stop) of slots, none empty.
+        ages: returns the ages of slots.
+        k: at most the number of slots in `ranges`.
     """
     total = sum(stop - start for start, stop in ranges)
     count = min(k + MARGIN, total)
-    found, bound = _answer(engine, queries, entries, ranges, ages, k, count)
+    found, bound = _search(engine, queries, entries, ranges, ages, k, count)
     if queries.is_cuda:
         return found
     slack = engine.error(queries.shape[1])
@@ -81,24 +81,24 @@ def search_exactly(
         if doubtful.numel() == 0:
             break
         count = min(count * _WIDER, widest)
-        again, bound = _answer(engine, queries[doubtful], entries, ranges, ages, k, count)
+        again, bound = _search(engine, queries[doubtful], entries, ranges, ages, k, count)
         found.similarities[doubtful], found.slots[doubtful] = again
     return found
 
 
 def unproven(kth: Tensor, bound: Tensor, slack: float | Tensor) -> Tensor:
-    """Whether a row that was not proposed might belong among the neighbours: [B] bool.
+    """Return for which queries a row that was not proposed may belong among the neighbours: [B] bool.
 
     Args:
-        kth: [B] float32, canonical similarity of the k-th neighbour found.
+        kth: [B] float32, canonical similarity of the k-th neighbour.
         bound: [B] float32, see `Proposal`.
-        slack: how far the similarities behind `bound` may be off, [] or [B].
+        slack: error of the similarities behind `bound`, [] or [B].
     """
-    # Rounding to float32 may make two similarities of up to 1 equal, and ties go by age.
+    # Rounding to float32 may make two similarities of up to 1 equal, and ties are ordered by age.
     return ~(kth > bound + slack + 2.0**-23)
 
 
-def _answer(
+def _search(
     engine: Engine,
     queries: Tensor,
     entries: Tensor,
@@ -114,4 +114,4 @@ def _answer(
     ]
     slots = torch.cat([part.slots for part in parts], dim=1)  # [B, C]
     bound = torch.stack([part.bound for part in parts]).amax(dim=0)  # [B]
-    return canonical(queries, entries, slots, ages(slots), k), bound
+    return rescore(queries, entries, slots, ages(slots), k), bound

@@ -1,4 +1,4 @@
-"""Engines of exact search that are FAISS's: over the ring in place, on the CPU and on CUDA.
+"""Engines of exact search with FAISS, over the ring in place, on the CPU and on CUDA.
 
 Shapes: B queries, C candidates, n rows, D dimensions.
 """
@@ -14,13 +14,13 @@ from msf_faiss.search.exact import Engine, Proposal
 from msf_faiss.search.faiss_setup import faiss, gpu_resources, has_gpu
 from msf_faiss.search.torch_engine import TorchEngine
 
-_TILE = 32_768  # rows converted to float32 at a time where FAISS cannot read the ring's dtype
-_GPU_MAX_K = 2048  # FAISS's limit on the GPU
-_GPU_ROWS_16_BIT = 256  # more query rows a call exceed FAISS's scratch memory, and it allocates on every call
+_TILE = 32_768
+_GPU_MAX_K = 2048  # limit of FAISS on the GPU
+_GPU_ROWS_16_BIT = 256  # with more query rows per call FAISS exceeds its scratch memory, and allocates on every call
 
 
 def default_engine(device: torch.device) -> Engine:
-    """The engine that is right everywhere on `device`; `choose_engine` finds the fastest."""
+    """Return the engine that works on every machine with `device`; `time_engines` finds the fastest."""
     if device.type == "cpu":
         return FaissCpu()
     return FaissCuda() if has_gpu() else TorchEngine()
@@ -29,19 +29,20 @@ def default_engine(device: torch.device) -> Engine:
 class FaissCuda:
     """FAISS's brute-force kernel over a ring in GPU memory, on torch's current stream of the ring's device.
 
-    Nothing is copied, and after the first call nothing allocated by FAISS; the host is not waited for.
+    It copies nothing, allocates nothing after the first call, and does not synchronize with the host.
 
     Args:
-        streams: ranges of rows that are searched at a time, each on a stream of its own. FAISS selects with one block
-            of threads a query, which leaves most of a GPU idle at a batch of 256.
+        streams: number of row ranges searched at the same time, each on its own stream. FAISS selects with one block
+            of threads per query, which leaves most of a GPU idle at a batch of 256.
+        least_rows: rows of a range at least.
     """
 
-    def __init__(self, streams: int = 1) -> None:
-        self._streams = streams
+    def __init__(self, streams: int = 1, *, least_rows: int = _TILE) -> None:
+        self._streams, self._least_rows = streams, least_rows
         self.name = "faiss" if streams == 1 else "streams"
 
     def error(self, dim: int) -> float:
-        # float32: as on the CPU. 16-bit products are exact in float32, and so is their sum but for rounding.
+        # float32: as on the CPU. 16-bit products are exact in float32, and their sum is rounded like that of float32.
         return 4 * math.sqrt(dim) * 2.0**-24
 
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
@@ -55,7 +56,7 @@ class FaissCuda:
         return Proposal(slots, similarities[:, -1])
 
     def _knn(self, queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        slices = min(self._streams, rows.shape[0] // max(count, _TILE))
+        slices = min(self._streams, rows.shape[0] // max(count, self._least_rows))
         if slices < 2:
             return _gpu_knn(queries, rows, count, stream=0)
         size = -(-rows.shape[0] // slices)
@@ -75,21 +76,27 @@ class FaissCuda:
 
 
 class FaissCpu:
-    """FAISS's blocked matrix product with heaps. A 16-bit ring is converted tile by tile, since FAISS reads float32."""
+    """FAISS's blocked matrix product with heaps.
+
+    Args:
+        tile: rows of a 16-bit ring converted to float32 at a time, since FAISS reads float32 only.
+    """
 
     name = "faiss"
 
+    def __init__(self, *, tile: int = _TILE) -> None:
+        self._tile = tile
+
     def error(self, dim: int) -> float:
-        # A float32 dot product of unit vectors errs by less than 4 sqrt(D) 2^-24 (probabilistic bound of Higham and
-        # Mary, 2019).
+        # Probabilistic bound for a float32 dot product of unit vectors (Higham and Mary, 2019).
         return 4 * math.sqrt(dim) * 2.0**-24
 
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         if rows.dtype == torch.float32:
             similarities, slots = _knn(queries, rows, count)
         else:
-            tiles = [_knn(queries.float(), tile.float(), count) for tile in torch.split(rows, _TILE)]
-            every = torch.cat([tile[1] + i * _TILE for i, tile in enumerate(tiles)], dim=1)
+            tiles = [_knn(queries.float(), tile.float(), count) for tile in torch.split(rows, self._tile)]
+            every = torch.cat([tile[1] + i * self._tile for i, tile in enumerate(tiles)], dim=1)
             similarities, places = torch.cat([tile[0] for tile in tiles], dim=1).topk(count, dim=1)
             slots = every.gather(1, places)
         if count == rows.shape[0]:
@@ -101,12 +108,12 @@ def _knn(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     similarities, slots = faiss.knn(
         queries.numpy(), rows.numpy(), min(count, rows.shape[0]), metric=faiss.METRIC_INNER_PRODUCT
     )
-    # A query that is not a number finds nothing, which FAISS marks by -1; its similarities stay not-a-number later on.
+    # FAISS returns -1 for a query with NaNs, whose similarities are NaN after rescoring.
     return torch.from_numpy(similarities), torch.from_numpy(slots).clamp_(min=0)
 
 
 def _gpu_knn(queries: Tensor, rows: Tensor, count: int, *, stream: int) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(queries.device):  # FAISS takes the current device's stream, whatever the tensor's device
+    with torch.cuda.device(queries.device):  # FAISS uses the stream of the current device, not of the tensor's
         similarities, slots = faiss.knn_gpu(
             gpu_resources(queries.device, stream),
             queries,

@@ -1,10 +1,10 @@
-"""The only place that imports FAISS, with what must happen before and after.
+"""Imports FAISS, here and nowhere else, with the settings it needs.
 
-- torch comes first: the wheels bring an OpenMP runtime each, and this order is the one that works everywhere.
-- FAISS's bundled OpenBLAS takes processors younger than itself for very old ones and is 2 to 4 times slower then;
-  OPENBLAS_CORETYPE corrects it, but only before the library is loaded. A user's own setting is left alone.
-- FAISS leaves BLAS for a scalar loop, ten times slower, when a batch of queries is small (under about 250).
-- Without a GPU `StandardGpuResources()` succeeds and `knn_gpu` then aborts the process: ask `has_gpu` first.
+- torch is imported first: both wheels contain an OpenMP runtime, and this order works everywhere.
+- FAISS's bundled OpenBLAS mistakes newer processors for very old ones, which makes it 2 to 4 times slower.
+  OPENBLAS_CORETYPE corrects this, but only before the library is loaded. A value set by the user is kept.
+- With fewer than about 250 queries FAISS uses a scalar loop instead of BLAS, ten times slower, unless told otherwise.
+- Without a GPU `StandardGpuResources()` succeeds, and `knn_gpu` then aborts the process: call `has_gpu` first.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from msf_faiss.errors import UserError
 
 
 class BlasFamily(NamedTuple):
-    """The OpenBLAS kernel family that FAISS was given."""
+    """The OpenBLAS kernel family that FAISS uses."""
 
-    name: str | None  # as OPENBLAS_CORETYPE spells it; None: OpenBLAS found one by itself, and does not say which
+    name: str | None  # value of OPENBLAS_CORETYPE; None: chosen by OpenBLAS, which does not report it
     chosen_by: Literal["user", "msf-faiss", "OpenBLAS"]
 
 
 def best_blas_family() -> str | None:
-    """The OpenBLAS kernel family for this processor; None where OpenBLAS finds it by itself."""
+    """Return the best OpenBLAS kernel family for this processor; None where OpenBLAS detects it or it is unknown."""
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return None
     try:
         flags = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: no cheap way to know
+    except OSError:  # not Linux
         return None
     if "avx512f" in flags:
         return "SkylakeX"
@@ -41,7 +41,7 @@ def best_blas_family() -> str | None:
 
 
 def choose_blas_family() -> BlasFamily:
-    """What the user set, or else the best that is known."""
+    """Return the kernel family that the user set, or else the best known."""
     if "OPENBLAS_CORETYPE" in os.environ:
         return BlasFamily(os.environ["OPENBLAS_CORETYPE"], "user")
     best = best_blas_family()
@@ -58,14 +58,14 @@ def _import_faiss(blas: BlasFamily) -> Any:
     except ImportError as error:
         wheel = "faiss-gpu" if (platform.system(), platform.machine()) == ("Linux", "x86_64") else "faiss-cpu"
         raise UserError(
-            f"FAISS cannot be imported ({error}); install it anew: pip install --force-reinstall {wheel}"
+            f"FAISS cannot be imported ({error}). Reinstall it: pip install --force-reinstall {wheel}"
         ) from error
     finally:
-        if chosen:  # so that other libraries and child processes keep their own choice
+        if chosen:  # other libraries and child processes must not inherit it
             del os.environ["OPENBLAS_CORETYPE"]
     faiss.cvar.distance_compute_blas_threshold = 0
     if faiss.get_num_gpus() > 0:
-        import faiss.contrib.torch_utils  # knn_gpu takes torch tensors, on torch's current stream
+        import faiss.contrib.torch_utils  # makes knn_gpu accept torch tensors, and use torch's current stream
     return faiss
 
 
@@ -76,14 +76,14 @@ _per_thread = threading.local()
 
 
 def has_gpu() -> bool:
-    """Whether FAISS can search on a GPU here (a GPU is present and this build of FAISS has CUDA)."""
+    """Return whether there is a GPU and this build of FAISS supports CUDA."""
     return faiss.get_num_gpus() > 0 and hasattr(faiss, "StandardGpuResources")
 
 
 def gpu_resources(device: torch.device, stream: int = 0) -> Any:
-    """FAISS's scratch memory for `device`: made once per thread and device, since it is costly and not thread-safe.
+    """Return FAISS's scratch memory for `device`, allocated once per thread and device: large, and not thread-safe.
 
-    Work on several streams at a time needs one each: `stream` numbers them.
+    Concurrent work on several streams needs one for each: `stream` is their number.
     """
     assert has_gpu()
     made: dict[tuple[int, int], Any] = _per_thread.__dict__.setdefault("resources", {})
@@ -95,11 +95,11 @@ def gpu_resources(device: torch.device, stream: int = 0) -> Any:
 
 
 def drop_gpu_resources() -> None:
-    """Free what `gpu_resources` made for this thread."""
+    """Free the scratch memory that `gpu_resources` allocated for this thread."""
     _per_thread.__dict__.pop("resources", None)
 
 
 def set_threads(threads: int) -> None:
-    """Give `threads` threads to torch and to FAISS, each of which has a pool; more than there are cores is slow."""
+    """Set the number of threads of both torch and FAISS; more than the number of cores is slow."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)

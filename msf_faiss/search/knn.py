@@ -13,10 +13,10 @@ from msf_faiss.search.neighbors import Neighbors
 def knn(queries: Tensor, base: Tensor, k: int) -> Neighbors:
     """Exact inner-product neighbours of `queries` [B, D] in `base` [N, D], both float32 and on one device.
 
-    Returns the min(k, N) best rows of each query; equal similarities are ordered by row, the lowest first.
+    Returns the min(k, N) best rows of each query; ties are ordered by row number, lowest first.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit, or k < 1.
+        ValueError: if shapes, dtypes or devices do not match, or k < 1.
     """
     if queries.ndim != 2 or base.ndim != 2 or queries.shape[1] != base.shape[1]:
         raise ValueError(f"queries and base must be [*, D], found {list(queries.shape)} and {list(base.shape)}")
@@ -32,5 +32,5 @@ def knn(queries: Tensor, base: Tensor, k: int) -> Neighbors:
         shape = (queries.shape[0], kept)
         return Neighbors(queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64))
     engine, rows = default_engine(queries.device), base.contiguous()
-    # The lowest row of several equal ones comes first, as the youngest does in a bank.
+    # Ties: the row number serves as the age.
     return search_exactly(engine, queries.contiguous(), rows, [(0, rows.shape[0])], lambda rows: rows, kept)

@@ -1,4 +1,4 @@
-"""What a search returns.
+"""The result of a search.
 
 Shapes: B queries, K neighbours.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Neighbors(NamedTuple):
-    """The entries most similar to each query, best first, in canonical order (see `Bank.search`)."""
+    """The entries most similar to each query, best first, in canonical order (see `rescore`)."""
 
     similarities: Tensor  # [B, K] float32 cosine
-    slots: Tensor  # [B, K] int64, a place in the bank; meaningful until the next push
+    slots: Tensor  # [B, K] int64, slots of a bank, valid until its next push; or row numbers

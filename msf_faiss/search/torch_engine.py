@@ -1,4 +1,4 @@
-"""Exact search by torch: a tiled matrix product, the maxima of groups of rows, and a closer look at the best groups.
+"""Exact search with torch: a tiled matrix product, the maxima of groups of rows, and exact products in the best groups.
 
 Selecting among all rows costs more than the product itself; among the maxima of 16 rows it costs a sixteenth.
 
@@ -17,25 +17,25 @@ from torch import Tensor
 from msf_faiss.search.exact import MARGIN, Proposal
 from msf_faiss.search.faiss_setup import faiss
 
-GROUP = 16  # rows: of 8, 16 and 32 the fastest
+GROUP = 16  # rows; the fastest of 8, 16 and 32
 _FOLD = 8  # maxima of groups that share a maximum in turn
 _CPU_PRODUCT = 1 << 20  # elements of a tile's product: it and the tile stay in the cache (4 times more: half as fast)
-_CPU_TILE = 16_384  # rows at most, however few the queries
+_CPU_TILE = 16_384  # rows at most, however few queries
 _GPU_PRODUCT = 1 << 24
 _GPU_TILE = 1 << 20
-_MAXIMA = 1 << 21  # elements among which the best are selected at a time: 8 MiB of float32
+_MAXIMA = 1 << 21  # maxima selected from at a time: 8 MiB of float32
 _CPU_GATHERED = 1 << 17  # elements of 16-bit rows gathered at a time
 _GPU_GATHERED = 1 << 25
 
-BFLOAT16_ROUNDING = 2.0**-8  # of a number that is rounded to bfloat16, relative to the result
+_BFLOAT16_ROUNDING = 2.0**-8  # error of rounding to bfloat16, relative to the result
 
 
 class Shortlist(NamedTuple):
-    """Rows that may be the most similar ones, and what is known of all others."""
+    """Rows that may be the most similar ones, and a bound on the products of all others."""
 
-    rows: Tensor  # [B, C] int64, none twice for one query: 16 of each group, best group first, then the others
-    maxima: Tensor  # [B, G] of the product's dtype, each group's largest product
-    bound: Tensor  # [B] of the product's dtype: no other row's product is above it; the least number if there is none
+    rows: Tensor  # [B, C] int64, distinct for a query: those of each group, best group first, then those in no group
+    maxima: Tensor  # [B, G] of the product's dtype, largest product in each group
+    bound: Tensor  # [B] of the product's dtype, largest product of another row; the least number if there is none
 
 
 def shortlist(
@@ -44,58 +44,63 @@ def shortlist(
     ranges: Sequence[tuple[int, int]],
     count: int,
     queries: Tensor,
+    *,
+    group: int = GROUP,
 ) -> Shortlist:
-    """The rows of the `count` groups that hold the largest products, and those that are in no whole group.
+    """List the rows of the `count` groups with the largest products, and the rows that are in no whole group.
+
+    The best `count` rows are in at most as many groups.
 
     Args:
         product: writes the products of the rows [start, stop) and the queries into its third argument,
             [stop - start, B].
         dtype: of the products.
-        ranges: [start, stop) each, disjoint.
-        count: groups, at least 1. The best `count` rows are in as many groups at most.
+        ranges: disjoint ranges [start, stop) of rows.
+        count: number of groups, at least 1.
         queries: [B, D].
+        group: rows in a group.
     """
     batch, device = queries.shape[0], queries.device
     elements, most = (_GPU_PRODUCT, _GPU_TILE) if queries.is_cuda else (_CPU_PRODUCT, _CPU_TILE)
     longest = max(stop - start for start, stop in ranges)
-    tile = min(_whole_groups(min(elements // batch, most)), _whole_groups(longest))
-    block = max(tile, _whole_groups(_MAXIMA * GROUP // batch))
-    # Made once: the system would clear its pages anew for every tile.
+    tile = min(_round_down(min(elements // batch, most), group), _round_down(longest, group))
+    block = max(tile, _round_down(_MAXIMA * group // batch, group))
+    # Allocated once: the system would clear the pages for every tile.
     scratch = torch.empty(tile, batch, dtype=dtype, device=device)
     maxima, starts, rest = [], [], []
     for start, stop in ranges:
-        whole = stop - (stop - start) % GROUP
+        whole = stop - (stop - start) % group
         rest.append(torch.arange(whole, stop, device=device))
         for first in range(start, whole, block):
             last = min(first + block, whole)
-            every = torch.empty((last - first) // GROUP, batch, dtype=dtype, device=device)  # [G, B]
+            every = torch.empty((last - first) // group, batch, dtype=dtype, device=device)  # [G, B]
             for at in range(first, last, tile):
                 size = min(tile, last - at)
                 product(at, at + size, scratch[:size])
-                place = slice((at - first) // GROUP, (at + size - first) // GROUP)
-                torch.amax(scratch[:size].view(-1, GROUP, batch), dim=1, out=every[place])
+                place = slice((at - first) // group, (at + size - first) // group)
+                torch.amax(scratch[:size].view(-1, group, batch), dim=1, out=every[place])
             best, places = _largest(every, count + 1)
             maxima.append(best)
-            starts.append(first + GROUP * places)
-    others = torch.cat(rest).expand(batch, -1)  # [B, fewer than 16 a range]
+            starts.append(first + group * places)
+    others = torch.cat(rest).expand(batch, -1)  # [B, less than a group per range]
     if not maxima:
         least = torch.full((batch, 1), _least(dtype), dtype=dtype, device=device)
         return Shortlist(others, least[:, :0], least[:, 0])
     best, places = torch.cat(maxima, dim=1).topk(min(count + 1, sum(part.shape[1] for part in maxima)), dim=1)
     groups = torch.cat(starts, dim=1).gather(1, places[:, :count])  # [B, count]
-    members = groups.unsqueeze(2) + torch.arange(GROUP, device=device)  # [B, count, 16]
+    members = groups.unsqueeze(2) + torch.arange(group, device=device)  # [B, count, group]
     bound = best[:, count] if best.shape[1] > count else torch.full_like(best[:, 0], _least(best.dtype))
     return Shortlist(torch.cat([members.flatten(1), others], dim=1), best[:, :count], bound)
 
 
 def _largest(every: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The min(count, G) largest of each column of `every` [G, B]: values and rows, [B, *]."""
+    """Return the min(count, G) largest of each column of `every` [G, B]: values and rows, [B, *]."""
     groups, batch = every.shape
     even = groups - groups % _FOLD
     if even == 0:
         best, rows = every.T.topk(min(count, groups), dim=1)
         return best, rows
-    # As with the rows themselves: the largest are among those that share their maximum with the largest maxima.
+    # As with the rows: the largest are in the groups with the largest maxima.
     folded = every[:even].view(-1, _FOLD, batch).amax(dim=1).T  # [B, G / 8]
     places = folded.topk(min(count, folded.shape[1]), dim=1).indices
     rows = (places.unsqueeze(2) * _FOLD + torch.arange(_FOLD, device=every.device)).flatten(1)
@@ -105,7 +110,7 @@ def _largest(every: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def compare(queries: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
-    """Similarities of each query and its own chosen rows: [B, C] float32.
+    """Return the similarities of each query and its own chosen rows: [B, C] float32.
 
     Args:
         queries: [B, D].
@@ -128,17 +133,17 @@ def compare(queries: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 class TorchEngine:
-    """A tiled matrix product over the ring in place; on CUDA without waiting for the device."""
+    """A tiled matrix product over the ring in place; on CUDA it does not synchronize with the host."""
 
     name = "torch"
 
     def error(self, dim: int) -> float:
-        # As FAISS's: products are summed in float32. That the CPU rounds those of bfloat16 is part of the bound.
+        # As for FAISS: products are summed in float32. The bound accounts for the CPU's rounding to bfloat16.
         return 4 * math.sqrt(dim) * 2.0**-24
 
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         product, dtype = products(queries, rows)
-        groups = count + MARGIN if dtype == torch.bfloat16 else count  # rounding blurs which are the best
+        groups = count + MARGIN if dtype == torch.bfloat16 else count  # rounding changes which are the best
         found = shortlist(product, dtype, [(0, rows.shape[0])], groups, queries)
         similarities = compare(queries, rows, found.rows)  # [B, C]
         best, places = similarities.topk(count, dim=1)
@@ -150,10 +155,10 @@ class TorchEngine:
 
 
 def products(queries: Tensor, rows: Tensor) -> tuple[Callable[[int, int, Tensor], object], torch.dtype]:
-    """How `shortlist` multiplies some of `rows` [n, D] with `queries` [B, D], and the dtype of that.
+    """Return the function with which `shortlist` multiplies `rows` [n, D] and `queries` [B, D], and its dtype.
 
-    Both of one dtype: float32, float16 or bfloat16. Products are float32 but for bfloat16 on the CPU, where they are
-    rounded.
+    Both have the same dtype: float32, float16 or bfloat16. Products are float32, but rounded to bfloat16 for bfloat16
+    on the CPU.
     """
     if rows.dtype == torch.float32 or (rows.dtype == torch.bfloat16 and not rows.is_cuda):
         return lambda start, stop, out: torch.mm(rows[start:stop], queries.T, out=out), rows.dtype
@@ -167,15 +172,16 @@ def products(queries: Tensor, rows: Tensor) -> tuple[Callable[[int, int, Tensor]
 
 
 def unrounded(bound: Tensor) -> Tensor:
-    """The largest that numbers of at most `bound` can have been before they were rounded to its dtype: float32."""
+    """Return the greatest value, in float32, of a number before it was rounded to at most `bound` in its dtype."""
     if bound.dtype != torch.bfloat16:
         return bound
     bound = bound.float()
-    return bound * torch.where(bound > 0, 1 + BFLOAT16_ROUNDING, 1 - BFLOAT16_ROUNDING)
+    return bound * torch.where(bound > 0, 1 + _BFLOAT16_ROUNDING, 1 - _BFLOAT16_ROUNDING)
 
 
-def _whole_groups(rows: int) -> int:
-    return max(GROUP, rows - rows % GROUP)
+def _round_down(rows: int, group: int) -> int:
+    """Return the rows in whole groups, of at least one group."""
+    return max(group, rows - rows % group)
 
 
 def _least(dtype: torch.dtype) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from msf_faiss.bank import FlatBank, ParallelBank
 from msf_faiss.data.source import Source
+from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.run.events import CollapseDetected, RunStarted, TrainingProgress
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import Monitors, measure_spread
@@ -21,7 +21,15 @@ _SPREAD_OVER = 256  # newest embeddings
 
 
 class Progress:
-    """Reports the progress of a run since the last report. All ranks call `report` together."""
+    """Reports the progress of a run since the last report. All ranks call `report` together.
+
+    Args:
+        state: of the run.
+        schedule: of the run.
+        monitors: read and restarted by each report.
+        clock: read and restarted by each report.
+        profiler: gets the readings of the clock.
+    """
 
     def __init__(
         self, state: TrainState, schedule: Schedule, monitors: Monitors, clock: Clock, profiler: Profiler | None
@@ -34,7 +42,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since training began."""
+        """Seconds since the construction of this object."""
         return time.perf_counter() - self._began
 
     def count(self, images: int) -> None:
@@ -61,7 +69,8 @@ class Progress:
         everyone = ranks.gather_objects((state.bank.metrics(), set(monitors.unreadable)))
         newest = state.bank.reconstruct(state.bank.newest(max(1, _SPREAD_OVER // ranks.size)))
         spread = measure_spread(ranks.gather_rows(newest))
-        collapsed, epoch = monitors.collapse.update(spread, step), self._schedule.epoch(step)
+        collapsed = monitors.collapse.update(spread, step)
+        epoch = step / self._schedule.steps_per_epoch
         yield TrainingProgress(
             step=step,
             epoch=epoch,
@@ -88,9 +97,12 @@ class Progress:
             unreadable_images=len(set().union(*(ids for _, ids in everyone))),
         )
         if collapsed and monitors.collapse.since is not None:
-            std, rank = spread
             yield CollapseDetected(
-                step=step, epoch=epoch, since=monitors.collapse.since, embedding_std=std, effective_rank=rank
+                step=step,
+                epoch=epoch,
+                since=monitors.collapse.since,
+                embedding_std=spread.std,
+                effective_rank=spread.effective_rank,
             )
 
 
@@ -98,23 +110,18 @@ def run_started(
     run_dir: Path, source: Source, state: TrainState, schedule: Schedule, *, labelled: bool, notes: tuple[str, ...]
 ) -> RunStarted:
     """The first event of a run."""
-    model, bank = state.model, state.bank
-    exact = bank.local if isinstance(bank, ParallelBank) else bank
-    device = str(state.device)
-    if state.device.type == "cuda":
-        device += f" ({torch.cuda.get_device_name(state.device)})"
-    else:
-        device += f" ({torch.get_num_threads()} threads)"
+    model = state.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return RunStarted(
         run_dir=run_dir,
-        device=device + (f", on each of {state.ranks.size} ranks" if state.ranks.size > 1 else ""),
+        device=_describe(state.device, state.ranks),
         images=len(source),
         classes=len(source.classes) if labelled and source.classes is not None else None,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in trained),
         feature_dim=model.online.feature_dim,
         embedding_dim=model.online.dim,
-        bank=repr(bank),
-        engine_ms=exact.engine_ms if isinstance(exact, FlatBank) else {},
+        bank=repr(state.bank),
+        engine_ms=state.bank.engine_ms,
         notes=notes,
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
@@ -127,3 +134,11 @@ def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for each in metrics for name in each)
     values = {name: [each[name] for each in metrics if name in each] for name in names}
     return {name: sum(each) / len(each) for name, each in values.items()}
+
+
+def _describe(device: torch.device, ranks: Ranks) -> str:
+    if device.type == "cuda":
+        text = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        text = f"{device} ({torch.get_num_threads()} threads)"
+    return text if ranks.size == 1 else f"{text}, on each of {ranks.size} ranks"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_faiss.bank import Bank, create_bank
-from msf_faiss.bank.parallel import ShardedBank, load_shards
+from msf_faiss.bank.parallel import load_shards
 from msf_faiss.checkpoint.format import Checkpoint, Tensors
 from msf_faiss.config import Config
 from msf_faiss.distributed.batch_norm import shuffle_rows, synchronize_batch_norm
@@ -98,8 +98,9 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensors]:
         """The tensors that this rank saves, by file and name."""
-        if isinstance(self.bank, ShardedBank):
-            files = {f"bank-{self.ranks.rank:05d}-of-{self.ranks.size:05d}": self.bank.state_dict()}
+        part = self.bank.layout()
+        if part.size > 1:
+            files = {f"bank-{part.rank:05d}-of-{part.size:05d}": self.bank.state_dict()}
         else:
             files = {"bank": self.bank.state_dict()} if self.ranks.is_main else {}
         if not self.ranks.is_main:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from msf_faiss.bank import ApproximateBank
 from msf_faiss.config import Config
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
 from msf_faiss.data.sampler import steps_per_epoch
+from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, training_batches
 from msf_faiss.data.workers import warm_up, worker_count
@@ -100,9 +100,8 @@ def _lock(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterat
 
 
 class _Agreement(NamedTuple):
-    """What all ranks know before a step."""
+    """What all ranks must agree on before a step."""
 
-    batch: Batch  # of this rank
     images: list[int]  # per rank
     stop: bool
     save: bool
@@ -120,9 +119,8 @@ class _Trainer:
             set_threads(max(1, torch.get_num_threads() // ranks.local_size))
         with ranks.main_first():  # rank 0 downloads and unpacks, and reports errors
             self.device = select_device(config.train.device)
-            source, self.test_source = open_source(config.data, "train"), open_source(config.data, "test")
-            assert source is not None, "every config names training data"
-            self.source = source
+            self.source = _open_training_source(config)
+            self.test_source = open_source(config.data, "test")
             steps = steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
         self.schedule = Schedule(config, steps)
         if worker_count(self.source, config, self.device, processes=ranks.local_size):
@@ -134,21 +132,23 @@ class _Trainer:
         self.watchdog = Watchdog(config.train.hang_seconds)
         self.notes: tuple[str, ...] = ()
 
+    @property
+    def epoch(self) -> float:
+        return self.state.step / self.schedule.steps_per_epoch
+
     def resume(self, resume: Resume, allow_changes: Sequence[str]) -> None:
         point = find_resume_point(self.run_dir, resume, self.ranks)
         if point is not None:
             self.notes = self.checkpointer.resume_from(point, allow_changes)
 
     def train(self, profile: int | None) -> Iterator[Event]:
-        clock, total_steps = Clock(self.device), self.schedule.total_steps
-        self.clock, self.profiler = clock, None
-        if profile is not None:
-            self.profiler = Profiler(profile, first_step=self.state.step, last_step=total_steps, clock=clock)
+        self.clock = Clock(self.device)
+        self.profiler = self._create_profiler(profile)
         yield run_started(
             self.run_dir, self.source, self.state, self.schedule, labelled=self.monitors.labelled, notes=self.notes
         )
         yield from self._cache_images()
-        self.progress = Progress(self.state, self.schedule, self.monitors, clock, self.profiler)
+        self.progress = Progress(self.state, self.schedule, self.monitors, self.clock, self.profiler)
         stopped = False
         batches = training_batches(
             self.source,
@@ -159,12 +159,15 @@ class _Trainer:
             unreadable=self.monitors.unreadable,
         )
         with contextlib.closing(batches), self.checkpointer.saving(), self.watchdog.watching():
-            while self.state.step < total_steps:
-                batch, images, stopped, save = self._agree(batches)
+            while self.state.step < self.schedule.total_steps:
+                with self.clock.on_host("data"):
+                    batch = _next(batches)
+                images, stopped, save = self._agree(batch)
                 if save:
                     self._save()
                 if stopped:
                     break
+                assert isinstance(batch, Batch), "an error has ended the run"
                 with self.ranks.known_row_counts(images):
                     adjustment = self._step(batch, images)
                 yield from self._after_step(adjustment)
@@ -175,11 +178,16 @@ class _Trainer:
         assert self.checkpointer.latest is not None, "the last step is saved"
         yield RunEnded(
             step=self.state.step,
-            epoch=self.schedule.epoch(self.state.step),
+            epoch=self.epoch,
             reason="interrupted" if stopped else "finished",
             checkpoint=self.checkpointer.latest,
             seconds=self.progress.seconds,
         )
+
+    def _create_profiler(self, steps: int | None) -> Profiler | None:
+        if steps is None:
+            return None
+        return Profiler(steps, first_step=self.state.step, last_step=self.schedule.total_steps, clock=self.clock)
 
     def _cache_images(self) -> Iterator[CachingImages]:
         if self.state.step >= self.schedule.total_steps:
@@ -193,18 +201,12 @@ class _Trainer:
             if memory:
                 self.source = cache_decoded(self.source, self.config, processes=processes)
 
-    def _agree(self, batches: Iterator[Batch]) -> _Agreement:
-        """Get the next batch, and agree on what to do: the only exchange of a step that the host waits for.
+    def _agree(self, batch: Batch | UserError) -> _Agreement:
+        """The only exchange between ranks in a step that the host waits for.
 
         Raises:
-            UserError: if there is no batch because of one; a `PeerError` if another rank has none.
+            UserError: `batch`, if it is one; a `PeerError` if another rank has one.
         """
-        batch: Batch | UserError
-        with self.clock.on_host("data"):
-            try:
-                batch = next(batches)
-            except UserError as error:
-                batch = error
         # A stop on any rank stops all; the clock of rank 0 decides when to save.
         save = self.ranks.is_main and self.checkpointer.is_overdue
         images = 0 if isinstance(batch, UserError) else len(batch.ids)
@@ -215,7 +217,7 @@ class _Trainer:
             raise batch
         if rows[:, 1].any():
             raise PeerError(f"rank {int(rows[:, 1].argmax())} failed and reports why")
-        return _Agreement(batch, rows[:, 0].tolist(), stop=bool(rows[:, 2].any()), save=bool(rows[:, 3].any()))
+        return _Agreement(images=rows[:, 0].tolist(), stop=bool(rows[:, 2].any()), save=bool(rows[:, 3].any()))
 
     def _step(self, batch: Batch, images: list[int]) -> str | None:
         """Take one step; returns the bank's adjustment if its recall was too low."""
@@ -241,14 +243,14 @@ class _Trainer:
             self.monitors.loss.update(loss)
             self.monitors.neighbors.update(ids, bank.ids(neighbors.slots), bank.age(neighbors.slots), bank.pushed)
         self.progress.count(sum(images))
-        if self.monitors.recall is None or not isinstance(bank, ApproximateBank):
+        if self.monitors.recall is None:
             return None
         with self.clock.on_host("recall"), self.ranks.known_row_counts(None):
             return self.monitors.recall.check(bank, neighbors, self.state.step)
 
     def _after_step(self, adjustment: str | None) -> Iterator[Event]:
         """Report, evaluate and save what is due after the step."""
-        step, epoch, config = self.state.step, self.schedule.epoch(self.state.step), self.config
+        step, config = self.state.step, self.config
         evaluate = self.monitors.labelled and self.schedule.is_due(step, config.knn.every_epochs)
         save = self.schedule.is_due(step, config.checkpoint.every_epochs)
         profile = self.profiler is not None and self.profiler.is_due(step)
@@ -260,7 +262,7 @@ class _Trainer:
         if self.profiler is not None and self.profiler.trace(step):
             yield self._profiled(self.profiler)
         if adjustment is not None:
-            yield BankAdjusted(step=step, epoch=epoch, text=adjustment)
+            yield BankAdjusted(step=step, epoch=self.epoch, text=adjustment)
         if evaluate:
             yield self._evaluate()
         if save:
@@ -275,7 +277,7 @@ class _Trainer:
         with self.clock.paused():
             return StepProfiled(
                 step=self.state.step,
-                epoch=self.schedule.epoch(self.state.step),
+                epoch=self.epoch,
                 steps=profiler.steps,
                 seconds=profiler.seconds,
                 parts=profiler.parts,
@@ -300,9 +302,23 @@ class _Trainer:
             )
         return KnnEvaluated(
             step=self.state.step,
-            epoch=self.schedule.epoch(self.state.step),
+            epoch=self.epoch,
             k=self.config.knn.k,
             accuracy=score.accuracy,
             leave_one_out=score.leave_one_out,
             seconds=time.perf_counter() - began,
         )
+
+
+def _open_training_source(config: Config) -> Source:
+    source = open_source(config.data, "train")
+    assert source is not None, "every config names training data"
+    return source
+
+
+def _next(batches: Iterator[Batch]) -> Batch | UserError:
+    """The next batch, or the error instead of it, which the other ranks must hear of first."""
+    try:
+        return next(batches)
+    except UserError as error:
+        return error

@@ -1,4 +1,4 @@
-"""What a FIFO bank is, written down as slowly and plainly as possible, and how a bank is held to it.
+"""A FIFO bank as simple as possible, and the comparison of a bank with it.
 
 Shapes: N capacity, M pushed vectors, B queries, K neighbours, D dimensions.
 """
@@ -15,7 +15,7 @@ DIM = 16
 
 
 class Oracle:
-    """A deque of (sequence number, vector as stored, id), and a search that sorts all of it."""
+    """A deque of (sequence number, vector as stored, id), and a search that sorts all entries."""
 
     def __init__(self, capacity: int, dtype: torch.dtype, max_age: int | None = None) -> None:
         self.entries: deque[tuple[int, Tensor, int]] = deque(maxlen=capacity)
@@ -27,7 +27,7 @@ class Oracle:
             self.pushed += 1
 
     def resized(self, capacity: int, pushed: int) -> "Oracle":
-        """The newest entries in a bank of another capacity, which counts them as the last of `pushed`."""
+        """Return an oracle of another capacity with the newest entries, which are the last of `pushed`."""
         other = Oracle(capacity, self.dtype, self.max_age)
         kept = list(self.entries)[-capacity:]
         other.pushed = pushed - len(kept)
@@ -37,11 +37,11 @@ class Oracle:
 
     @property
     def searchable(self) -> int:
-        """Entries that are not too old to be found."""
+        """Number of entries that are not older than `max_age`."""
         return len(self.entries) if self.max_age is None else min(len(self.entries), self.max_age + 1)
 
     def search(self, query: Tensor, k: int) -> list[tuple[float, int, int, int]]:
-        """(similarity, slot, id, age) of the best k, ties youngest first."""
+        """Return (similarity, slot, id, age) of the best k, ties youngest first."""
         stored = query.detach().cpu().to(self.dtype).double()
         scored = [
             (float((stored * vector.double()).sum().float()), -self.pushed + 1 + number, number, index)
@@ -53,16 +53,16 @@ class Oracle:
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = DIM) -> Tensor:
-    """Random unit vectors [rows, dim] float32."""
+    """Return random unit vectors [rows, dim] float32."""
     vectors = torch.from_numpy(rng.standard_normal((rows, dim)).astype(np.float32))
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
 def assert_agree(bank: Bank, oracle: Oracle, queries: Tensor, k: int, *, exact: bool = True) -> None:
-    """The bank finds what the oracle finds, bit for bit.
+    """Assert that the bank returns the oracle's neighbours, bit for bit.
 
-    A bank that is not exact may find others instead: as many, each of them once, none too old, with the oracle's
-    similarities of them and in the oracle's order.
+    A bank that is not `exact` may return others: as many, distinct, none too old, with the oracle's similarities and in
+    the oracle's order.
     """
     assert len(bank) == len(oracle.entries)
     assert bank.pushed == oracle.pushed

@@ -1,4 +1,4 @@
-"""How many entries a bank gets from what its config says."""
+"""The capacity of a bank from its config, and the memory of an entry."""
 
 import ctypes
 import gc
@@ -25,12 +25,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 16 GiB, whatever this one has."""
-    monkeypatch.setattr(sizing, "memory_of", lambda device: 16 * 2**30)
+    """Pretend that the machine has 16 GiB."""
+    monkeypatch.setattr(sizing, "total_memory", lambda device: 16 * 2**30)
 
 
 @pytest.mark.parametrize(("dtype", "weight"), [("float32", 2056), ("float16", 1032), ("bfloat16", 1032)])
-def test_an_entry_of_an_exact_bank_is_its_vector_and_its_id(dtype: str, weight: int) -> None:
+def test_entry_of_exact_bank_is_vector_and_id(dtype: str, weight: int) -> None:
     assert bytes_per_entry(FlatBankConfig(dtype=dtype), 512) == weight
     assert bytes_per_entry(ReferenceBankConfig(dtype=dtype), 512) == weight
     bank = create_bank(FlatBankConfig(capacity=100, dtype=dtype), dim=512, device=CPU)
@@ -52,10 +52,10 @@ class HeapInfo(ctypes.Structure):
 
 
 def bytes_in_use() -> int:
-    """What torch, FAISS and everything else here have from the C library."""
+    """Bytes that this process has allocated from the C library."""
     tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if tell is None:
-        pytest.skip("only glibc 2.33 and newer tells")
+        pytest.skip("needs glibc 2.33")
     tell.restype = HeapInfo
     gc.collect()
     info = tell()
@@ -76,20 +76,20 @@ def filled(config: BankConfig, dim: int, rotations: int) -> Bank:
 @pytest.mark.parametrize(
     ("kind", "tolerance"),
     [
-        # What there is once for all entries: code books, and the last block of codes.
+        # Code books, and the last block of codes.
         pytest.param(FlatBankConfig(), 0.01, id="flat"),
         pytest.param(ScanBankConfig(scan="bf16"), 0.01, id="scan-bf16"),
         pytest.param(ScanBankConfig(scan="int8"), 0.01, id="scan-int8"),
         pytest.param(ScanBankConfig(scan="pq"), 0.01, id="scan-pq"),
-        # How many lists have just doubled; centroids, one for 39 entries; and the lists that the last push's entries
-        # would probe, which in so small a bank are most of the lists and 49 bytes an entry.
+        # The number of lists that have just doubled; centroids, one per 39 entries; and the probes of the last push,
+        # which in so small a bank are most of the lists and 49 bytes per entry.
         pytest.param(IvfBankConfig(), 0.2, id="ivf"),
         pytest.param(IvfBankConfig(ivf=IvfConfig(segments=4)), 0.2, id="ivf-segments"),
     ],
 )
-def test_an_entry_takes_what_is_told(kind: BankConfig, tolerance: float, dtype: str) -> None:
+def test_bytes_per_entry_matches_allocated_memory(kind: BankConfig, tolerance: float, dtype: str) -> None:
     config = kind.model_copy(update={"capacity": 20_000, "dtype": dtype})
-    filled(config, 64, 1)  # what libraries make but once
+    filled(config, 64, 1)  # allocates what libraries keep
     before = bytes_in_use()
     bank = filled(config, 64, 2)
     taken = (bytes_in_use() - before) / len(bank)
@@ -111,19 +111,19 @@ def test_an_entry_takes_what_is_told(kind: BankConfig, tolerance: float, dtype: 
         ("dataset", "float32", 50_000),
     ],
 )
-def test_a_capacity_is_a_count_or_memory_or_the_data_set(capacity: int | str, dtype: str, entries: int) -> None:
+def test_capacity_as_count_memory_or_dataset(capacity: int | str, dtype: str, entries: int) -> None:
     config = FlatBankConfig(capacity=capacity, dtype=dtype)
     assert resolve_capacity(config, dim=512, device=CPU, images=50_000) == entries
 
 
-def test_a_bank_of_the_size_of_the_data_set_needs_one() -> None:
+def test_capacity_dataset_needs_a_dataset() -> None:
     config = FlatBankConfig(capacity="dataset", k=3)
-    with pytest.raises(UserError, match=r'bank.capacity: "dataset" needs a data set; give a number of entries'):
+    with pytest.raises(UserError, match=r'bank.capacity: "dataset" needs a data set; set a number of entries instead'):
         resolve_capacity(config, dim=512, device=CPU)
     assert create_bank(config, dim=8, device=CPU, images=7).capacity == 7
 
 
-def test_fewer_entries_than_neighbours_are_refused() -> None:
+def test_capacity_below_k_raises() -> None:
     with pytest.raises(UserError, match=r"bank.capacity: 0.01MB is 4 entries of 2,056 bytes, fewer than bank.k \(5\)"):
         resolve_capacity(FlatBankConfig(capacity="0.01MB"), dim=512, device=CPU)
     with pytest.raises(UserError, match=r"bank.capacity: dataset is 4 entries of 2,056 bytes, fewer than bank.k \(5\)"):
@@ -133,22 +133,22 @@ def test_fewer_entries_than_neighbours_are_refused() -> None:
         resolve_capacity(FlatBankConfig(capacity="0MB"), dim=512, device=CPU)
 
 
-def test_more_than_the_memory_holds_is_refused_before_it_is_taken() -> None:
+def test_capacity_beyond_memory_raises() -> None:
     config = FlatBankConfig(capacity=10_000_000)
-    told = (
-        r"bank.capacity: 10,000,000 entries of 2,056 bytes take 19.1 GiB, and cpu has 16.0; lower it, or choose "
+    message = (
+        r"bank.capacity: 10,000,000 entries of 2,056 bytes need 19.1 GiB, but cpu has 16.0 GiB; lower it, or choose "
         r"bank.dtype bfloat16"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         resolve_capacity(config, dim=512, device=CPU)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         create_bank(config, dim=512, device=CPU)
-    with pytest.raises(UserError, match=r"bank.capacity: 17,\d+,\d+ entries .* take 17.0 GiB"):
+    with pytest.raises(UserError, match=r"bank.capacity: 17,\d+,\d+ entries .* need 17.0 GiB"):
         resolve_capacity(FlatBankConfig(capacity="17GiB", dtype="bfloat16"), dim=512, device=CPU)
     assert resolve_capacity(FlatBankConfig(capacity=10_000_000, dtype="bfloat16"), dim=512, device=CPU) == 10_000_000
 
 
-def test_where_the_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_memory_allows_any_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
     def unknown(name: str) -> int:
@@ -158,21 +158,13 @@ def test_where_the_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest.
     assert resolve_capacity(FlatBankConfig(capacity=10**12), dim=512, device=CPU) == 10**12
 
 
-def test_the_memory_of_this_machine_is_a_sensible_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    present = sizing.memory_of(CPU)
+    present = sizing.total_memory(CPU)
     assert present is None or 2**28 < present < 2**48
 
 
-@pytest.mark.parametrize("config", [FlatBankConfig, ReferenceBankConfig])
-def test_a_bank_is_made_as_its_config_says(config: type[FlatBankConfig | ReferenceBankConfig]) -> None:
-    bank = create_bank(config(capacity="1MB", dtype="float16", k=3, max_age=5), dim=30, device=CPU)
-    assert (bank.capacity, bank.dim, bank.dtype, bank.device) == (1_000_000 // 68, 30, torch.float16, CPU)
-    bank.push(torch.eye(30), torch.arange(30))
-    assert bank.search(torch.eye(30), 30).slots.shape == (30, 6)  # max_age is passed on
-
-
-def test_memory_is_that_of_each_rank() -> None:
+def test_capacity_as_memory_is_per_rank() -> None:
     one, four = Ranks.alone(), Ranks(0, 4, local_size=2)
     config = FlatBankConfig(capacity="1GiB")
     whole = resolve_capacity(config, dim=512, device=CPU, ranks=one)
@@ -183,10 +175,10 @@ def test_memory_is_that_of_each_rank() -> None:
     assert resolve_capacity(FlatBankConfig(capacity=100, placement="sharded"), dim=512, device=CPU, ranks=four) == 100
 
 
-def test_what_fits_one_rank_may_not_fit_all_of_a_host() -> None:
+def test_ranks_of_a_host_share_its_memory() -> None:
     config = FlatBankConfig(capacity="12GiB")
     resolve_capacity(config, dim=512, device=CPU, ranks=Ranks(0, 2))
-    with pytest.raises(UserError, match=r"12.0 GiB, and cpu has 8.0 for each rank; .* or bank.placement sharded"):
+    with pytest.raises(UserError, match=r"12.0 GiB, but cpu has 8.0 GiB per rank; .* or bank.placement sharded"):
         resolve_capacity(config, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))
     entries = FlatBankConfig(capacity=12 * 2**30 // 2056, placement="sharded")
     resolve_capacity(entries, dim=512, device=CPU, ranks=Ranks(0, 2, local_size=2))

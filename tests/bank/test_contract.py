@@ -1,11 +1,9 @@
-"""Every bank against a deque."""
-
-from collections.abc import Iterator
+"""The contract of `Bank`: every kind of bank against a deque."""
 
 import numpy as np
 import pytest
 import torch
-from banks import ON_CPU, PLACES, BankKind, small_indexes
+from banks import ON_CPU, PLACES, BankKind, count_indexed_queries
 from oracle import DIM, Oracle, assert_agree, unit
 
 from msf_faiss.bank import Bank
@@ -14,7 +12,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each kind of bank wherever there is one; on the CPU where a test does not ask for a device."""
+    """Run each test for every kind of bank, on all its devices if the test takes a device, otherwise on the CPU."""
     if "device" in metafunc.fixturenames:
         metafunc.parametrize(("kind", "device"), PLACES)
     elif "kind" in metafunc.fixturenames:
@@ -26,22 +24,15 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def answered() -> Iterator[list[int]]:
-    """How many queries of each search an index answered."""
-    with small_indexes() as answered:
-        yield answered
-
-
 def push_in_parts(bank: Bank, vectors: torch.Tensor, size: int) -> None:
-    """The last part alone is searched exactly in any case."""
+    """Push parts, because banks search their last push exactly."""
     for part in vectors.split(size):
         bank.push(part, torch.arange(bank.pushed, bank.pushed + len(part)))
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 7, 64])
 @pytest.mark.parametrize("batch", [1, 3, 64, 65, 200])
-def test_a_bank_is_a_fifo(kind: BankKind, capacity: int, batch: int, dtype: torch.dtype, device: str) -> None:
+def test_bank_is_a_fifo(kind: BankKind, capacity: int, batch: int, dtype: torch.dtype, device: str) -> None:
     rng = np.random.default_rng(0)
     bank, oracle = kind(capacity, DIM, dtype, device), Oracle(capacity, dtype)
     next_id = 1000
@@ -58,14 +49,14 @@ def test_a_bank_is_a_fifo(kind: BankKind, capacity: int, batch: int, dtype: torc
 
 
 @pytest.mark.parametrize("max_age", [None, 0, 3])
-def test_an_empty_bank_finds_nothing(kind: BankKind, device: str, max_age: int | None) -> None:
+def test_empty_bank_returns_no_neighbors(kind: BankKind, device: str, max_age: int | None) -> None:
     bank = kind(8, DIM, torch.float32, device, max_age=max_age)
     found = bank.search(unit(np.random.default_rng(0), 3).to(device), 5)
     assert found.similarities.shape == found.slots.shape == (3, 0)
     assert len(bank) == 0
 
 
-def test_no_queries_and_no_pushes(kind: BankKind, device: str) -> None:
+def test_empty_push_and_empty_search(kind: BankKind, device: str) -> None:
     bank = kind(8, DIM, torch.float32, device)
     bank.push(torch.empty(0, DIM, device=device), torch.empty(0, dtype=torch.int64, device=device))
     assert len(bank) == 0
@@ -75,7 +66,7 @@ def test_no_queries_and_no_pushes(kind: BankKind, device: str) -> None:
 
 @pytest.mark.parametrize("copies", [2, 9, 20, 300])
 def test_duplicates_come_youngest_first(kind: BankKind, copies: int, dtype: torch.dtype) -> None:
-    """More copies than FAISS is asked for: the youngest must be found all the same."""
+    """Also with more copies than the engine proposes."""
     rng = np.random.default_rng(1)
     bank, oracle = kind(400, DIM, dtype, "cpu"), Oracle(400, dtype)
     twin = unit(rng, 1)
@@ -87,7 +78,7 @@ def test_duplicates_come_youngest_first(kind: BankKind, copies: int, dtype: torc
     assert_agree(bank, oracle, twin, 12, exact=kind.exact)
 
 
-def test_a_collapsed_encoder_is_searched_in_order(kind: BankKind) -> None:
+def test_identical_entries_come_youngest_first(kind: BankKind) -> None:
     rng = np.random.default_rng(2)
     bank, oracle = kind(500, DIM), Oracle(500, torch.float32)
     same = unit(rng, 1).expand(700, -1)
@@ -96,32 +87,34 @@ def test_a_collapsed_encoder_is_searched_in_order(kind: BankKind) -> None:
     assert_agree(bank, oracle, same[:2], 10, exact=kind.exact)
 
 
-def test_the_own_entry_comes_first(kind: BankKind, dtype: torch.dtype, device: str, answered: list[int]) -> None:
-    """A query is compared as the ring would store it, so its own entry is the same vector in every dtype."""
+def test_own_entry_comes_first(kind: BankKind, dtype: torch.dtype, device: str) -> None:
+    """Queries are rounded like entries, so an embedding equals its own entry in every dtype."""
     rng = np.random.default_rng(3)
     bank = kind(300, DIM, dtype, device)
     bank.push(unit(rng, 280).to(device), torch.arange(280, device=device))
     embeddings = unit(rng, 50).to(device)
     bank.push(embeddings, torch.arange(50, device=device))
-    found = bank.search(embeddings, 3)
+    with count_indexed_queries() as counts:
+        found = bank.search(embeddings, 3)
     assert bank.age(found.slots)[:, 0].tolist() == list(range(49, -1, -1))
-    assert not kind.indexed or sum(answered) > 25
+    assert sum(counts) == (50 if kind.indexed else 0)
 
 
 @pytest.mark.parametrize("filled", [3, 40])
-def test_nothing_is_ever_returned_from_an_unfilled_slot(kind: BankKind, filled: int, answered: list[int]) -> None:
+def test_search_ignores_unfilled_slots(kind: BankKind, filled: int) -> None:
     bank, query = kind(50, DIM), torch.ones(1, DIM) / DIM**0.5
-    # Further from the query than the zeros of empty slots.
+    # Less similar to the query than the zeros in empty slots.
     entries = torch.nn.functional.normalize(0.5 * unit(np.random.default_rng(15), filled) - query, dim=1)
     push_in_parts(bank, entries, 4)
-    for k in (5, 50):
-        slots = bank.search(query, k).slots[0].tolist()
-        assert set(slots) <= set(range(filled))
-        assert len(set(slots)) == min(k, filled)
-    assert not kind.indexed or filled == 3 or sum(answered) > 0
+    with count_indexed_queries() as counts:
+        for k in (5, 50):
+            slots = bank.search(query, k).slots[0].tolist()
+            assert set(slots) <= set(range(filled))
+            assert len(set(slots)) == min(k, filled)
+    assert not kind.indexed or filled == 3 or sum(counts) > 0
 
 
-def test_queries_that_are_not_numbers_do_not_crash(kind: BankKind) -> None:
+def test_nan_queries_get_valid_slots(kind: BankKind) -> None:
     bank = kind(50, DIM)
     bank.push(unit(np.random.default_rng(0), 50), torch.arange(50))
     found = bank.search(torch.full((2, DIM), torch.nan), 3)
@@ -130,23 +123,22 @@ def test_queries_that_are_not_numbers_do_not_crash(kind: BankKind) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 64, 249, 250, 256])
-def test_the_batch_size_of_a_search_changes_nothing(
-    kind: BankKind, batch: int, dtype: torch.dtype, answered: list[int]
-) -> None:
-    """FAISS takes another path for small batches; the bits must not show it."""
+def test_results_do_not_depend_on_batch_size(kind: BankKind, batch: int, dtype: torch.dtype) -> None:
+    """FAISS computes small batches differently."""
     rng = np.random.default_rng(4)
     bank = kind(2000, 64, dtype)
     push_in_parts(bank, unit(rng, 2000, 64), 200)
     queries = unit(rng, 256, 64)
-    whole, part = bank.search(queries, 5), bank.search(queries[:batch], 5)
-    assert not kind.indexed or answered[0] > 100
+    with count_indexed_queries() as counts:
+        whole, part = bank.search(queries, 5), bank.search(queries[:batch], 5)
+    assert counts == ([256, batch] if kind.indexed else [])
     assert torch.equal(whole.slots[:batch], part.slots)
     assert torch.equal(whole.similarities[:batch], part.similarities)
 
 
 @pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_inputs_as_a_training_step_has_them(kind: BankKind, given: torch.dtype, dtype: torch.dtype) -> None:
-    """Strided, transposed, with gradients, in the dtype of an autocast forward."""
+def test_strided_transposed_and_grad_inputs(kind: BankKind, given: torch.dtype, dtype: torch.dtype) -> None:
+    """As a training step has them, also in the dtype of an autocast forward."""
     rng = np.random.default_rng(5)
     wide = unit(rng, 40, 2 * DIM).to(given)
     embeddings = wide[:, ::2].clone().requires_grad_() * 1.0
@@ -166,7 +158,7 @@ def test_inputs_as_a_training_step_has_them(kind: BankKind, given: torch.dtype, 
     assert not bank.mean_of(expected.slots).requires_grad
 
 
-def test_the_pushed_vectors_are_copied(kind: BankKind) -> None:
+def test_push_copies_vectors(kind: BankKind) -> None:
     bank = kind(10, DIM)
     embeddings = unit(np.random.default_rng(6), 4)
     kept = embeddings.clone()
@@ -176,13 +168,13 @@ def test_the_pushed_vectors_are_copied(kind: BankKind) -> None:
 
 
 @pytest.mark.parametrize("pushes", [[5], [10], [12], [7, 7, 7], [25]])
-def test_a_saved_bank_is_the_same_bank(kind: BankKind, pushes: list[int], dtype: torch.dtype) -> None:
+def test_state_dict_round_trip(kind: BankKind, pushes: list[int], dtype: torch.dtype) -> None:
     rng = np.random.default_rng(7)
     bank = kind(10, DIM, dtype)
     for size in pushes:
         bank.push(unit(rng, size), torch.arange(size))
     again = kind(10, DIM, dtype)
-    again.push(unit(rng, 4), torch.arange(4))  # what it held before must not shine through
+    again.push(unit(rng, 4), torch.arange(4))  # must be overwritten
     again.load_state_dict({name: value.clone() for name, value in bank.state_dict().items()})
     more, queries = unit(rng, 3), unit(rng, 6)
     for each in (bank, again):
@@ -194,14 +186,14 @@ def test_a_saved_bank_is_the_same_bank(kind: BankKind, pushes: list[int], dtype:
 
 @pytest.mark.parametrize("pushed", [0, 3, 10, 25])
 @pytest.mark.parametrize("capacity", [1, 4, 10, 16])
-def test_a_bank_of_another_capacity_keeps_the_newest(kind: BankKind, pushed: int, capacity: int) -> None:
+def test_load_into_other_capacity_keeps_newest(kind: BankKind, pushed: int, capacity: int) -> None:
     rng = np.random.default_rng(8)
     bank, resized, before = kind(10, DIM), kind(capacity, DIM), Oracle(10, torch.float32)
     for each in (bank, before):
         each.push(unit(np.random.default_rng(9), pushed), torch.arange(pushed))
     resized.load_state_dict(bank.state_dict())
     assert len(resized) == min(pushed, capacity, 10)
-    # As one that was filled afresh with what is left, by ages and ids, also once it goes on.
+    # Same ages and ids as in a new bank with these entries, also after more pushes.
     oracle = before.resized(capacity, resized.pushed)
     assert_agree(resized, oracle, unit(rng, 3), 10, exact=kind.exact)
     more = unit(rng, 7)
@@ -211,10 +203,8 @@ def test_a_bank_of_another_capacity_keeps_the_newest(kind: BankKind, pushed: int
 
 
 @pytest.mark.parametrize("before", DTYPES, ids=str)
-def test_a_bank_of_another_dtype_rounds_what_it_takes_over(
-    kind: BankKind, before: torch.dtype, dtype: torch.dtype
-) -> None:
-    """Saved in the middle of a rotation, so that the oldest entry lies in the middle of the ring."""
+def test_load_into_other_dtype_rounds(kind: BankKind, before: torch.dtype, dtype: torch.dtype) -> None:
+    """Saved mid-rotation, with the oldest entry in the middle of the ring."""
     rng = np.random.default_rng(10)
     bank, saved, oracle = kind(10, DIM, dtype), kind(10, DIM, before), Oracle(10, dtype)
     entries = unit(rng, 14)
@@ -228,7 +218,7 @@ def test_a_bank_of_another_dtype_rounds_what_it_takes_over(
 
 @pytest.mark.parametrize("capacity", [6, 10, 15])
 @pytest.mark.parametrize("before", ON_CPU, ids=str)
-def test_a_bank_takes_over_what_another_kind_saved(kind: BankKind, before: BankKind, capacity: int) -> None:
+def test_load_state_of_other_kind(kind: BankKind, before: BankKind, capacity: int) -> None:
     rng = np.random.default_rng(11)
     saved, bank, oracle = before(10, DIM), kind(capacity, DIM), Oracle(10, torch.float32)
     for size in (7, 8, 9):
@@ -244,8 +234,8 @@ def test_a_bank_takes_over_what_another_kind_saved(kind: BankKind, before: BankK
 
 @pytest.mark.parametrize("size", [1, 3, 9, 10])
 @pytest.mark.parametrize("max_age", [0, 1, 4, 8, 9, 10, 99])
-def test_what_is_too_old_is_never_found(kind: BankKind, max_age: int, size: int, device: str) -> None:
-    """Empty, partly filled, full, wrapped around; younger than the ring is long, and older."""
+def test_search_respects_max_age(kind: BankKind, max_age: int, size: int, device: str) -> None:
+    """Empty, partly filled, full and wrapped around; with a max_age below and above the capacity."""
     rng = np.random.default_rng(12)
     bank, oracle = kind(9, DIM, torch.float32, device, max_age=max_age), Oracle(9, torch.float32, max_age)
     for _ in range(13):
@@ -258,8 +248,8 @@ def test_what_is_too_old_is_never_found(kind: BankKind, max_age: int, size: int,
         assert (bank.age(bank.search(queries.to(device), 12).slots) <= max_age).all()
 
 
-def test_a_bank_takes_over_what_is_too_old_for_it(kind: BankKind) -> None:
-    """Age is a matter of searching: what one bank must not find it still keeps for the next."""
+def test_max_age_does_not_drop_entries_from_state(kind: BankKind) -> None:
+    """Entries beyond max_age are only hidden from searches."""
     rng = np.random.default_rng(13)
     strict, open_bank, oracle = kind(9, DIM, max_age=2), kind(9, DIM), Oracle(9, torch.float32)
     entries = unit(rng, 12)
@@ -269,12 +259,12 @@ def test_a_bank_takes_over_what_is_too_old_for_it(kind: BankKind) -> None:
     assert_agree(open_bank, oracle, entries, 9, exact=kind.exact)
 
 
-def test_the_mean_is_the_plain_mean(kind: BankKind, dtype: torch.dtype, device: str) -> None:
+def test_mean_of(kind: BankKind, dtype: torch.dtype, device: str) -> None:
     rng = np.random.default_rng(14)
     bank = kind(20, DIM, dtype, device)
     bank.push(unit(rng, 20).to(device), torch.arange(20, device=device))
     for k in (1, 2, 5, 20):
-        slots = torch.from_numpy(rng.integers(0, 20, (6, k))).to(device)  # also the same slot twice
+        slots = torch.from_numpy(rng.integers(0, 20, (6, k))).to(device)  # repeats some slots
         mean = bank.mean_of(slots)
         assert mean.shape == (6, DIM)
         assert mean.dtype == torch.float32
@@ -282,11 +272,11 @@ def test_the_mean_is_the_plain_mean(kind: BankKind, dtype: torch.dtype, device: 
         torch.testing.assert_close(mean, bank.reconstruct(slots).double().mean(dim=1).float(), rtol=0, atol=5e-7)
     assert torch.equal(bank.mean_of(slots[:, :1]), bank.reconstruct(slots[:, 0]))
     assert bank.mean_of(slots[:0]).shape == (0, DIM)
-    with pytest.raises(ValueError, match="no mean of no neighbours"):
+    with pytest.raises(ValueError, match="cannot average zero neighbours"):
         bank.mean_of(slots[:, :0])
 
 
-def test_mistakes_are_named(kind: BankKind) -> None:
+def test_invalid_arguments_raise_value_error(kind: BankKind) -> None:
     bank, ids = kind(10, DIM), torch.arange(3)
     embeddings = unit(np.random.default_rng(9), 3)
     with pytest.raises(ValueError, match=r"embeddings must be \[\*, 16\], found \[3, 8\]"):
@@ -307,13 +297,13 @@ def test_mistakes_are_named(kind: BankKind) -> None:
         kind(4, DIM, torch.int64)
     bank.push(embeddings, ids)
     state = bank.state_dict()
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match="this bank needs"):
         kind(10, DIM + 1).load_state_dict(state)
     with pytest.raises(ValueError, match="not the state of a bank"):
         bank.load_state_dict({"queue": embeddings})
     with pytest.raises(ValueError, match="not the state of a bank"):
         bank.load_state_dict({name: value for name, value in state.items() if name != "ids"})
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match="this bank needs"):
         bank.load_state_dict({**state, "embeddings": embeddings[0]})
     with pytest.raises(ValueError, match="inconsistent"):
         bank.load_state_dict({**state, "ids": torch.arange(2)})

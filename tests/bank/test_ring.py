@@ -1,18 +1,18 @@
-"""The storage of every bank: which slots are live, and what a saved ring becomes in another one."""
+"""The ring: which slots are live, what an index is told of writes, and loading a state into another ring."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.ring import RingBank
+from msf_faiss.bank.ring import RingBank, RingSpec
 from msf_faiss.search.neighbors import Neighbors
 
 
 class IndexedRing(RingBank):
-    """Keeps as its index what it was told was written."""
+    """Records the writes that an index would follow."""
 
     def __init__(self, capacity: int, dtype: torch.dtype = torch.float32, max_age: int | None = None) -> None:
-        super().__init__(capacity, 1, dtype, max_age=max_age)
+        super().__init__(RingSpec(capacity, 1, dtype, max_age=max_age))
         self.written: list[tuple[int, int, list[float], int]] = []
         self.loaded: dict[str, Tensor] | None = None
 
@@ -30,18 +30,18 @@ class IndexedRing(RingBank):
 
     @property
     def live(self) -> list[int]:
-        return [slot for start, stop in self._live() for slot in range(start, stop)]
+        return [slot for start, stop in self._live_slots() for slot in range(start, stop)]
 
 
 def fill(bank: RingBank, count: int, first: int = 0) -> None:
-    """Entry number i is the vector [i], with id 100 + i."""
+    """Push entries number i with vector [i] and id 100 + i."""
     numbers = torch.arange(first, first + count)
     bank.push(numbers.float().unsqueeze(1), 100 + numbers)
 
 
 @pytest.mark.parametrize("max_age", [None, 0, 1, 2, 3, 4, 5, 6, 50])
 @pytest.mark.parametrize("capacity", [1, 2, 5])
-def test_live_slots_are_those_of_the_youngest_entries(capacity: int, max_age: int | None) -> None:
+def test_live_slots_have_the_youngest_entries(capacity: int, max_age: int | None) -> None:
     bank = IndexedRing(capacity, max_age=max_age)
     assert bank.live == []
     for pushed in range(1, 3 * capacity + 2):
@@ -49,17 +49,17 @@ def test_live_slots_are_those_of_the_youngest_entries(capacity: int, max_age: in
         young = range(max(0, pushed - capacity, 0 if max_age is None else pushed - 1 - max_age), pushed)
         assert bank.searchable == len(young)
         assert bank.live == sorted(number % capacity for number in young)
-        ranges = bank._live()
+        ranges = bank._live_slots()
         assert len(ranges) <= (2 if len(young) < capacity else 1)
         assert all(start < stop for start, stop in ranges)
         assert bank.age(torch.tensor(bank.live)).max() == len(young) - 1
 
 
-def test_an_index_is_told_of_each_piece_that_is_written() -> None:
+def test_each_written_range_is_reported_to_the_index() -> None:
     bank = IndexedRing(5)
     fill(bank, 3)
     fill(bank, 4, 3)
-    fill(bank, 12, 7)  # of which only the last five stay
+    fill(bank, 12, 7)  # only the last five are stored
     fill(bank, 0, 19)
     assert bank.written == [
         (0, 3, [0, 1, 2], 3),
@@ -71,7 +71,7 @@ def test_an_index_is_told_of_each_piece_that_is_written() -> None:
 
 
 @pytest.mark.parametrize("pushed", [0, 3, 5, 12])
-def test_a_state_is_the_ring_itself_and_not_a_copy(pushed: int) -> None:
+def test_state_dict_shares_memory_with_ring(pushed: int) -> None:
     bank = IndexedRing(5)
     fill(bank, pushed)
     state = bank.state_dict()
@@ -83,10 +83,10 @@ def test_a_state_is_the_ring_itself_and_not_a_copy(pushed: int) -> None:
 
 @pytest.mark.parametrize("pushed", [0, 1, 4, 5, 6, 12, 20])
 @pytest.mark.parametrize("capacity", [1, 3, 5, 7, 20])
-def test_the_newest_entries_move_in_order_and_into_their_own_slots(capacity: int, pushed: int) -> None:
+def test_load_keeps_newest_entries_in_their_own_slots(capacity: int, pushed: int) -> None:
     saved, bank = IndexedRing(5), IndexedRing(capacity)
     fill(saved, pushed)
-    fill(bank, 2, 50)  # must not shine through
+    fill(bank, 2, 50)  # must be overwritten
     bank.load_state_dict(saved.state_dict())
     kept = min(pushed, 5, capacity)
     newest = torch.arange(kept)  # ages
@@ -97,11 +97,11 @@ def test_the_newest_entries_move_in_order_and_into_their_own_slots(capacity: int
     assert len(bank) == kept
     assert bank.live == sorted(slots.tolist())
     assert (bank._entries.count_nonzero() <= kept).item()  # the rest of the ring is empty
-    # The count of a run goes on, but for a full ring in a larger one, whose new slots are empty.
+    # The count continues, except for a full ring loaded into a larger one, whose new slots are empty.
     assert bank.pushed == (kept if pushed > 5 and capacity > 5 else pushed)
 
 
-def test_a_saved_index_is_used_only_where_the_ring_is_the_same() -> None:
+def test_saved_index_is_loaded_only_into_an_equal_ring() -> None:
     saved = IndexedRing(5)
     fill(saved, 12)
     same, smaller, larger, half = IndexedRing(5), IndexedRing(4), IndexedRing(6), IndexedRing(5, torch.float16)
@@ -110,7 +110,7 @@ def test_a_saved_index_is_used_only_where_the_ring_is_the_same() -> None:
     assert same.loaded is not None
     assert same.loaded["codes"].tolist() == [1, 2, 3]
     assert (smaller.loaded, larger.loaded, half.loaded) == ({}, {}, {})
-    # A ring that is not full yet lies in a larger one as it lay.
+    # A partly filled ring has the same slots in a larger one.
     partly, roomy = IndexedRing(5), IndexedRing(6)
     fill(partly, 3)
     roomy.load_state_dict(partly.state_dict())
@@ -119,7 +119,7 @@ def test_a_saved_index_is_used_only_where_the_ring_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"ids": torch.arange(2)}, "inconsistent: 3 entries, [2] ids of torch.int64, 3 pushed"),
         ({"ids": torch.zeros(3)}, "inconsistent: 3 entries, [3] ids of torch.float32, 3 pushed"),
@@ -129,20 +129,18 @@ def test_a_saved_index_is_used_only_where_the_ring_is_the_same() -> None:
             {"embeddings": torch.zeros(0, 1), "ids": torch.arange(0)},
             "inconsistent: 0 entries, [0] ids of torch.int64, 3 pushed",
         ),
-        ({"embeddings": torch.zeros(3)}, "entries of shape [3], this one holds [n, 1]"),
-        ({"embeddings": torch.zeros(3, 2)}, "entries of shape [3, 2], this one holds [n, 1]"),
+        ({"embeddings": torch.zeros(3)}, "entries of shape [3], this bank needs [n, 1]"),
+        ({"embeddings": torch.zeros(3, 2)}, "entries of shape [3, 2], this bank needs [n, 1]"),
         ({"queue": torch.zeros(3, 1)}, "not the state of a bank: its keys are"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_state_that_fits_not_together_is_refused_and_changes_nothing(
-    change: dict[str, Tensor], complaint: str
-) -> None:
+def test_inconsistent_state_raises_and_changes_nothing(change: dict[str, Tensor], message: str) -> None:
     bank, saved = IndexedRing(5), IndexedRing(5)
     fill(saved, 3)
     fill(bank, 4, 10)
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared as a whole below
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
         bank.load_state_dict({**saved.state_dict(), **change})
-    assert complaint in str(caught.value)
+    assert message in str(caught.value)
     assert bank.reconstruct(torch.arange(4))[:, 0].tolist() == [10, 11, 12, 13]
     assert (bank.pushed, bank.loaded) == (4, None)

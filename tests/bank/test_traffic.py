@@ -1,11 +1,12 @@
-"""What ranks send each other in a step, counted where it is sent, against the formulas of docs/scale.md."""
+"""The bytes that ranks receive from each other in a step, against the formulas of docs/scale.md."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from pool import RankPool
 
-from msf_faiss.bank import Bank, FlatBank, ReplicatedBank, ShardedBank, shard_capacity
+from msf_faiss.bank import Bank, FlatBank, RingSpec
+from msf_faiss.bank.parallel import ReplicatedBank, ShardedBank
 from msf_faiss.distributed import ranks as distributed
 from msf_faiss.distributed.ranks import Ranks
 
@@ -13,9 +14,9 @@ D, K, B, N = 32, 5, 24, 480  # dimensions, neighbours, rows of each rank, slots;
 
 
 def counted_step(ranks: Ranks, placement: str, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes that this rank received from others, by what they were for."""
+    """Return the bytes that this rank received from others, by operation."""
     received: dict[str, int] = {}
-    share = (ranks.size - 1) / ranks.size
+    ratio = (ranks.size - 1) / ranks.size
 
     def counting(name: str, function: object, bytes_of: object) -> object:
         def call(out: torch.Tensor, given: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -25,10 +26,10 @@ def counted_step(ranks: Ranks, placement: str, dtype: torch.dtype) -> dict[str, 
         return call
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an exchange that nobody counts")
+        raise AssertionError("an exchange that is not counted")
 
     with pytest.MonkeyPatch.context() as patch:
-        gathered = counting("gather", distributed._all_gather, lambda out, given: round(out.numel() * share))
+        gathered = counting("gather", distributed._all_gather, lambda out, given: round(out.numel() * ratio))
         reduced = counting(
             "reduce", distributed._reduce_scatter, lambda out, given: out.numel() * out.itemsize * (ranks.size - 1)
         )
@@ -42,13 +43,14 @@ def counted_step(ranks: Ranks, placement: str, dtype: torch.dtype) -> dict[str, 
         patch.setattr(dist, "all_to_all_single", exchanged)
         for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list", "all_gather"):
             patch.setattr(dist, name, refuse)
+        spec = RingSpec(N, D, dtype)
         bank: Bank
         if placement == "replicated":
-            bank = ReplicatedBank(FlatBank(N, D, dtype), ranks)
+            bank = ReplicatedBank(FlatBank(spec), ranks)
         else:
-            bank = ShardedBank(FlatBank(shard_capacity(N, ranks), D, dtype), N, ranks)
+            bank = ShardedBank(FlatBank, spec, ranks)
         embeddings = torch.nn.functional.normalize(torch.randn(B, D), dim=1)
-        told = {}
+        traffic = {}
         with ranks.known_row_counts([B] * ranks.size):
             for name, work in {
                 "push": lambda: bank.push(embeddings, torch.arange(B)),
@@ -58,18 +60,18 @@ def counted_step(ranks: Ranks, placement: str, dtype: torch.dtype) -> dict[str, 
             }.items():
                 received.clear()
                 work()
-                told[name] = sum(received.values())
-    return told
+                traffic[name] = sum(received.values())
+    return traffic
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_traffic_of_a_step_is_what_the_formulas_say(pool: RankPool, size: int, dtype: torch.dtype) -> None:
+def test_traffic_of_a_step_matches_formulas(pool: RankPool, size: int, dtype: torch.dtype) -> None:
     s, others = dtype.itemsize, size - 1
-    for told in pool.run(size, counted_step, "replicated", dtype):
-        assert told == {"push": B * others * (D * s + 8), "search": 0, "mean": 0, "ids": 0}
-    for told in pool.run(size, counted_step, "sharded", dtype):
-        assert told == {
+    for traffic in pool.run(size, counted_step, "replicated", dtype):
+        assert traffic == {"push": B * others * (D * s + 8), "search": 0, "mean": 0, "ids": 0}
+    for traffic in pool.run(size, counted_step, "sharded", dtype):
+        assert traffic == {
             "push": B * others // size * (D * s + 8),
             "search": B * others * D * s + B * others * K * 12,
             "mean": B * others * K * 8 + B * others * D * 4,

@@ -17,7 +17,7 @@ import bank_rows
 import drift
 import large_bank
 
-from msf_faiss.bank.scan import base as scan
+from msf_faiss.bank.scan import SCAN_BANKS
 
 EXACT = ["authors", "torch", "faiss", "flat", "flat bfloat16", "flat torch"]
 TINY = ["--dim", "32", "--batch", "32", "--rounds", "2", "--threads", "1"]
@@ -51,13 +51,18 @@ def test_exact_rows_have_recall_1_and_files_are_written(tmp_path: Path, capsys: 
 @pytest.mark.parametrize("row", ["scan bf16", "scan int8", "scan pq", "ivf", "ivf segments=4"])
 def test_indexed_rows_are_measured_with_their_index(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pushes, as in a large bank, because a single one would leave no time to build lists."""
-    monkeypatch.setattr(bank, "_CHUNK", 500)
-    monkeypatch.setattr(scan, "_PQ_TRAINING", 1000)
-    scanned, listed, shortlist = [], scan._PqCodes.search, scan.shortlist
-    monkeypatch.setattr(scan._PqCodes, "search", lambda *args: scanned.append("pq") or listed(*args))
-    monkeypatch.setattr(scan, "shortlist", lambda *args: scanned.append("other") or shortlist(*args))
+    scans: list[str] = []
+
+    def record(kind: str, method: str) -> None:
+        scan = getattr(SCAN_BANKS[kind], method)
+        monkeypatch.setattr(SCAN_BANKS[kind], method, lambda *arguments: scans.append(kind) or scan(*arguments))
+
+    record("bf16", "_search")
+    record("int8", "_scan")
+    record("pq", "_scan")
     report = tmp_path / "bank.json"
-    bank.main(["--sizes", "4000", "--data", "clustered", "--rows", f"faiss,{row}", *TINY, "--json", str(report)])
+    options = ["--sizes", "5000", "--data", "clustered", "--fill-batch", "500", "--json", str(report)]
+    bank.main(["--rows", f"faiss,{row}", *options, *TINY])
     yardstick, own = json.loads(report.read_text())["results"]
     assert (yardstick["row"], own["row"]) == ("faiss", row)
     assert own["cost_of_faiss"] > 0
@@ -65,8 +70,8 @@ def test_indexed_rows_are_measured_with_their_index(row: str, tmp_path: Path, mo
     if row.startswith("ivf"):
         assert own["bank_metrics"]["exact_ratio"] < 0.1
     else:
-        assert set(scanned) == {"pq" if row == "scan pq" else "other"}
-        assert len(scanned) >= 5  # searches of a warm-up and two timed rounds, and two recall checks
+        assert set(scans) == {row.removeprefix("scan ")}
+        assert len(scans) >= 5  # searches of a warm-up and two timed rounds, and two recall checks
 
 
 def test_authors_row_equals_float64_reference() -> None:
@@ -239,10 +244,10 @@ def test_frozen_ivf_with_all_lists_probed_is_exact() -> None:
     assert bank_meters.recall(found.slots, exact.slots, torch.full((50,), -1), 6) > 0.98
 
 
-def test_large_bank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_bank, "_CHUNK", 512)  # banks of millions are filled in many pushes
+def test_large_bank_reports(tmp_path: Path) -> None:
     report = tmp_path / "large.json"
-    large_bank.main(["--size", "4096", "--dim", "32", "--steps", "10", "--threads", "1", "--json", str(report)])
+    files = ["--fill-batch", "512", "--json", str(report)]
+    large_bank.main(["--size", "4096", "--dim", "32", "--steps", "10", "--threads", "1", *files])
     found = json.loads(report.read_text())
     assert len(found["recalls"]) == 5
     assert min(found["recalls"]) > 0.5
@@ -250,10 +255,7 @@ def test_large_bank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["peak_resident_bytes"] > 4096 * 32 * 2
 
 
-def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_meters, "_REPEATS", 1)
-    monkeypatch.setattr(bank_meters, "_SIDE", 256)
-    monkeypatch.setattr(bank_meters, "_BLOCK", 1 << 20)
-    found = bank_meters.ceilings(torch.device("cpu"), 32, 32)
+def test_ceilings_are_measured() -> None:
+    found = bank_meters.ceilings(torch.device("cpu"), 32, 32, side=256, block=1 << 20, repeats=1)
     assert set(found) == {"float32", "bfloat16", "int8", "read"}
     assert min(found.values()) > 0

@@ -62,7 +62,7 @@ def test_load_bank_replaces_an_engine_that_is_missing_here(tmp_path: Path, state
 def test_load_bank_refuses_a_device_that_cannot_search_it(tmp_path: Path, state: TrainState) -> None:
     config = CONFIG.model_copy(update={"bank": IvfBankConfig(capacity=20)})
     path = save_checkpoint(tmp_path, step=1, epoch=1, config=config, dataset_size=90, tensors=state.tensors())
-    with pytest.raises(UserError, match=r"its bank cannot be searched on meta: .* choose kind flat or scan"):
+    with pytest.raises(UserError, match=r"its bank cannot be searched on meta: .* choose bank.kind flat"):
         load_bank(find_checkpoint(path), torch.device("meta"))
 
 

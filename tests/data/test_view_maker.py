@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ def photos(folder: Path, count: int, height: int, width: int) -> FolderSource:
 class FullSizeSource(FolderSource):
     """Never reduces an image."""
 
-    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
-        return super().decode(index)
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        return super().decode(ids)
 
 
 def test_views_of_reduced_jpegs_match_those_of_full_ones(tmp_path: Path) -> None:

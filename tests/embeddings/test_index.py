@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from untrained import save_untrained
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.config import Config, DemoData, FlatBankConfig, ModelConfig, NarrowBackbone, TrainConfig, ViewsConfig
 from msf_faiss.embeddings import index as embeddings_index
 from msf_faiss.embeddings.embedder import open_embedder, write_embeddings
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlatBank]:
         bank=FlatBankConfig(capacity=90, dtype="bfloat16"),
         train=TrainConfig(device="cpu"),
     )
-    bank = FlatBank(90, DIM, torch.bfloat16)
+    bank = FlatBank(RingSpec(90, DIM, torch.bfloat16))
     vectors = F.normalize(torch.randn(100, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     bank.push(vectors, torch.cat([torch.arange(20, 119), torch.tensor([5])]))
     bank.push(vectors[:1].roll(1, dims=1), torch.tensor([5]))
@@ -97,7 +97,7 @@ def test_bank_of_other_data_or_empty_is_refused(run: tuple[Path, FlatBank], tmp_
         views=ViewsConfig(size=16),
         bank=FlatBankConfig(capacity=9),
     )
-    save_untrained(config, tmp_path / "run", images=10, bank=FlatBank(9, DIM))
+    save_untrained(config, tmp_path / "run", images=10, bank=FlatBank(RingSpec(9, DIM)))
     with pytest.raises(UserError, match="the bank is empty; leave out --from-bank to index images"):
         index_bank(tmp_path / "run", tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -46,10 +46,11 @@ class Drawn(MemorySource):
         super().__init__(torch.from_numpy(pixels.astype(np.uint8)), labels, classes, title="drawn")
         self.unreadable = set(unreadable)
 
-    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
-        if index in self.unreadable:
-            raise UnreadableImageError(f"{self.name(index)}: broken")
-        return super().decode(index, reduce)
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+        for index in ids:
+            if index in self.unreadable:
+                raise UnreadableImageError(f"{self.name(index)}: broken")
+        return super().decode(ids, reduce)
 
 
 class Flat(nn.Module):

@@ -32,7 +32,7 @@ class Named:
         self.asked += 1
         return self.names[index]
 
-    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""Backbones to export."""
+"""The backbones that exports are tested with."""
 
 from collections.abc import Callable
 

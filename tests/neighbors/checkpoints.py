@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.checkpoint.save import save_checkpoint
 from msf_faiss.config import Config, FlatBankConfig, FolderData, ModelConfig, NarrowBackbone, ViewsConfig
@@ -65,7 +65,7 @@ def save(
 ) -> Checkpoint:
     """A checkpoint whose bank has the noisy embeddings of the images `ids`, pushed in this order."""
     model = target_of(config, seed)
-    bank = FlatBank(config.bank.capacity, 8)
+    bank = FlatBank(RingSpec(config.bank.capacity, 8))
     if ids:
         noise = 0.05 * torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(2))
         files = files_of(config.data.path)

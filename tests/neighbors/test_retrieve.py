@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.neighbors.inspection import balanced_choice, retrieve
 from msf_faiss.neighbors.retrieval import search_images
@@ -38,7 +38,7 @@ def test_retrieve_equals_brute_force(images: int, pushes: int, capacity: int, k:
     rng = np.random.default_rng(images * pushes)
     ids = rng.integers(images, size=pushes).tolist()
     pushed = unit(pushes, 8, seed=pushes)
-    bank = FlatBank(capacity, 8)
+    bank = FlatBank(RingSpec(capacity, 8))
     bank.push(pushed, torch.tensor(ids))
     queries = unit(6, 8, seed=1)
     own_ids = [-1, *rng.integers(images, size=5).tolist()]
@@ -56,7 +56,7 @@ def test_retrieve_equals_brute_force(images: int, pushes: int, capacity: int, k:
 
 
 def test_the_own_entry_is_reported_when_it_is_the_least_similar() -> None:
-    bank = FlatBank(32, 4)
+    bank = FlatBank(RingSpec(32, 4))
     bank.push(torch.cat([-unit(1, 4, seed=0), unit(1, 4, seed=0).repeat(31, 1)]), torch.arange(32))
     (answer,) = retrieve(bank, unit(1, 4, seed=0), [0], k=2)
     assert answer.own is not None
@@ -67,7 +67,7 @@ def test_the_own_entry_is_reported_when_it_is_the_least_similar() -> None:
 
 def test_a_bfloat16_bank_finds_the_same_as_its_own_entries_in_float32() -> None:
     queries, base, ids = unit(5, 16, seed=1), unit(50, 16, seed=0), torch.arange(50) % 20
-    half, full = FlatBank(50, 16, torch.bfloat16), FlatBank(50, 16)
+    half, full = FlatBank(RingSpec(50, 16, torch.bfloat16)), FlatBank(RingSpec(50, 16))
     half.push(base, ids)
     full.push(base.bfloat16().float(), ids)
     own = [0, 1, 2, 3, -1]
@@ -110,7 +110,7 @@ def test_images_that_own_most_of_a_bank_hide_no_other(max_age: int | None) -> No
     rng = np.random.default_rng(0)
     ids = np.where(rng.random(300) < 0.9, rng.integers(2, size=300), rng.integers(40, size=300)).tolist()
     pushed = unit(300, 4, seed=0)
-    bank = FlatBank(256, 4, max_age=max_age)
+    bank = FlatBank(RingSpec(256, 4, max_age=max_age))
     bank.push(pushed, torch.tensor(ids))
     queries = unit(600, 4, seed=1)  # more than are searched at a time
     own_ids = rng.integers(45, size=600)

@@ -1,13 +1,12 @@
-"""FAISS's engines on the CPU: what they propose, whatever the dtype and the number of rows."""
+"""The proposals of FAISS's engines, for all dtypes and numbers of rows."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.search import faiss_engines as engines
 from msf_faiss.search.faiss_engines import FaissCpu, FaissCuda, default_engine
-from msf_faiss.search.faiss_setup import has_gpu
+from msf_faiss.search.faiss_setup import faiss, has_gpu
 from msf_faiss.search.torch_engine import TorchEngine
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -22,15 +21,12 @@ def unit(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 36, 37, 38, 74, 300])
 @pytest.mark.parametrize("count", [1, 5, 37, 40, 300])
-def test_the_best_rows_are_proposed_also_across_tiles(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rows: int, count: int
-) -> None:
-    """A tile smaller than the count, of just its size, and several; a last one of a single row."""
-    monkeypatch.setattr(engines, "_TILE", 37)
-    count = min(count, rows)
+def test_best_rows_are_proposed_across_tiles(dtype: torch.dtype, rows: int, count: int) -> None:
+    """A tile smaller than the count and of its size, several tiles, and a last one of a single row."""
+    engine, count = FaissCpu(tile=37), min(count, rows)
     queries, base = unit(9, 1, dtype), unit(rows, 0, dtype)
     exact = queries.double() @ base.double().T
-    proposal = FaissCpu().propose(queries, base, count)
+    proposal = engine.propose(queries, base, count)
     assert proposal.slots.shape == (9, count)
     assert proposal.slots.dtype == torch.int64
     assert torch.equal(proposal.slots.sort(dim=1).values, exact.topk(count, dim=1).indices.sort(dim=1).values)
@@ -40,26 +36,25 @@ def test_the_best_rows_are_proposed_also_across_tiles(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_query_that_is_not_a_number_gets_rows_that_exist(dtype: torch.dtype) -> None:
+def test_nan_queries_get_valid_rows(dtype: torch.dtype) -> None:
     queries = torch.full((2, 24), torch.nan, dtype=dtype)
     proposal = FaissCpu().propose(queries, unit(50, 0, dtype), 5)
     assert ((proposal.slots >= 0) & (proposal.slots < 50)).all()
 
 
-def test_a_range_of_a_ring_is_read_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    ring, seen = unit(100, 0), []
-    search = engines.faiss.knn
+def test_range_of_a_ring_is_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring, pointers, knn = unit(100, 0), [], faiss.knn
     monkeypatch.setattr(
-        engines.faiss, "knn", lambda q, rows, *a, **b: seen.append(rows.ctypes.data) or search(q, rows, *a, **b)
+        faiss, "knn", lambda q, rows, *a, **b: pointers.append(rows.ctypes.data) or knn(q, rows, *a, **b)
     )
     proposal = FaissCpu().propose(unit(3, 1), ring[40:90], 5)
-    assert seen == [ring[40:].data_ptr()]
+    assert pointers == [ring[40:].data_ptr()]
     assert (proposal.slots < 50).all()
 
 
-def test_the_default_engine_is_one_that_works_here() -> None:
+def test_default_engine_works_here() -> None:
     assert isinstance(default_engine(torch.device("cpu")), FaissCpu)
-    # Without a GPU FAISS would abort the process; torch at least says what is wrong.
+    # Without a GPU FAISS would abort the process; torch raises an error.
     assert isinstance(default_engine(torch.device("cuda")), FaissCuda if has_gpu() else TorchEngine)
 
 
@@ -68,7 +63,7 @@ def test_the_default_engine_is_one_that_works_here() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("streams", [1, 3])
 @pytest.mark.parametrize("count", [1, 13, 3000])
-def test_cuda_proposes_what_the_cpu_does(dtype: torch.dtype, streams: int, count: int) -> None:
+def test_cuda_proposes_best_rows(dtype: torch.dtype, streams: int, count: int) -> None:
     queries, base = unit(300, 1, dtype).cuda(), unit(140_000, 0, dtype).cuda()
     exact = queries.double() @ base.double().T
     proposal = FaissCuda(streams).propose(queries, base, count)

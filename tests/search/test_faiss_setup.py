@@ -1,4 +1,4 @@
-"""What importing FAISS changes, and what happens where it, or a GPU, is not there. Each in a process of its own."""
+"""Importing FAISS, also without FAISS or a GPU; each test in a process of its own."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_setup_leaves_the_environment_as_it_was() -> None:
+def test_import_leaves_the_environment_unchanged() -> None:
     code = """
         import os
         from msf_faiss.search.faiss_setup import faiss
@@ -39,8 +39,8 @@ BLOCKED = """
 """
 
 
-def test_without_faiss_the_user_is_told_what_to_install() -> None:
-    told = "FAISS cannot be imported (No module named 'faiss'); install it anew: pip install --force-reinstall faiss-"
+def test_missing_faiss_raises_user_error_with_install_command() -> None:
+    message = "FAISS cannot be imported (No module named 'faiss'). Reinstall it: pip install --force-reinstall faiss-"
     code = """
         import os
         from msf_faiss.errors import UserError
@@ -50,11 +50,11 @@ def test_without_faiss_the_user_is_told_what_to_install() -> None:
             print(error, "|", os.environ.get("OPENBLAS_CORETYPE"))
     """
     out = run_python(textwrap.dedent(BLOCKED) + textwrap.dedent(code))
-    assert out.startswith(told)
+    assert out.startswith(message)
     assert out.endswith(" | None")
 
 
-def test_commands_that_need_faiss_say_so_and_the_others_run(tmp_path: Path) -> None:
+def test_commands_without_faiss(tmp_path: Path) -> None:
     code = """
         from msf_faiss_cli.main import main
         sys.argv = ["msf-faiss", *{arguments}]
@@ -68,33 +68,33 @@ def test_commands_that_need_faiss_say_so_and_the_others_run(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_the_build_of_faiss_without_cuda_is_enough() -> None:
+def test_faiss_without_cuda_on_a_machine_with_gpu() -> None:
     code = """
         import faiss
         if hasattr(faiss, "StandardGpuResources"):
             del faiss.StandardGpuResources
-        faiss.get_num_gpus = lambda: 1  # as if there were a GPU, which it cannot use
+        faiss.get_num_gpus = lambda: 1  # pretends that there is a GPU
         import torch
-        from msf_faiss.bank import FlatBank
+        from msf_faiss.bank import FlatBank, RingSpec
         from msf_faiss.search.autotune import engines
         from msf_faiss.search.faiss_setup import has_gpu
-        bank = FlatBank(8, 4)
+        bank = FlatBank(RingSpec(8, 4))
         bank.push(torch.eye(4), torch.arange(4))
         print(has_gpu(), bank.search(torch.eye(4), 1).slots.flatten().tolist(), *engines(torch.device("cuda")))
     """
     assert run_python(code, CUDA_VISIBLE_DEVICES="") == "False [0, 1, 2, 3] torch"
 
 
-def test_without_a_gpu_the_bank_does_not_touch_faiss_on_cuda() -> None:
-    """`knn_gpu` without a GPU aborts the process, so whether there is one is asked first."""
+def test_faiss_with_cuda_on_a_machine_without_gpu() -> None:
+    """`knn_gpu` would abort the process."""
     code = """
         import torch
-        from msf_faiss.bank import FlatBank, create_bank
+        from msf_faiss.bank import FlatBank, RingSpec, create_bank
         from msf_faiss.search.autotune import engines
         from msf_faiss.search.faiss_engines import default_engine
         from msf_faiss.search.faiss_setup import has_gpu
         from msf_faiss.config import FlatBankConfig
-        bank = FlatBank(8, 4)
+        bank = FlatBank(RingSpec(8, 4))
         bank.push(torch.eye(4), torch.arange(4))
         timed = create_bank(FlatBankConfig(capacity=8, k=2), dim=4, device=torch.device("cpu"), batch=4)
         print(has_gpu(), bank.search(torch.eye(4), 1).slots.flatten().tolist(), *sorted(timed.engine_ms))

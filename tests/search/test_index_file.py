@@ -1,4 +1,4 @@
-"""Indices that plain FAISS reads: ids, exactness, recall."""
+"""Index files that FAISS alone reads: ids, exactness, recall."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ DIM = 16
 
 
 def vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
-    """Unit vectors around twenty centres."""
+    """Return unit vectors around twenty centres."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(9).normal(size=(20, DIM))
     found = centres[rng.integers(20, size=count)] + 0.4 * rng.normal(size=(count, DIM))
@@ -21,12 +21,12 @@ def vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def exact(queries: NDArray[np.float32], base: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """[Q, k] rows, by a full sort in float64."""
+    """Return the rows [Q, k] of a full sort in float64."""
     return np.argsort(-(queries.astype(np.float64) @ base.astype(np.float64).T), axis=1, kind="stable")[:, :k]
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf-sq8"])
-def test_plain_faiss_finds_the_neighbours_by_their_ids(tmp_path: Path, kind: IndexKind) -> None:
+def test_faiss_reads_index_and_returns_ids(tmp_path: Path, kind: IndexKind) -> None:
     base, queries = vectors(3000), vectors(50, seed=1)
     ids = np.random.default_rng(2).permutation(10_000)[:3000].astype(np.int64)
     facts = write_index(tmp_path / "x.faiss", base, ids, kind=kind)
@@ -36,7 +36,7 @@ def test_plain_faiss_finds_the_neighbours_by_their_ids(tmp_path: Path, kind: Ind
     similarities, found = index.search(queries, 10)
     truth = exact(queries, base, 10)
     hits = np.mean([len(set(a) & set(ids[b])) / 10 for a, b in zip(found, truth, strict=True)])
-    # A step of eight bits moves a coordinate by 1/255 of its range, and so swaps neighbours that are that close.
+    # 8-bit codes change a component by up to 1/255 of its range, which swaps close neighbours.
     assert hits == 1 if kind == "flat" else hits > (0.93 if kind == "ivf" else 0.85)
     near = 1e-6 if kind != "ivf-sq8" else 0.02
     expected = np.take_along_axis(queries @ base.T, truth, 1)
@@ -51,7 +51,7 @@ def test_plain_faiss_finds_the_neighbours_by_their_ids(tmp_path: Path, kind: Ind
         assert abs(facts.recall - hits) < 0.1
 
 
-def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+def test_same_seed_writes_same_file(tmp_path: Path) -> None:
     ids = np.arange(800)
     one, two, other = (tmp_path / name for name in "abc")
     for path, seed in ((one, 0), (two, 0), (other, 5)):
@@ -70,7 +70,7 @@ def test_few_vectors(tmp_path: Path, kind: IndexKind, count: int, capfd: pytest.
     assert capfd.readouterr().err == ""  # FAISS warns of few vectors to train with
 
 
-def test_a_memory_map_and_duplicates(tmp_path: Path) -> None:
+def test_memory_map_with_duplicates(tmp_path: Path) -> None:
     base = np.repeat(vectors(30), 4, axis=0)
     np.save(tmp_path / "x.npy", base)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -83,7 +83,7 @@ def test_list_counts() -> None:
     assert [list_count(count) for count in (1, 77, 78, 10_000, 1_000_000)] == [1, 1, 2, 256, 4000]
 
 
-def test_no_vectors_and_no_room(tmp_path: Path) -> None:
+def test_no_vectors_and_full_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one vector"):
         write_index(tmp_path / "x", vectors(0), np.arange(0))
     if Path("/dev/full").exists():

@@ -1,4 +1,4 @@
-"""K-means of unit vectors."""
+"""Spherical k-means."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from msf_faiss.search.kmeans import spherical_kmeans
 
 
 def blobs() -> torch.Tensor:
-    """16 groups of 20, far from each other."""
+    """Return 16 well separated groups of 20 vectors."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1)
     noise = 0.05 * torch.randn(320, 32, generator=generator)
@@ -15,27 +15,27 @@ def blobs() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 5, 2**40])
-def test_groups_are_found_whatever_the_seed(seed: int) -> None:
+def test_finds_separated_groups_with_any_seed(seed: int) -> None:
     assigned = spherical_kmeans(blobs(), 16, seed)
     assert (assigned.view(16, 20) == assigned.view(16, 20)[:, :1]).all()
     assert len(assigned.unique()) == 16
     assert torch.equal(assigned, spherical_kmeans(blobs(), 16, seed))
 
 
-def test_each_vector_is_with_the_centre_of_its_cluster() -> None:
-    """Lloyd's condition: no other cluster's mean direction is more similar."""
+def test_vectors_are_in_the_cluster_of_the_nearest_centre() -> None:
+    """Lloyd's condition."""
     vectors = torch.nn.functional.normalize(torch.randn(500, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     assigned = spherical_kmeans(vectors, 5, seed=0)
     sums = torch.zeros(5, 4).index_add(0, assigned, vectors)
     similarities = vectors @ torch.nn.functional.normalize(sums, dim=1).T  # [N, K]
-    # 25 rounds leave a few vectors at the borders unsettled
+    # After 25 rounds a few vectors at the borders still move.
     assert (similarities.argmax(dim=1) == assigned).float().mean() > 0.97
 
 
-def test_as_many_clusters_as_vectors_and_no_more() -> None:
+def test_number_of_clusters() -> None:
     vectors = torch.eye(5)
     assert sorted(spherical_kmeans(vectors, 5, seed=0).tolist()) == list(range(5))
     assert spherical_kmeans(vectors[:1], 1, seed=0).tolist() == [0]
     for clusters in (0, 6):
-        with pytest.raises(ValueError, match=f"5 vectors cannot be {clusters} clusters"):
+        with pytest.raises(ValueError, match=f"5 vectors cannot form {clusters} clusters"):
             spherical_kmeans(vectors, clusters, seed=0)

@@ -1,12 +1,11 @@
-"""Torch's engine against a sort of all rows in float64."""
+"""The torch engine against a sort in float64."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import ReferenceBank
-from msf_faiss.search import torch_engine as tiled
+from msf_faiss.search.canonical import rescore
 from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.torch_engine import TorchEngine, compare, shortlist
 
@@ -23,35 +22,33 @@ def unit(rows: int, dim: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rows", [1, 5, 15, 16, 17, 128, 1000, 4111])
 @pytest.mark.parametrize("batch", [1, 7, 250])
-def test_the_largest_of_any_number_of_rows_are_found(dtype: torch.dtype, device: str, rows: int, batch: int) -> None:
+def test_best_of_any_number_of_rows(dtype: torch.dtype, device: str, rows: int, batch: int) -> None:
     base = unit(rows, 24).to(device, dtype)
     queries = unit(batch, 24, seed=1).to(device, dtype)
-    reference = ReferenceBank(rows, 24, dtype, device)
-    reference.push(base, torch.arange(rows, device=device))
+    every = torch.arange(rows, device=device).expand(batch, -1)
     for k in (1, 5, 40):
         k = min(k, rows)
-        found = search_exactly(TorchEngine(), queries, base, [(0, rows)], lambda slots: rows - 1 - slots, k)
-        expected = reference.search(queries, k)
+        found = search_exactly(TorchEngine(), queries, base, [(0, rows)], torch.neg, k)
+        expected = rescore(queries, base, every, -every, k)
         assert torch.equal(found.slots, expected.slots)
         assert torch.equal(found.similarities, expected.similarities)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_small_tiles_and_blocks_change_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, queries = unit(3000, 24).to(dtype), unit(20, 24, seed=1).to(dtype)
-    every = [(0, 3000)]
-    whole = search_exactly(TorchEngine(), queries, base, every, torch.neg, 5)
-    monkeypatch.setattr(tiled, "_CPU_PRODUCT", 20 * 48)
-    monkeypatch.setattr(tiled, "_MAXIMA", 20 * 15)
-    parts = search_exactly(TorchEngine(), queries, base, every, torch.neg, 5)
-    assert torch.equal(whole.slots, parts.slots)
+def test_results_do_not_depend_on_tiles(dtype: torch.dtype) -> None:
+    """With 16,384 queries the rows are divided into 47 tiles of 64 rows and two blocks of 2,048, with 20 into one."""
+    base, queries = unit(3000, 8).to(dtype), unit(16_384, 8, seed=1).to(dtype)
+    many, few = (
+        search_exactly(TorchEngine(), some, base, [(0, 3000)], torch.neg, 5) for some in (queries, queries[:20])
+    )
+    assert torch.equal(many.slots[:20], few.slots)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [40, 2000])
-def test_no_row_beyond_the_proposed_is_above_the_bound(dtype: torch.dtype, rows: int) -> None:
+def test_bound_covers_all_other_rows(dtype: torch.dtype, rows: int) -> None:
     base, queries = unit(rows, 512).to(dtype), unit(64, 512, seed=1).to(dtype)
-    base[20:40] = base[0]  # ties, also where the list is cut
+    base[20:40] = base[0]  # ties, also at the end of the list
     engine = TorchEngine()
     for count in (1, 13, 39):
         proposal = engine.propose(queries, base, count)
@@ -62,14 +59,14 @@ def test_no_row_beyond_the_proposed_is_above_the_bound(dtype: torch.dtype, rows:
         assert (others <= proposal.bound + engine.error(512)).all()
 
 
-def test_where_every_row_is_proposed_there_is_nothing_beyond() -> None:
+def test_bound_if_all_rows_are_proposed() -> None:
     proposal = TorchEngine().propose(unit(3, 8), unit(50, 8, seed=1), 50)
     assert proposal.slots.sort(dim=1).values.tolist() == [list(range(50))] * 3
     assert (proposal.bound == -torch.inf).all()
 
 
-def test_a_bfloat16_search_is_proved_without_widening() -> None:
-    """The rounded products of the groups' maxima must not make every answer doubtful."""
+def test_bfloat16_search_is_proven_without_widening() -> None:
+    """Although the maxima of the groups are rounded."""
     base = unit(20_000, 64).bfloat16()
     queries = unit(64, 64, seed=1).bfloat16()
     proposal = TorchEngine().propose(queries, base, 13)
@@ -77,12 +74,12 @@ def test_a_bfloat16_search_is_proved_without_widening() -> None:
     assert (fifth > proposal.bound + TorchEngine().error(64)).float().mean() > 0.9
 
 
-def test_a_query_that_is_not_a_number_gets_rows_that_exist() -> None:
+def test_nan_queries_get_valid_rows() -> None:
     proposal = TorchEngine().propose(torch.full((2, 8), torch.nan), unit(500, 8), 13)
     assert ((proposal.slots >= 0) & (proposal.slots < 500)).all()
 
 
-def test_integer_products_of_several_ranges_are_listed_once_each() -> None:
+def test_shortlist_of_integer_products_in_several_ranges() -> None:
     values = torch.randint(-1000, 1000, (400, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
 
     def product(start: int, stop: int, out: Tensor) -> None:
@@ -100,7 +97,7 @@ def test_integer_products_of_several_ranges_are_listed_once_each() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_query_is_compared_with_its_own_rows(dtype: torch.dtype) -> None:
+def test_compare_uses_own_rows_of_each_query(dtype: torch.dtype) -> None:
     base, queries = unit(300, 20).to(dtype), unit(9, 20, seed=1).to(dtype)
     chosen = torch.randint(300, (9, 31), generator=torch.Generator().manual_seed(0))
     expected = (queries.double() @ base.double().T).gather(1, chosen)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.overlap import SequentialRetriever, ThreadedRetriever, create_retriever
@@ -30,11 +30,11 @@ def unit(rows: int) -> Tensor:
 
 
 def test_a_thread_lets_the_caller_go_on_meanwhile() -> None:
-    bank, clock = SlowBank(20, 8), Clock(CPU)
+    bank, clock = SlowBank(RingSpec(20, 8)), Clock(CPU)
     retrieval = ThreadedRetriever(bank)(unit(6), torch.arange(6), 3, clock)
     bank.allowed.set()
     means, found = retrieval.result()
-    plain = FlatBank(20, 8)
+    plain = FlatBank(RingSpec(20, 8))
     expected_means, expected = SequentialRetriever(plain)(unit(6), torch.arange(6), 3, clock).result()
     assert torch.equal(means, expected_means)
     assert torch.equal(found.slots, expected.slots)
@@ -42,18 +42,18 @@ def test_a_thread_lets_the_caller_go_on_meanwhile() -> None:
 
 
 def test_what_goes_wrong_in_the_thread_is_told_to_who_waits_for_it() -> None:
-    retrieval = ThreadedRetriever(FlatBank(20, 8))(unit(6), torch.arange(5), 3, Clock(CPU))
+    retrieval = ThreadedRetriever(FlatBank(RingSpec(20, 8)))(unit(6), torch.arange(5), 3, Clock(CPU))
     with pytest.raises(ValueError, match="ids"):
         retrieval.result()
 
 
 def test_the_way_follows_from_where_bank_and_networks_are() -> None:
-    assert isinstance(create_retriever(FlatBank(20, 8), CPU), SequentialRetriever)
-    assert isinstance(create_retriever(FlatBank(20, 8), torch.device("cuda", 0)), ThreadedRetriever)
+    assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), CPU), SequentialRetriever)
+    assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), torch.device("cuda", 0)), ThreadedRetriever)
 
 
 def test_a_thread_has_as_many_threads_as_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr("msf_faiss.train.overlap.set_threads", told.append)
-    ThreadedRetriever(FlatBank(20, 8))(unit(6), torch.arange(6), 3, Clock(CPU)).result()
+    ThreadedRetriever(FlatBank(RingSpec(20, 8)))(unit(6), torch.arange(6), 3, Clock(CPU)).result()
     assert told == [torch.get_num_threads()]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_faiss.bank import Bank, FlatBank, ReferenceBank
+from msf_faiss.bank import Bank, FlatBank, ReferenceBank, RingSpec
 from msf_faiss.config import ModelConfig, NarrowBackbone, OptimizerConfig
 from msf_faiss.models import MeanShift, build_model
 from msf_faiss.train.loss import mean_shift_loss
@@ -140,7 +140,7 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_a_step_in_float64_is_the_method_exactly(k: int) -> None:
     expected = dense_step(k)
-    found = our_step(k, ReferenceBank(CAPACITY, 24, torch.float64), precision=torch.float64)
+    found = our_step(k, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64)
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 1e-9
     assert relative(found.online, expected.online) <= 1e-9
@@ -153,7 +153,7 @@ def test_a_step_in_float64_is_the_method_exactly(k: int) -> None:
 def test_a_batch_in_parts_is_one_step(parts: int) -> None:
     """Parts of 6, of 4, and of 3 and 2 images; only their batch statistics tell that the batch was divided."""
     expected = dense_step(5, parts)
-    found = our_step(5, ReferenceBank(CAPACITY, 24, torch.float64), precision=torch.float64, parts=parts)
+    found = our_step(5, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64, parts=parts)
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 1e-9
     assert relative(found.online, expected.online) <= 1e-9
@@ -163,8 +163,8 @@ def test_a_batch_in_parts_is_one_step(parts: int) -> None:
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_bank_that_works_in_a_thread_gives_the_same_bits(parts: int) -> None:
-    in_turn = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts)
-    beside = our_step(5, FlatBank(CAPACITY, 24), precision=torch.float32, parts=parts, threaded=True)
+    in_turn = our_step(5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, parts=parts)
+    beside = our_step(5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, parts=parts, threaded=True)
     assert torch.equal(in_turn.loss, beside.loss)
     for before, after in [(in_turn.online, beside.online), (in_turn.target, beside.target)]:
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -176,7 +176,7 @@ def test_a_bank_that_works_in_a_thread_gives_the_same_bits(parts: int) -> None:
 def test_a_step_in_float32(k: int, kind: type[ReferenceBank] | type[FlatBank]) -> None:
     """Rounding of 2^-24 an operation, amplified by the batch norms' divisions: a few hundred times that in all."""
     expected = dense_step(k)
-    found = our_step(k, kind(CAPACITY, 24), precision=torch.float32)
+    found = our_step(k, kind(RingSpec(CAPACITY, 24)), precision=torch.float32)
     assert abs(found.loss - expected.loss) <= 1e-6 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 2e-4
     assert relative(found.online, expected.online) <= 1e-5
@@ -194,7 +194,7 @@ def test_a_step_in_bfloat16(k: int, bank_dtype: torch.dtype) -> None:
     exchanges a neighbour here and there for one that is as near within 2 %. Weights and moving averages stay float32.
     """
     expected = dense_step(k)
-    found = our_step(k, FlatBank(CAPACITY, 24, bank_dtype), precision=torch.bfloat16)
+    found = our_step(k, FlatBank(RingSpec(CAPACITY, 24, bank_dtype)), precision=torch.bfloat16)
     assert abs(found.loss - expected.loss) <= 0.02 * expected.loss
     flat, reference = (torch.cat([g.gradients[n].flatten() for n in expected.gradients]) for g in (found, expected))
     assert (flat - reference).norm() <= 0.25 * reference.norm()
@@ -212,7 +212,7 @@ def test_the_float64_tolerance_notices_a_wrong_order() -> None:
 
 def test_k_of_one_is_byol() -> None:
     """With k = 1 the only neighbour is the own target embedding: BYOL's loss, one direction of it."""
-    found = our_step(1, FlatBank(CAPACITY, 24), precision=torch.float32)
+    found = our_step(1, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32)
     model = fresh_model()
     online_view, target_view, *_ = inputs()
     queries = model(online_view)

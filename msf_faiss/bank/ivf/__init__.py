@@ -1,1 +1,1 @@
-"""The approximate bank: inverted lists that follow the ring."""
+"""The approximate bank of inverted lists, and what it consists of."""

@@ -1,4 +1,4 @@
-"""The approximate bank: inverted lists that follow the ring, entry by entry.
+"""The approximate bank: inverted lists that are updated with every push.
 
 Shapes: N slots, n filled slots, M pushed vectors, B queries, K neighbours, L lists, P probed lists, C candidates,
 D dimensions.
@@ -13,84 +13,80 @@ from torch import Tensor
 
 from msf_faiss.bank.ivf.build import IvfBuild
 from msf_faiss.bank.ivf.segments import SegmentedLists
-from msf_faiss.bank.ring import RingBank
-from msf_faiss.search.canonical import canonical, merged
-from msf_faiss.search.exact import MARGIN, search_exactly
-from msf_faiss.search.faiss_engines import default_engine
+from msf_faiss.bank.ring import RingBank, RingSpec
+from msf_faiss.search.canonical import merge, rescore
+from msf_faiss.search.exact import MARGIN
 from msf_faiss.search.neighbors import Neighbors
 
-_FIRST = 16_384  # entries from which lists are quicker than an exact search
-_GROWTH = 4  # times as many entries, and lists are made anew, twice as many
-_PER_LIST = 32  # entries of a list there should be at least
+_GROWTH = 4  # times as many entries, after which twice as many lists are built
+_PER_LIST = 32  # least entries per list
 _WORK = 4  # rows that a build compares with all centroids for each pushed entry
-_BULK = 65_536  # rows that are compared at a time when lists are made at once
-_LOPSIDED = 3.0  # times as unequal as they were when they were made, and lists are made anew
-_LOOKS = 8  # at that in a rotation
-_SAMPLED = 64  # queries by which a build finds out how many lists to probe
-_WIDEST = 4  # probing more than a fourth of the lists is no quicker than an exact search
-
-
-def extra_bytes(dim: int) -> float:
-    """What an entry takes beside the ring: code and id, in lists that double as they grow, and its list."""
-    return 2 * (dim + 8) + 8
+_BULK = 65_536  # rows at a time where a build does not wait for pushes
+_LOPSIDED = 3.0  # growth of the imbalance after which the lists are built again
+_IMBALANCE_CHECKS = 8  # per rotation of the ring
+_SAMPLED = 64  # queries with which a build measures how many lists must be probed
+_WIDEST = 4  # probing more than a fourth of the lists is no faster than an exact search
 
 
 class IvfBank(RingBank):
-    """Approximate FIFO bank in CPU memory.
+    """Approximate bank in CPU memory: an inverted file over the ring.
 
-    An entry is found if one of the lists that a query probes holds it; what is found is compared exactly, in the
-    ring. The entries of the last push are always compared. Lists are made while pushes go on, a little at each, when
-    the bank holds 16,384 entries, four times as many, and so on up to a quarter of a segment; until there are any, and
-    where they are too bad, the search is exact. A ring that is loaded without its lists gets them at once. Lists that
-    have become unequal, since an encoder in training left some of them behind, are made anew beside the old ones.
+    A search finds the entries in the lists that a query probes, and compares the best of them exactly, in the ring; the
+    entries of the last push are always compared. The first lists are built at `exact_below` entries, new ones at four
+    times as many, and so on up to a quarter of a segment, a few rows at each push. Until there are lists, and where
+    they lose too many neighbours, the search is exact. Loading a ring without its lists builds them at once. Lists that
+    have become unequal, because the encoder left some of them behind, are replaced by new ones.
 
     Args:
-        lists: of each segment; None: about four times the root of its capacity.
-        probes: of each segment for a query, at first; None: as many as a sample of queries shows to be enough.
+        spec: size, dtype and device.
+        lists: number of lists of each segment; None: about four times the square root of its capacity.
+        probes: lists that a query probes in each segment at first; None: as many as a sample of queries needs.
         segments: parts of the ring with centroids of their own, see `SegmentedLists`.
-        min_recall: what `probes=None` aims at, with a margin of half of what is missing to 1.
+        min_recall: recall that `probes=None` must reach, with a margin of half of what is missing to 1.
+        exact_below: number of entries up to which the search is exact, because lists are no faster.
+        margin: candidates beyond k that are rescored in float64.
 
     Raises:
-        ValueError: if dtype is none of float32, float16 and bfloat16, the device is not the CPU, or there are more
-            lists or segments than entries.
+        ValueError: if the dtype or device is not supported, or there are more lists or segments than entries.
     """
+
+    cpu_only = True
 
     def __init__(
         self,
-        capacity: int,
-        dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        spec: RingSpec,
         *,
         lists: int | None = None,
         probes: int | None = None,
         segments: int = 1,
         min_recall: float = 0.95,
-        max_age: int | None = None,
+        exact_below: int = 16_384,
+        margin: int = MARGIN,
     ) -> None:
-        if torch.device(device).type != "cpu":
-            raise ValueError("an inverted file is searched in CPU memory only; on a GPU choose kind flat or scan")
-        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"an ivf bank holds float32, float16 or bfloat16, found {dtype}")
-        super().__init__(capacity, dim, dtype, device, max_age=max_age)
-        self._segment = -(-capacity // segments)  # slots; the last segment may have fewer
-        if segments > capacity or (lists is not None and lists > self._segment):
-            raise ValueError(f"ivf: {capacity:,} entries are too few for {segments:,} segments of {lists or 1:,} lists")
-        self._engine = default_engine(self.device)
-        self._wanted_lists = lists or _fitting_lists(self._segment)
+        super().__init__(spec)
+        self._segment = -(-spec.capacity // segments)  # slots; the last segment may have fewer
+        if segments > spec.capacity or (lists is not None and lists > self._segment):
+            raise ValueError(
+                f"ivf: {spec.capacity:,} entries are too few for {segments:,} segments of {lists or 1:,} lists"
+            )
+        self._wanted_lists = lists or _suitable_lists(self._segment)
         self._wanted_probes = probes
         self._target = (1 + min_recall) / 2
-        self._reset()
+        self._exact_below, self._margin = exact_below, margin
 
-    def _reset(self) -> None:
+    @staticmethod
+    def extra_bytes(dim: int, dtype: torch.dtype) -> float:
+        return 2 * (dim + 8) + 8  # code and id, in lists that double when they are full, and the entry's list
+
+    def _allocate(self) -> None:
         self._lists: SegmentedLists | None = None
         self._build: IvfBuild | None = None
         self._probes = 0
-        self._last = 0  # entries of the last push
-        self._imbalance = math.inf  # of the lists when they were made
-        self._exact = False  # whether lists are not used: while better ones are made, or for good
-        self._remade = -1  # entries pushed when lists were last made anew because they were bad; -1: never
-        self._answered = torch.zeros(2, dtype=torch.int64)  # queries answered exactly, and all, since the last reading
+        self._last_push = 0
+        self._imbalance = math.inf  # of the lists when they were built
+        self._exact = False  # whether to ignore the lists: until better ones are built, or for good
+        self._rebuilt_at = -1  # entries pushed when lists were last rebuilt for their recall; -1: never
+        self._answered = torch.zeros(2, dtype=torch.int64)  # queries answered exactly, and all, since the last metrics
 
     def __repr__(self) -> str:
         known = "no lists yet" if self._lists is None else f"{self._lists.lists:,} lists, {self._probes:,} probed"
@@ -98,15 +94,15 @@ class IvfBank(RingBank):
         return f"{super().__repr__()[:-1]}, {known}{f', {segments} segments' if segments > 1 else ''})"
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        if embeddings.shape[0] >= self.capacity:  # nothing remains of what lists and build are about
+        if embeddings.shape[0] >= self.capacity:  # replaces all entries, and so the lists
             self._exact &= self._build is None  # unless the search is exact for good
             self._lists = self._build = None
         if self._lists is not None:
             self._lists.follow()
         super().push(embeddings, ids)
         if count := embeddings.shape[0]:
-            self._last = min(count, self.capacity)
-            self._make_lists(_WORK * count)
+            self._last_push = min(count, self.capacity)
+            self._continue_build(_WORK * count)
 
     def _written(self, start: int, stop: int) -> None:
         if self._lists is not None:
@@ -118,60 +114,55 @@ class IvfBank(RingBank):
         self._answered[1] += queries.shape[0]
         if self._lists is None or self._exact:
             self._answered[0] += queries.shape[0]
-            return self._exactly(queries, k, self._live())
-        recent, count = min(self._last, self.searchable), k + MARGIN
-        similarities, slots = self._lists.search(queries, self._probes, count, self._live())
-        similarities.masked_fill_(self.age(slots) < recent, -torch.inf)  # these are compared anyway
+            return self._search_exactly(queries, k)
+        recent, count = min(self._last_push, self.searchable), k + self._margin
+        similarities, slots = self._lists.search(queries, self._probes, count, self._live_slots())
+        similarities.masked_fill_(self.age(slots) < recent, -torch.inf)  # these are searched exactly below
         if slots.shape[1] > count:
             similarities, places = similarities.topk(count, dim=1)
             slots = slots.gather(1, places)
-        found = canonical(queries, self._entries, slots, self.age(slots), count, valid=~similarities.isneginf())
+        found = rescore(queries, self._entries, slots, self.age(slots), count, valid=~similarities.isneginf())
         if recent:
-            young = self._exactly(queries, min(k, recent), self._aged(0, recent))
-            found = merged(young, found, k)
+            young = self._search_slots(queries, min(k, recent), self._slots(0, recent))
+            found = merge(young, found, k)
         found = Neighbors(*(each[:, :k].contiguous() for each in found))
-        few = found.similarities[:, -1].isneginf()  # the probed lists hold less than k
+        few = found.similarities[:, -1].isneginf()  # the probed lists have fewer than k entries
         if bool(few.any()):
-            again = self._exactly(queries[few], k, self._live())
+            again = self._search_exactly(queries[few], k)
             found.similarities[few], found.slots[few] = again
             self._answered[0] += few.sum()
         return found
 
-    def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        return self._answer(queries, k, lambda some, kept: self._exactly(some, kept, self._live()))
-
-    def _exactly(self, queries: Tensor, k: int, ranges: list[tuple[int, int]]) -> Neighbors:
-        return search_exactly(self._engine, queries, self._entries, ranges, self.age, k)
-
     def raise_recall(self) -> str:
         if self._lists is None:
-            return "the search is exact already"
+            return super().raise_recall()
         if 2 * self._probes <= self._lists.lists // _WIDEST:
             self._probes *= 2
             return f"a query probes {self._probes:,} of {self._lists.lists:,} lists from now on"
         self._exact = True
-        if self._remade < 0 or self._pushed - self._remade >= self.capacity:
+        if self._rebuilt_at < 0 or self._pushed - self._rebuilt_at >= self.capacity:
             self._build = IvfBuild(self._entries, len(self), self._lists.lists, self._segment)
-            self._lists = None  # two sets of lists would take more memory than the bank was given
-            return "lists are made anew, and the search is exact until then"
+            self._lists = None  # two sets of lists would exceed the memory of this bank
+            return "the bank rebuilds its lists, and searches exactly until then"
         self._lists = None
-        return "lists that were made anew are no better, so the search is exact from now on"
+        return "the rebuilt lists are no better, so the bank searches exactly from now on"
 
     def metrics(self) -> dict[str, float]:
-        exact, every = self._answered.tolist()
+        """Return `exact_ratio` of the queries since the last call, and of the lists `probes` and `list_imbalance`."""
+        exact, queries = self._answered.tolist()
         self._answered.zero_()
-        found = {"exact_ratio": exact / every} if every else {}
+        values = {"exact_ratio": exact / queries} if queries else {}
         if self._lists is not None:
-            found |= {"probes": float(self._probes), "list_imbalance": self._lists.imbalance}
-        return found
+            values |= {"probes": float(self._probes), "list_imbalance": self._lists.imbalance}
+        return values
 
-    def _make_lists(self, rows: int) -> None:
-        """Begin to make the lists that the bank needs by now, and go on with `rows` rows."""
+    def _continue_build(self, rows: int) -> None:
+        """Start to build lists if the bank needs new ones, and compare `rows` more rows with their centroids."""
         have = self._lists.lists if self._lists is not None else 0
-        given_up = self._exact and self._lists is None and self._build is None
-        if self._build is None and not given_up:
+        exact_for_good = self._exact and self._lists is None and self._build is None
+        if self._build is None and not exact_for_good:
             due = self._lists_due()
-            if due > have or (due > 0 and self._looks(rows // _WORK) and self._lopsided()):
+            if due > have or (due > 0 and self._checks_imbalance(rows // _WORK) and self._is_lopsided()):
                 self._build = IvfBuild(self._entries, len(self), due, self._segment)
         if self._build is None:
             return
@@ -184,33 +175,33 @@ class IvfBank(RingBank):
             self._lists.complete(self._pushed % self.capacity)
             self._imbalance = self._lists.imbalance
             if self._exact:
-                self._remade = self._pushed
+                self._rebuilt_at = self._pushed
             self._build, self._exact = None, False
 
-    def _looks(self, count: int) -> bool:
-        """Whether the last `count` entries are the first of an eighth of a rotation."""
-        period = -(-self.capacity // _LOOKS)
+    def _checks_imbalance(self, count: int) -> bool:
+        """Whether the last `count` entries start a new eighth of a rotation."""
+        period = -(-self.capacity // _IMBALANCE_CHECKS)
         return self._pushed // period > (self._pushed - count) // period
 
-    def _lopsided(self) -> bool:
+    def _is_lopsided(self) -> bool:
         return self._lists is not None and self._lists.imbalance > _LOPSIDED * self._imbalance
 
     def _lists_due(self) -> int:
-        """Lists that suit the entries by now."""
+        """Number of lists for the present number of entries."""
         filled = min(len(self), self._segment)
         if filled >= self._segment // _GROWTH and filled >= min(2 * self._wanted_lists, self._segment):
             return self._wanted_lists
-        if filled < _FIRST:
+        if filled < self._exact_below:
             return 0
-        stage = _FIRST
+        stage = self._exact_below
         while stage * _GROWTH <= filled:
             stage *= _GROWTH
-        return min(_fitting_lists(stage), self._wanted_lists)
+        return min(_suitable_lists(stage), self._wanted_lists)
 
     def _index_state(self) -> dict[str, Tensor]:
         state = {
             "ivf": self._settings(),
-            "counters": torch.tensor([self._probes, self._last, self._exact, self._remade]),
+            "counters": torch.tensor([self._probes, self._last_push, self._exact, self._rebuilt_at]),
             "answered": self._answered,
             "imbalance": torch.tensor(self._imbalance, dtype=torch.float64),
         }
@@ -221,17 +212,17 @@ class IvfBank(RingBank):
         return state
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
-        self._reset()
+        self._allocate()
         if "ivf" not in state or not torch.equal(state["ivf"], self._settings()):
             while self._lists is None and self._lists_due() > 0:
-                self._make_lists(_BULK)
+                self._continue_build(_BULK)
             return
         parts = {
             part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
             for part in ("lists", "build")
         }
         try:
-            self._probes, self._last, exact, self._remade = state["counters"].tolist()
+            self._probes, self._last_push, exact, self._rebuilt_at = state["counters"].tolist()
             self._exact, self._answered = bool(exact), state["answered"].clone()
             self._imbalance = float(state["imbalance"])
             if parts["lists"]:
@@ -242,10 +233,10 @@ class IvfBank(RingBank):
             raise ValueError(f"the saved lists of the bank are incomplete: {error} is missing") from error
 
     def _settings(self) -> Tensor:
-        """What makes saved lists those of this bank, [3] int64."""
+        """What saved lists must have been built with, [3] int64."""
         return torch.tensor([self._wanted_lists, self._wanted_probes or 0, self._segment])
 
 
-def _fitting_lists(entries: int) -> int:
-    """About four times the root of `entries`, a power of two, with enough entries in each list."""
+def _suitable_lists(entries: int) -> int:
+    """Return about four times the square root of `entries`, a power of two, with enough entries per list."""
     return int(2 ** round(math.log2(max(1.0, min(4 * math.sqrt(entries), entries / _PER_LIST)))))

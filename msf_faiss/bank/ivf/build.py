@@ -1,6 +1,6 @@
-"""Making inverted lists a little at a time, so that no step waits for it.
+"""Builds inverted lists in small portions, so that no training step waits for it.
 
-Shapes: N slots, L lists, M rows, Q sampled queries, T neighbours noted of each, P probed lists, D dimensions.
+Shapes: N slots, L lists, M rows, Q sampled queries, T neighbours recorded for each, D dimensions.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from torch.nn.functional import normalize
 from msf_faiss.bank.ivf.inverted_lists import Centroids, code_scale
 from msf_faiss.bank.ivf.segments import SegmentedLists
 
-_PASSES = 6  # of k-means over its sample
-_PER_LIST = 32  # entries of the sample for each list
-_CHUNK = 4096  # rows that are read at a time
-_QUERIES = 64
+_PASSES = 6  # of k-means over the sample
+_PER_LIST = 32  # sampled entries per list
+_CHUNK = 4096  # rows read at a time
 _NEIGHBORS = 10
 
 
 class IvfBuild:
-    """Spherical k-means on a sample of the ring, then lists of all that it holds; in any number of portions.
+    """Spherical k-means on a sample of the ring, then lists of all entries, in any number of portions.
 
-    The ring may change meanwhile. What comes out depends on the entries and the portions, not on time.
+    The ring may change in between. The result depends on the entries and the portions, not on time.
 
     Args:
-        entries: the ring, [N, D]; read.
-        filled: its filled slots, at least `lists`.
+        entries: the ring, [N, D]; never written.
+        filled: number of filled slots, at least `lists`.
         lists: L.
         segment: slots of a segment.
     """
@@ -40,15 +39,15 @@ class IvfBuild:
         first = self._rows(torch.arange(lists) * self._sampled // lists)  # [L, D]
         self._centroids = Centroids(first)
         self._sums, self._counts = torch.zeros_like(first), torch.zeros(lists)
-        self.made: SegmentedLists | None = None  # once the centroids are
+        self.made: SegmentedLists | None = None  # after k-means
 
     def work(self, rows: int, filled: int, newest: Tensor) -> bool:
         """Compare about `rows` more rows with all centroids.
 
         Args:
             rows: at least 1.
-            filled: slots that are filled by now.
-            newest: slots of the newest entries, at most 64.
+            filled: number of filled slots.
+            newest: slots [Q] of the newest entries, which serve as sampled queries.
 
         Returns:
             Whether `made` covers all filled slots.
@@ -68,27 +67,27 @@ class IvfBuild:
         return self.made.covered == filled
 
     def replace(self, start: int, stop: int) -> None:
-        """The slots [start, stop) hold new entries."""
+        """The slots [start, stop) have new entries."""
         if self.made is not None:
             self.made.replace(start, stop)
 
     def enough_probes(self, recall: float) -> int:
-        """The fewest lists that hold a share of `recall` of the true neighbours of the sampled queries.
+        """Return the least number of probed lists that contain `recall` of the true neighbours of the sampled queries.
 
-        Each true neighbour's list was noted when its slot was covered.
+        The list of each true neighbour was recorded when its slot was covered.
         """
         nearest = self._centroids.nearest(self._queries, len(self._centroids)).lists  # [Q, L]
         places = torch.empty_like(nearest)
         places.scatter_(1, nearest, torch.arange(nearest.shape[1]).expand_as(nearest).contiguous())
-        # A query's nearest entry is its own, which is always found.
-        noted = self._noted_lists[:, 1:]  # [Q, T - 1]
-        needed = places.gather(1, noted.clamp(min=0))[noted >= 0].sort().values
+        # A query's nearest entry is its own, which every search returns.
+        nearby = self._near_lists[:, 1:]  # [Q, T - 1]
+        needed = places.gather(1, nearby.clamp(min=0))[nearby >= 0].sort().values
         if len(needed) == 0:
             return 1
         return int(needed[min(int(recall * len(needed)), len(needed) - 1)]) + 1
 
     def _rows(self, numbers: Tensor) -> Tensor:
-        """Rows `numbers` [M] of the sample, which is spread evenly over the slots: [M, D] float32."""
+        """Return rows `numbers` [M] of the sample, which is spread evenly over the slots: [M, D] float32."""
         return self._entries[numbers * self._sampled_of // self._sampled].float()
 
     def _train(self, rows: int) -> None:
@@ -113,33 +112,33 @@ class IvfBuild:
         scale = code_scale(self._rows(torch.arange(min(self._sampled, _CHUNK))))
         self.made = SegmentedLists(self._entries, self._centroids, scale, self._segment)
         self._queries = self._entries[newest].float()  # [Q, D]
-        self._noted = torch.full((len(newest), _NEIGHBORS + 1), -torch.inf)  # [Q, T] similarities, best first
-        self._noted_lists = torch.full(self._noted.shape, -1)  # [Q, T]
+        self._near = torch.full((len(newest), _NEIGHBORS + 1), -torch.inf)  # [Q, T] similarities, best first
+        self._near_lists = torch.full(self._near.shape, -1)  # [Q, T]
 
     def _cover(self, made: SegmentedLists, stop: int) -> None:
         start = made.covered
         lists = made.extend(stop).expand(len(self._queries), -1)  # [Q, M]
         similarities = self._queries @ self._entries[start:stop].float().T  # [Q, M]
-        every = torch.cat([self._noted, similarities], dim=1)
-        self._noted, places = every.topk(self._noted.shape[1], dim=1)
-        self._noted_lists = torch.cat([self._noted_lists, lists], dim=1).gather(1, places)
+        every = torch.cat([self._near, similarities], dim=1)
+        self._near, places = every.topk(self._near.shape[1], dim=1)
+        self._near_lists = torch.cat([self._near_lists, lists], dim=1).gather(1, places)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs besides the ring."""
+        """Return what `restore` needs besides the ring."""
         found = {
             "progress": torch.tensor([self._sampled_of, self._pass, self._done]),
-            "centroids": self._centroids.vectors.clone(),  # `made` has them too, and a file holds no tensor twice
+            "centroids": self._centroids.vectors.clone(),  # `made` shares them, and safetensors refuses shared memory
             "sums": self._sums,
             "counts": self._counts,
         }
         if self.made is not None:
-            found |= {"queries": self._queries, "noted": self._noted, "noted_lists": self._noted_lists}
+            found |= {"queries": self._queries, "noted": self._near, "noted_lists": self._near_lists}
             found |= {f"made.{name}": value for name, value in self.made.state().items()}
         return found
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> IvfBuild:
-        """What had this `state`, over the same ring.
+        """Return the build that had this `state`, over the same ring.
 
         Raises:
             ValueError, KeyError: if the state is damaged.
@@ -150,7 +149,7 @@ class IvfBuild:
         build._centroids = Centroids(state["centroids"].clone())
         build._sums, build._counts = state["sums"].clone(), state["counts"].clone()
         if "noted" in state:
-            build._queries, build._noted, build._noted_lists = state["queries"], state["noted"], state["noted_lists"]
+            build._queries, build._near, build._near_lists = state["queries"], state["noted"], state["noted_lists"]
             made = {name.removeprefix("made."): value for name, value in state.items() if name.startswith("made.")}
             build.made = SegmentedLists.restore(made, entries, segment)
         return build

@@ -1,4 +1,4 @@
-"""Inverted lists that follow a ring: entries divided by the nearest of many centroids, as 8-bit codes in FAISS.
+"""Inverted lists that are updated in place: entries assigned to their nearest centroid, as 8-bit codes in FAISS.
 
 Shapes: N slots, n entries, M vectors, B queries, L lists, P probed lists, C candidates, D dimensions.
 """
@@ -16,9 +16,9 @@ from torch.nn.functional import normalize
 
 from msf_faiss.search.faiss_setup import faiss
 
-_LARGEST = 127  # of a code
-_HEADROOM = 1.1  # codes reach beyond the largest component that was seen
-_ASSIGNED = 4096  # rows that are compared with all centroids at a time: [4096, L] is the largest thing held
+_LARGEST_CODE = 127
+_HEADROOM = 1.1  # range of the codes, relative to the largest component of the sample
+_ASSIGNED = 4096  # rows compared with all centroids at a time: [4096, L] is the largest temporary tensor
 
 
 @functools.cache
@@ -28,20 +28,20 @@ def _multiplies_bfloat16() -> bool:
 
 
 class Probes(NamedTuple):
-    """The lists whose centroids are nearest to some vectors, nearest first."""
+    """The lists whose centroids are nearest to each vector, nearest first."""
 
     similarities: Tensor  # [M, P] float32
     lists: Tensor  # [M, P] int64
 
 
 class Centroids:
-    """Where the lists are: unit vectors, and what finds the nearest.
+    """The centroids of the lists, unit vectors.
 
-    Which list an entry is in decides only whether it is found, never how it compares: where the processor multiplies
-    bfloat16, that is precise enough.
+    They decide only which entries become candidates, never their order, so bfloat16 products are precise enough where
+    the processor has them.
 
     Args:
-        vectors: [L, D] float32 of unit norm; kept, and moved in place.
+        vectors: [L, D] float32 of unit norm; modified in place.
     """
 
     def __init__(self, vectors: Tensor) -> None:
@@ -55,7 +55,7 @@ class Centroids:
         return Centroids(self.vectors.clone())
 
     def nearest(self, vectors: Tensor, count: int) -> Probes:
-        """The `count` nearest lists of each of `vectors` [M, D]."""
+        """Return the `count` nearest lists of each of `vectors` [M, D]."""
         found = [self._nearest(part, count) for part in torch.split(vectors, _ASSIGNED)]
         return found[0] if len(found) == 1 else Probes(*(torch.cat(each) for each in zip(*found, strict=True)))
 
@@ -63,7 +63,7 @@ class Centroids:
         if self._compared.dtype == torch.float32:
             found = faiss.knn(vectors.float().numpy(), self.vectors.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
             similarities, lists = (torch.from_numpy(each) for each in found)
-            return Probes(similarities, lists.clamp_(min=0))  # a vector that is not a number is nearest to none
+            return Probes(similarities, lists.clamp_(min=0))  # FAISS returns -1 for a vector with NaNs
         products = vectors.bfloat16() @ self._compared.T  # [M, L]
         top = products.max(dim=1, keepdim=True) if count == 1 else products.topk(count, dim=1)
         return Probes(top.values.float(), top.indices)
@@ -73,8 +73,8 @@ class Centroids:
 
         Args:
             vectors: the new entries.
-            lists: each one's list.
-            rate: of a moving average, for each entry.
+            lists: of these entries.
+            rate: of the moving average, for each entry.
         """
         touched, place, counts = torch.unique(lists, return_inverse=True, return_counts=True)
         sums = torch.zeros(len(touched), vectors.shape[1]).index_add_(0, place, vectors.float())  # [T, D]
@@ -86,25 +86,24 @@ class Centroids:
 
 
 def code_scale(sample: Tensor) -> float:
-    """What the components of entries are multiplied by, so that those of `sample` [M, D] fit into a code."""
-    return _LARGEST / max(_HEADROOM * float(sample.abs().max()), 1e-6)
+    """Return the factor by which the components of `sample` [M, D] fit into 8-bit codes."""
+    return _LARGEST_CODE / max(_HEADROOM * float(sample.abs().max()), 1e-6)
 
 
 class InvertedLists:
-    """Codes of the first n of a number of slots, divided among lists. An entry that is replaced changes its list.
+    """Codes of n entries, each in one list. Overwriting an entry moves it to its new list.
 
-    FAISS would compare new entries with the centroids in its own index of them; they are compared here instead (see
-    `Centroids`), and FAISS keeps nothing but codes.
+    The caller assigns entries to lists (see `Centroids`); FAISS stores and scans the codes.
 
     Args:
-        centroids: shared with whoever moves them.
+        centroids: may be shared, and modified outside.
         scale: of the codes.
     """
 
     def __init__(self, centroids: Centroids, scale: float) -> None:
         self.centroids, self._scale = centroids, scale
         dim = centroids.vectors.shape[1]
-        self._quantizer = faiss.IndexFlatIP(dim)  # stays empty, but must live as long as the index
+        self._quantizer = faiss.IndexFlatIP(dim)  # unused, but the index keeps a pointer to it
         kind, metric = faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
         self._index: Any = faiss.IndexIVFScalarQuantizer(self._quantizer, dim, len(centroids), kind, metric, False)
         self._index.is_trained = True
@@ -115,11 +114,11 @@ class InvertedLists:
 
     @property
     def imbalance(self) -> float:
-        """1 where all lists have equally many entries; a search reads so many times as much as it would then."""
+        """How many times as many entries a search reads as with lists of equal length; 1 is best."""
         return float(self._index.invlists.imbalance_factor())
 
     def write(self, place: int, vectors: Tensor, lists: Tensor) -> None:
-        """Put `vectors` [M, D] into the places from `place` <= n on, and each into its one of `lists` [M]."""
+        """Write `vectors` [M, D] into the places from `place` <= n on, and into `lists` [M]."""
         replaced = min(max(len(self) - place, 0), vectors.shape[0])
         if replaced:
             places = np.arange(place, place + replaced)
@@ -137,18 +136,18 @@ class InvertedLists:
     def search(
         self, queries: Tensor, probes: Probes, count: int, ranges: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Approximate similarities [B, C] and places [B, C] of the best entries in the probed lists.
+        """Return approximate similarities [B, C] and places [B, C] of the best entries in the probed lists.
 
         Args:
             queries: [B, D].
             probes: of these queries.
-            count: C; where fewer are found the place is -1 and the similarity -inf.
-            ranges: places [start, stop) that may be found; disjoint.
+            count: C; missing ones have place -1 and similarity -inf.
+            ranges: disjoint ranges [start, stop) of the places to search.
         """
         selector = _selector(ranges, len(self))
         found = torch.empty(queries.shape[0], count, dtype=torch.int64)  # [B, C]
         similarities = torch.empty(queries.shape[0], count)  # [B, C]
-        # FAISS makes codes of queries too, without looking whether they fit.
+        # FAISS encodes the queries too, and does not clamp them.
         scaled, lists, nearness = self._scaled(queries), probes.lists.contiguous(), probes.similarities.contiguous()
         self._index.search_preassigned_c(  # the Python one takes no selector
             queries.shape[0],
@@ -164,12 +163,12 @@ class InvertedLists:
         return similarities.div_(self._scale**2).masked_fill_(found < 0, -torch.inf), found
 
     def order(self, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Places of the entries, list by list as they lie there, [n] int32; and each list's number of them, [L] int32.
+        """Return the places of the entries in the order of the lists [n], and the list lengths [L], int32.
 
-        Of equally similar codes a search finds those that lie first, so their order belongs to a bank's state.
+        Among equally similar codes a search returns the first ones, so the order is part of a bank's state.
 
         Args:
-            first: places before it are left out.
+            first: lowest place to include.
         """
         lists = self._index.invlists
         parts = []
@@ -181,7 +180,7 @@ class InvertedLists:
         return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(sizes)
 
     def restore(self, places: Tensor, sizes: Tensor, entries: Tensor) -> None:
-        """Lay out empty lists as `order` found them.
+        """Fill empty lists in the order that `order` returned.
 
         Args:
             places: see `order`.
@@ -189,20 +188,22 @@ class InvertedLists:
             entries: [n, D], by place.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if the arguments do not fit each other.
         """
         if sizes.shape != (len(self.centroids),) or int(sizes.sum()) != len(places):
-            raise ValueError(f"{len(self.centroids)} lists do not hold {list(sizes.shape)} sizes, {len(places)} places")
+            raise ValueError(
+                f"{list(sizes.shape)} sizes and {len(places)} places do not fit {len(self.centroids)} lists"
+            )
         ordered = places.sort().values
         whole = torch.equal(ordered, torch.arange(len(places), dtype=ordered.dtype))
         if len(places) and (ordered[0] < 0 or ordered[-1] >= len(entries) or not bool((ordered.diff() > 0).all())):
             raise ValueError("the places of the lists are not those of the entries")
         lists = torch.repeat_interleave(torch.arange(len(self.centroids)), sizes.long())  # [n]
-        self._index.set_direct_map_type(faiss.DirectMap.NoMap)  # which entries may be added to in any order
+        self._index.set_direct_map_type(faiss.DirectMap.NoMap)  # accepts entries in any order
         for start in range(0, len(places), _ASSIGNED):
             part = places[start : start + _ASSIGNED].long()
             self._append(entries[part], lists[start : start + _ASSIGNED], part)
-        if whole:  # lists that lost entries are only read from now on
+        if whole:  # otherwise the lists are only read from now on
             self._index.set_direct_map_type(faiss.DirectMap.Array)
 
     def _append(self, vectors: Tensor, lists: Tensor, places: Tensor | None = None) -> None:
@@ -215,11 +216,11 @@ class InvertedLists:
         )
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return (vectors.float() * self._scale).round_().clamp_(-_LARGEST, _LARGEST).nan_to_num_()  # [M, D]
+        return (vectors.float() * self._scale).round_().clamp_(-_LARGEST_CODE, _LARGEST_CODE).nan_to_num_()  # [M, D]
 
 
 def _selector(ranges: Sequence[tuple[int, int]], count: int) -> Any:
-    """FAISS's selector of one or two ranges of places; None if they are all of the `count` places."""
+    """Return FAISS's selector of one or two ranges of places, or None if they are all of the `count` places."""
     if list(ranges) == [(0, count)]:
         return None
     selectors = [faiss.IDSelectorRange(start, stop) for start, stop in ranges]

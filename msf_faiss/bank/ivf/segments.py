@@ -1,4 +1,4 @@
-"""Inverted lists over a whole ring: one set that changes with it, or one for each segment.
+"""Inverted lists over a whole ring: one set, or one for each segment of the ring.
 
 Shapes: N slots, M vectors, B queries, L lists, P probed lists, C candidates, D dimensions.
 """
@@ -13,19 +13,19 @@ from torch import Tensor
 from msf_faiss.bank.ivf.inverted_lists import Centroids, InvertedLists, Probes
 
 _RATE = 0.05  # of the centroids' moving average, for each new entry of a list
-_PROBED_AT_ONCE = 4096  # vectors of a push that are likely to be the next queries
+_NEXT_QUERIES = 4096  # largest push whose vectors are expected to be the next queries
 
 
 class SegmentedLists:
     """Inverted lists of the slots [0, `covered`) of a ring.
 
-    The centroids follow the newest entries by a moving average, since an encoder in training moves what it embeds. With
-    one segment, entries keep the list that they were put into, which in time is no longer the nearest. With more, each
-    segment's centroids stay where they are when the next segment begins: an entry is looked for near where it was put.
+    The centroids follow the newest entries by a moving average, because the embeddings drift while the encoder trains.
+    With one segment, entries stay in the list of their push, which in time may no longer be the nearest. With more,
+    each segment keeps the centroids with which its entries were assigned: they freeze when the next segment starts.
 
     Args:
-        entries: the ring, [N, D]; read, never written.
-        centroids: of the first lists; kept.
+        entries: the ring, [N, D]; never written.
+        centroids: of the first lists; modified in place.
         scale: of the codes.
         segment: slots of a segment; the last one may have fewer.
     """
@@ -34,11 +34,13 @@ class SegmentedLists:
         self._entries, self._scale, self._segment = entries, scale, segment
         self._centroids = centroids  # of the newest entries
         self._parts: list[InvertedLists] = []  # by segment
-        self._leaving: InvertedLists | None = None  # what a segment held before its newest entries
+        self._leaving: InvertedLists | None = None  # entries of the newest segment that are not yet overwritten
         self._leaving_number = 0
-        self._rolls = False  # whether a segment begins anew when new entries reach it
-        self._pending: list[tuple[Tensor, Tensor]] = []  # slots and lists [M] that the centroids do not follow yet
-        self._probed: tuple[int, int, Probes] | None = None  # the newest slots, and what their entries would probe
+        self._rolls = False  # whether a segment starts empty when new entries reach it
+        self._pending: list[tuple[Tensor, Tensor]] = []  # slots and lists [M] that the centroids have yet to follow
+        self._probed: tuple[int, int, Probes] | None = (
+            None  # range of the newest slots, and the probes of their entries
+        )
 
     @property
     def lists(self) -> int:
@@ -51,16 +53,16 @@ class SegmentedLists:
 
     @property
     def imbalance(self) -> float:
-        """See `InvertedLists.imbalance`; the mean over all entries, since one that just began has few."""
+        """Mean of `InvertedLists.imbalance` over all entries."""
         sizes = [len(part) for part in self._parts]
         weighted = sum(size * part.imbalance for size, part in zip(sizes, self._parts, strict=True) if size)
         return weighted / sum(sizes) if any(sizes) else 1.0
 
     def extend(self, stop: int) -> Tensor:
-        """Cover the slots up to `stop` too, with the centroids as they are.
+        """Cover the slots up to `stop`, with the present centroids.
 
         Returns:
-            The lists of the entries that came in, [M] int64.
+            The lists of these entries, [M] int64.
         """
         lists = []
         while self.covered < stop:
@@ -72,10 +74,10 @@ class SegmentedLists:
         return torch.cat(lists)
 
     def complete(self, head: int) -> None:
-        """All filled slots are covered: from now on the centroids follow.
+        """All filled slots are covered: from now on the centroids follow the entries.
 
         Args:
-            head: the next slot that will be written.
+            head: slot of the next push.
         """
         self._rolls = self._entries.shape[0] > self._segment
         if self._rolls:
@@ -84,7 +86,7 @@ class SegmentedLists:
             self._parts[newest].centroids = self._centroids
 
     def replace(self, start: int, stop: int) -> None:
-        """The covered ones of the slots [start, stop) hold other entries."""
+        """The slots [start, stop) have new entries; update those that are covered."""
         stop = min(stop, self.covered)
         while start < stop:
             part_stop = min(stop, (start // self._segment + 1) * self._segment)
@@ -94,20 +96,20 @@ class SegmentedLists:
             start = part_stop
 
     def write(self, start: int, stop: int, probes: int) -> None:
-        """The slots [start, stop), the newest, hold new entries.
+        """Cover the newest entries, in the slots [start, stop).
 
         Args:
             start: at most `covered`.
             stop: after the last.
-            probes: lists that a query will probe. In Mean Shift the newest entries are the next queries, so that the
-                nearest lists of both are found at once.
+            probes: lists that a query will probe. In MSF the newest entries are the next queries, so one comparison
+                with the centroids serves both.
         """
         while start < stop:
             part_stop = min(stop, (start // self._segment + 1) * self._segment)
             if self._rolls and start % self._segment == 0:
                 self._roll(start // self._segment)
             vectors = self._entries[start:part_stop]
-            found = self._centroids.nearest(vectors, probes if len(vectors) <= _PROBED_AT_ONCE else 1)
+            found = self._centroids.nearest(vectors, probes if len(vectors) <= _NEXT_QUERIES else 1)
             self._probed = (start, part_stop, found)
             lists = found.lists[:, 0].contiguous()
             self._pending.append((torch.arange(start, part_stop), lists))
@@ -115,7 +117,7 @@ class SegmentedLists:
             start = part_stop
 
     def follow(self) -> None:
-        """Move the centroids towards the newest entries. Until then searches compare with where they were."""
+        """Move the centroids towards the entries written since the last call."""
         if self._pending:
             slots, lists = (torch.cat(each) for each in zip(*self._pending, strict=True))
             self._centroids.follow(self._entries[slots], lists, _RATE)
@@ -124,13 +126,13 @@ class SegmentedLists:
     def search(
         self, queries: Tensor, probes: int, count: int, live: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Approximate similarities [B, C] and slots [B, C] of candidates; not found is -inf, in any slot.
+        """Return approximate similarities [B, C] and slots [B, C] of candidates; missing ones are -inf, in any slot.
 
         Args:
             queries: [B, D].
-            probes: lists of each segment to look into.
-            count: candidates of each segment.
-            live: slots [start, stop) that may be found; disjoint.
+            probes: lists to probe in each segment.
+            count: candidates from each segment.
+            live: disjoint ranges [start, stop) of the slots to search.
         """
         similarities, slots = [], []
         probed: dict[int, Probes] = {}  # segments may share centroids
@@ -144,8 +146,8 @@ class SegmentedLists:
         return torch.cat(similarities, dim=1), torch.cat(slots, dim=1)
 
     def _searched(self, live: Sequence[tuple[int, int]]) -> Iterator[tuple[int, InvertedLists, list[tuple[int, int]]]]:
-        """First slot, lists and live places of each segment that has any."""
-        for number, part, first in self._held():
+        """Yield the first slot, the lists and the live places of each segment that has any."""
+        for number, part, first in self._current():
             start = number * self._segment
             last = min(self._segment, self._entries.shape[0] - start) if part is self._leaving else len(part)
             ranges = [(max(low - start, first), min(high - start, last)) for low, high in live]
@@ -166,17 +168,17 @@ class SegmentedLists:
         self._parts[number].write(place, vectors, lists)
 
     def _roll(self, number: int) -> None:
-        """Begin a segment anew, from the newest centroids; those of the one before it stay where they are."""
+        """Start a segment with a copy of the centroids; those of the previous segment freeze."""
         self._centroids = self._centroids.copy()
-        begun = InvertedLists(self._centroids, self._scale)
+        started = InvertedLists(self._centroids, self._scale)
         if number == len(self._parts):
-            self._parts.append(begun)
+            self._parts.append(started)
         else:
             self._leaving, self._leaving_number = self._parts[number], number
-            self._parts[number] = begun
+            self._parts[number] = started
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs besides the ring."""
+        """Return what `restore` needs besides the ring."""
         none = torch.empty(0, dtype=torch.int64)
         slots, lists = (torch.cat([none, *each]) for each in zip((none, none), *self._pending, strict=True))
         found = {
@@ -187,7 +189,7 @@ class SegmentedLists:
             "pending_slots": slots,
             "pending_lists": lists,
         }
-        for number, part, first in self._held():
+        for number, part, first in self._current():
             name = "leaving" if part is self._leaving else f"part{number}"
             places, sizes = part.order(first)
             own = part.centroids.vectors if part.centroids is not self._centroids else torch.empty(0)
@@ -196,7 +198,7 @@ class SegmentedLists:
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> SegmentedLists:
-        """What had this `state`, over the same ring.
+        """Return the lists that had this `state`, over the same ring.
 
         Raises:
             ValueError, KeyError: if the state is damaged.
@@ -206,20 +208,20 @@ class SegmentedLists:
         if state["pending_slots"].numel():
             made._pending = [(state["pending_slots"], state["pending_lists"])]
         while (name := f"part{len(made._parts)}") + ".places" in state:
-            made._parts.append(made._restored(state, name, len(made._parts)))
+            made._parts.append(made._restore_part(state, name, len(made._parts)))
         if (number := int(state["leaving"])) >= 0:
-            made._leaving, made._leaving_number = made._restored(state, "leaving", number), number
+            made._leaving, made._leaving_number = made._restore_part(state, "leaving", number), number
         return made
 
-    def _restored(self, state: Mapping[str, Tensor], name: str, number: int) -> InvertedLists:
+    def _restore_part(self, state: Mapping[str, Tensor], name: str, number: int) -> InvertedLists:
         own = state[f"{name}.centroids"]
         part = InvertedLists(Centroids(own.clone()) if own.numel() else self._centroids, self._scale)
-        held = self._entries[number * self._segment : (number + 1) * self._segment]
-        part.restore(state[f"{name}.places"], state[f"{name}.sizes"], held)
+        entries = self._entries[number * self._segment : (number + 1) * self._segment]
+        part.restore(state[f"{name}.places"], state[f"{name}.sizes"], entries)
         return part
 
-    def _held(self) -> Iterator[tuple[int, InvertedLists, int]]:
-        """Number and lists of each segment, and the first place of which they hold what the ring does."""
+    def _current(self) -> Iterator[tuple[int, InvertedLists, int]]:
+        """Yield the number and lists of each segment, and the first place that the ring has not overwritten."""
         for number, part in enumerate(self._parts):
             yield number, part, 0
         if self._leaving is not None:

@@ -8,40 +8,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.scan.base import MOST_GROUPS, ApproximateScanBank, padded
-from msf_faiss.search.canonical import canonical
+from msf_faiss.bank.scan.base import ApproximateScanBank, round_up
+from msf_faiss.search.canonical import rescore
 from msf_faiss.search.exact import unproven
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.search.torch_engine import shortlist
 
-_RANGE = 4.0  # standard deviations of a mixed component that 127 stands for
-_UNSURE = 1 / 64  # of int8's queries that may be left with too few groups
-_SIGMAS = 6.0  # of the error of a product that are allowed for
-_LEAST_ROWS = 17
+_RANGE = 4.0  # standard deviations of a mixed component that code 127 stands for
+_UNSURE = 1 / 64  # ratio of the queries that may end with too few groups
+_SIGMAS = 6.0  # standard deviations of a product's rounding error in the bound
+_LEAST_ROWS = 17  # that CUDA's integer product takes
 
 
 class Int8ScanBank(ApproximateScanBank):
-    """Approximate: scans a copy in 8-bit integers, in half the time and memory of bfloat16, and hardly ever wrong.
+    """Approximate: scans a copy in 8-bit integers, in half the time and memory of bfloat16; rarely misses a neighbour.
 
-    A copy is mixed first (see `_mixed`), after which one scale suits all components of all entries: their products
-    remain integers until the best are known. Groups of entries are compared, best first, until a query's k-th neighbour
-    is above all others by six standard deviations of what rounding does to a product.
+    The copy is mixed first (see `_mix`), after which one scale suits all components of all entries, so their products
+    stay integers until the best are selected. Groups of entries are compared, best first, until a query's k-th
+    neighbour exceeds all other entries by six standard deviations of the rounding error of a product.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        max_age: int | None = None,
-    ) -> None:
-        super().__init__(capacity, dim, dtype, device, max_age=max_age)
-        self._signs = _signs(dim).to(self.device)  # [2, D]
-        self._scale = 127 / _RANGE * dim**0.5
-        # CUDA's product takes at least 17 rows, and 8 dimensions at a time.
-        self._codes = torch.zeros(capacity + _LEAST_ROWS, padded(dim, 8), dtype=torch.int8, device=self.device)
+    @staticmethod
+    def extra_bytes(dim: int, dtype: torch.dtype) -> float:
+        return round_up(dim, 8)
+
+    def _allocate(self) -> None:
+        super()._allocate()
+        self._signs = _signs(self.dim).to(self.device)  # [2, D]
+        self._scale = 127 / _RANGE * self.dim**0.5
+        # CUDA's integer product takes a multiple of 8 dimensions.
+        shape = (self.capacity + _LEAST_ROWS, round_up(self.dim, 8))
+        self._codes = torch.zeros(shape, dtype=torch.int8, device=self.device)
 
     def _written(self, start: int, stop: int) -> None:
         self._codes[start:stop, : self.dim] = self._encode(self._entries[start:stop])
@@ -52,15 +49,15 @@ class Int8ScanBank(ApproximateScanBank):
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._encode_all()
         self._effort, self._last_push, *groups = state.get("int8.counters", torch.tensor([1, 0, 0, 0])).tolist()
-        self._groups, self._next_groups = (max(number, self._fewest) for number in groups)
+        self._groups, self._next_groups = (max(number, self._fewest_groups) for number in groups)
 
     def _encode(self, vectors: Tensor) -> Tensor:
-        """[*, D] int8."""
-        return _mixed(vectors.float(), self._signs).mul_(self._scale).round_().clamp_(-127, 127).to(torch.int8)
+        """Return the codes of `vectors` [*, D], int8."""
+        return _mix(vectors.float(), self._signs).mul_(self._scale).round_().clamp_(-127, 127).to(torch.int8)
 
-    def _older(self, queries: Tensor, k: int, newest: int) -> Neighbors:
+    def _scan(self, queries: Tensor, k: int, newest: int) -> Neighbors:
         batch = queries.shape[0]
-        coarse = self._codes.new_zeros(padded(batch, 8), self._codes.shape[1])
+        coarse = self._codes.new_zeros(round_up(batch, 8), self._codes.shape[1])
         coarse[:batch, : self.dim] = self._encode(queries)
 
         def product(start: int, stop: int, out: Tensor) -> None:
@@ -69,25 +66,26 @@ class Int8ScanBank(ApproximateScanBank):
             else:
                 torch._int_mm(self._codes[start:stop], coarse.T, out=out)
 
-        groups = self._effort * self._groups
-        listed = shortlist(product, torch.int32, self._aged(newest, self.searchable), k + groups, coarse)
+        limits = self._limits
+        older, groups = self._slots(newest, self.searchable), k + self._effort * self._groups
+        listed = shortlist(product, torch.int32, older, groups, coarse, group=limits.group)
         bounds = torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)[:batch].float() / self._scale**2
-        # Rounding to whole numbers deviates by 12 ** -0.5 in each component, of the query and of the entry.
+        # Rounding to integers has a standard deviation of 12 ** -0.5 in each component, of the query and of the entry.
         error = _SIGMAS * (2 / 12) ** 0.5 / self._scale
         slots, bound = self._compare(queries, listed.rows[:batch], bounds, k, error)
-        found = canonical(queries, self._entries, slots, self.age(slots), slots.shape[1])
-        if self._groups < MOST_GROUPS and not queries.is_cuda:
+        found = rescore(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        if self._groups < limits.most_groups and not queries.is_cuda:
             kth = found.similarities[:, min(k, slots.shape[1]) - 1]
             if unproven(kth, bound, error).double().mean() > _UNSURE:
-                self._next_groups = min(2 * self._groups, MOST_GROUPS)
+                self._next_groups = min(2 * self._groups, limits.most_groups)
         return found
 
 
-def _mixed(vectors: Tensor, signs: Tensor) -> Tensor:
-    """An orthogonal transform that gives all components of any vector about the same variance, 1/D: [*, D].
+def _mix(vectors: Tensor, signs: Tensor) -> Tensor:
+    """Rotate `vectors` [*, D] so that all components of any vector have about the same variance, 1/D.
 
-    Two Walsh-Hadamard transforms of random signs, of the first and of the last dimensions, so that any D will do.
-    Nothing but sums of pairs: its bits do not depend on how many vectors are transformed at a time.
+    Two Walsh-Hadamard transforms with random signs, of the first and of the last dimensions, so that D can be any
+    number. They consist of sums of pairs: the result does not depend on how many vectors are transformed at a time.
     """
     dim = vectors.shape[1]
     width = 1 << (dim.bit_length() - 1)
@@ -104,6 +102,6 @@ def _walsh_hadamard(vectors: Tensor) -> Tensor:
 
 
 def _signs(dim: int) -> Tensor:
-    """[2, D] of 1 and -1, always the same."""
+    """Return [2, D] of 1 and -1, always the same."""
     drawn = torch.rand(2, dim, generator=torch.Generator().manual_seed(0))
     return torch.where(drawn < 0.5, -1.0, 1.0)

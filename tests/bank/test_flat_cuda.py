@@ -1,4 +1,4 @@
-"""The exact bank on CUDA beside FAISS's own index there: streams, devices, batches, and the memory that FAISS takes."""
+"""The exact bank on CUDA against FAISS's own index: streams, devices, batches, and FAISS's memory."""
 
 import ctypes
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_faiss.bank import FlatBank
+from msf_faiss.bank import FlatBank, RingSpec
 from msf_faiss.search import faiss_setup
-from msf_faiss.search.canonical import canonical
+from msf_faiss.search.autotune import engines
+from msf_faiss.search.canonical import rescore
 from msf_faiss.search.faiss_setup import faiss, gpu_resources, has_gpu
 from msf_faiss.search.neighbors import Neighbors
 
@@ -38,7 +39,7 @@ def unit(rows: int, seed: int) -> Tensor:
 
 
 def filled(engine: str, dtype: torch.dtype = torch.float32, device: str = "cuda") -> FlatBank:
-    bank = FlatBank(CAPACITY, DIM, dtype, device, engine=engine)
+    bank = FlatBank(RingSpec(CAPACITY, DIM, dtype, device), engine=engines(torch.device(device))[engine])
     push(bank, unit(CAPACITY, 0))
     push(bank, unit(1000, 1))
     return bank
@@ -48,28 +49,28 @@ def push(bank: FlatBank, vectors: Tensor) -> None:
     bank.push(vectors.to(bank.device), torch.arange(len(vectors), device=bank.device))
 
 
-def of_faiss(bank: FlatBank, queries: Tensor) -> Neighbors:
-    """What FAISS's own index on the same device proposes, compared and ordered as every answer is."""
+def search_with_faiss_index(bank: FlatBank, queries: Tensor) -> Neighbors:
+    """Return the neighbours that FAISS's index on the same device proposes, rescored."""
     entries, queries = bank.state_dict()["embeddings"], queries.to(bank.dtype)
     index = faiss.GpuIndexFlatIP(gpu_resources(bank.device), DIM)
     index.add(entries.float())
     slots = index.search(queries.float(), K + 8)[1]
-    return canonical(queries, entries, slots, bank.age(slots), K)
+    return rescore(queries, entries, slots, bank.age(slots), K)
 
 
-def test_neighbours_are_those_of_faiss_index(engine: str, dtype: torch.dtype, batch: int) -> None:
+def test_neighbors_match_faiss_index(engine: str, dtype: torch.dtype, batch: int) -> None:
     bank, queries = filled(engine, dtype), unit(batch, 2).cuda()
-    for found, expected in zip(bank.search(queries, K), of_faiss(bank, queries), strict=True):
+    for found, expected in zip(bank.search(queries, K), search_with_faiss_index(bank, queries), strict=True):
         assert torch.equal(found, expected)
 
 
-def test_a_search_waits_for_the_push_before_it_on_any_stream(engine: str, dtype: torch.dtype) -> None:
+def test_search_waits_for_push_on_any_stream(engine: str, dtype: torch.dtype) -> None:
     bank, vectors, ids = filled(engine, dtype), unit(256, 2).cuda(), torch.arange(256, device="cuda")
-    bank.search(vectors, 1)  # so that nothing that is made but once waits for the device
+    bank.search(vectors, 1)  # the first search synchronizes
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second: a search on another stream would be over by then
+        torch.cuda._sleep(200_000_000)  # cycles, .1 s: enough for a search on another stream to finish too early
         bank.push(vectors, ids)
         found = bank.search(vectors, 1)
         ages = bank.age(found.slots)
@@ -78,14 +79,14 @@ def test_a_search_waits_for_the_push_before_it_on_any_stream(engine: str, dtype:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_a_bank_on_the_second_device_is_searched_there(engine: str, dtype: torch.dtype) -> None:
+def test_bank_on_second_device(engine: str, dtype: torch.dtype) -> None:
     with torch.cuda.device(0):
         first, second = filled(engine, dtype, "cuda:0"), filled(engine, dtype, "cuda:1")
         queries = unit(256, 2)
         expected, found = (bank.search(queries.to(bank.device), K) for bank in (first, second))
     assert found.slots.device == torch.device("cuda:1")
     assert torch.equal(found.slots.cpu(), expected.slots.cpu())
-    # A sum of float64 numbers whose order may depend on the device, rounded to float32.
+    # A float64 sum whose order may depend on the device, rounded to float32.
     torch.testing.assert_close(found.similarities.cpu(), expected.similarities.cpu(), rtol=0, atol=2.0**-23)
 
 
@@ -104,7 +105,7 @@ def test_only_the_first_search_allocates(
         return *(each.getMemoryInfo() for each in resources), torch.cuda.memory_allocated()
 
     before = in_use()
-    # What is allocated and freed again within a search shows in FAISS's log alone.
+    # Only FAISS's log shows memory that is freed within a search.
     for each in resources:
         each.setLogMemoryAllocations(True)
     for _ in range(3):
