@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from msf_faiss.embeddings.files import Dtype
 
 
-@click.command(short_help="Write the embeddings of any images to a file.")
+@click.command
 @options
 @click.option(
     "--out",

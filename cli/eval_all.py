@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .eval_session import EpochLines, Session, options
+from .eval_session import Session, options
 
 if TYPE_CHECKING:
-    from msf_faiss.evaluate.everything import Part
+    from msf_faiss.evaluate.suite import Family
 
 
-@click.command(short_help="Run every evaluation that the data allow, and write them on one page.")
+@click.command
 @options("online", "target", "weights", "untrained", "pixels", every=True)
 @click.option(
     "--only",
-    "parts",
+    "families",
     type=click.Choice(["knn", "linear", "semi", "transfer"]),
     multiple=True,
-    help="Run these alone. Repeatable.  [default: all]",
+    help="Run only these. Repeatable.  [default: all]",
 )
-@click.option(
-    "--fast",
-    is_flag=True,
-    help="A linear layer on features that are computed once, no fine-tuning, every fourth penalty.",
-)
-def command(session: Session, parts: tuple[Part, ...], fast: bool) -> int:
-    """Run every evaluation that the data allow, and write them on one page.
+@click.option("--fast", is_flag=True, help="Linear probes without augmentation, no fine-tuning, every fourth penalty.")
+def command(session: Session, families: tuple[Family, ...], fast: bool) -> int:
+    """Run every evaluation that the data allow, and summarise them on one page.
 
-    RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. kNN,
-    linear layer, fine-tuning with 1 % and 10 % of the labels and logistic regression, each beside the untrained
-    network; the page is summary.md, beside it summary.json, in the folder of the results, earlier ones among them.
+    RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. Runs
+    kNN, a linear probe, evaluations with 1 % and 10 % of the labels, and logistic regression, also for the untrained
+    network. Writes summary.md and summary.json, with all results of the folder, to the results folder.
     """
-    from msf_faiss.evaluate.everything import PARTS, score_everything
+    from msf_faiss.evaluate.suite import FAMILIES, score_suite
     from msf_faiss.evaluate.summary import write_summary
 
-    from .console import stderr
-
-    def finish(folder: Path) -> None:
-        session.say(f"saved {write_summary(folder, str(session.run))}")
-
-    with stderr().status("") as status:
-        lines = EpochLines(status)
-        return session.evaluate(
-            lambda setup, encoder: score_everything(
-                setup,
-                encoder,
-                parts=parts or PARTS,
-                fast=fast,
-                batch_size=session.batch_size,
-                on_epoch=lines,
-                notify=session.say,
-            ),
-            finish=finish,
-        )
+    return session.evaluate(
+        lambda setup, encoder: score_suite(setup, encoder, families=families or FAMILIES, fast=fast),
+        finish=lambda folder: write_summary(folder, str(session.run)),
+    )

@@ -7,7 +7,7 @@ import click
 from .eval_session import Session, options
 
 
-@click.command(short_help="Score frozen features by their nearest neighbours.")
+@click.command
 @options("online", "target", "weights", "untrained", "pixels")
 @click.option(
     "--k",
@@ -16,7 +16,7 @@ from .eval_session import Session, options
     multiple=True,
     default=(1, 20, 200),
     show_default=True,
-    help="Neighbours that vote. Repeatable.",
+    help="Number of neighbours that vote. Repeatable.",
 )
 @click.option(
     "--temperature",
@@ -25,32 +25,22 @@ from .eval_session import Session, options
     multiple=True,
     default=(0.07, 0.1),
     show_default=True,
-    help="T of the weighted vote exp(similarity / T), beside the plain majority. Repeatable.",
+    help="T of an additional vote weighted by exp(similarity / T). Repeatable.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
-    help="Use at most so many training and so many held-out images, a fixed sample.  [default: all]",
+    help="Use at most this many training and held-out images, a fixed sample.  [default: all]",
 )
 def command(session: Session, ks: tuple[int, ...], temperatures: tuple[float, ...], limit: int | None) -> int:
     """Score frozen features by their nearest neighbours.
 
     RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. Each
-    held-out image gets the class that most of its k most similar training images have; without held-out images each
-    training image is judged by the others. Search is exact, on L2-normalised features of centre crops.
+    held-out image is classified by a vote of its k nearest training images; without held-out images, training images
+    classify each other (leave-one-out). Search is exact, on L2-normalised features of centre crops.
     """
     from msf_faiss.evaluate.scoring import score_knn
 
     return session.evaluate(
-        lambda setup, encoder: [
-            score_knn(
-                setup,
-                encoder,
-                ks=ks,
-                temperatures=temperatures,
-                limit=limit,
-                batch_size=session.batch_size,
-                notify=session.say,
-            )
-        ]
+        lambda setup, encoder: [score_knn(setup, encoder, ks=ks, temperatures=temperatures, limit=limit)]
     )

@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .eval_session import EpochLines, Session, options
+from .eval_session import Session, options
 
 if TYPE_CHECKING:
     from msf_faiss.evaluate.semi import Mode
 
 
-def _share(text: str) -> float:
-    """A share of the labels, written as 1% or 0.01."""
+def _fraction(text: str) -> float:
+    """A fraction of the labels, written as 1% or 0.01."""
     try:
-        share = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+        fraction = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no share of the labels; give it as 1% or 0.01") from error
-    if not 0 < share <= 1:
+        raise click.BadParameter(f"{text!r} is not a fraction of the labels; write 1% or 0.01") from error
+    if not 0 < fraction <= 1:
         raise click.BadParameter(f"{text!r} is not above 0 and at most 100%")
-    return share
+    return fraction
 
 
-@click.command(short_help="Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.")
+@click.command
 @options("online", "target", "weights", "untrained")
 @click.option(
     "--labels",
     "fractions",
-    type=_share,
+    type=_fraction,
     multiple=True,
-    metavar="SHARE",
-    help="Share of the training images that keep their labels, as many of each class. Repeatable.  [default: 1%, 10%]",
+    metavar="FRACTION",
+    help="Fraction of the labels to keep, the same number per class. Repeatable.  [default: 1%, 10%]",
 )
 @click.option(
     "--subset",
@@ -40,7 +40,7 @@ def _share(text: str) -> float:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="A list of the images that keep their labels: a file name (or an id) a line. Repeatable.",
+    help="List of the images that keep their labels, one file name or id per line. Repeatable.",
 )
 @click.option(
     "--mode",
@@ -49,30 +49,32 @@ def _share(text: str) -> float:
     multiple=True,
     default=("linear", "fine-tune"),
     show_default=True,
-    help="linear: one layer on the frozen features; fine-tune: the whole network. Repeatable.",
+    help="linear: train a linear layer on frozen features; fine-tune: train the whole network. Repeatable.",
 )
-@click.option("--fast", is_flag=True, help="Train the linear layer on the features of centre crops: no augmentation.")
+@click.option("--fast", is_flag=True, help="Train the linear layer on features of centre crops: no augmentation.")
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    help="Epochs; the learning rate falls at the same shares of them.  [default: linear 40, fine-tune 20]",
+    help="Epochs; the learning rate falls at the same fractions of them.  [default: linear 40, fine-tune 20]",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the network in a fine-tune.  [default: 0.01; 0.02 for 1 % of the labels if these are 5,000 or more]",
+    help="Learning rate of the backbone when fine-tuning.  [default: 0.01; 0.02 with 1 % of the labels if these are "
+    "5,000 or more]",
 )
 @click.option(
     "--head-learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the new layer in a fine-tune.  [default: 0.2; 5 for 1 % of the labels if these are 5,000 or more]",
+    help="Learning rate of the new layer when fine-tuning.  [default: 0.2; 5 with 1 % of the labels if these are 5,000 "
+    "or more]",
 )
 @click.option(
     "--subset-seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Which images keep their labels.",
+    help="Seed for the choice of images that keep their labels.",
 )
 def command(
     session: Session,
@@ -87,35 +89,28 @@ def command(
 ) -> int:
     """Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.
 
-    RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. The
-    labelled images are the same number of each class, chosen by --subset-seed alone; the held-out images judge.
+    RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. Training
+    uses the same number of labelled images per class, chosen by --subset-seed; scores are of the held-out images.
     """
     from msf_faiss.evaluate import linear
     from msf_faiss.evaluate.semi import FRACTIONS, score_semi
 
-    from .console import stderr
-
-    kept: tuple[float | Path, ...] = (*(fractions or (() if files else FRACTIONS)), *files)
-    asked = {"epochs": epochs, "backbone_learning_rate": learning_rate, "head_learning_rate": head_learning_rate}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    with stderr().status("") as status:
-        lines = EpochLines(status)
-        return session.evaluate(
-            lambda setup, encoder: (
-                score_semi(
-                    setup,
-                    encoder,
-                    labels=labels,
-                    mode=mode,
-                    fast=fast,
-                    epochs=epochs or linear.EPOCHS,
-                    changes=changes,
-                    subset_seed=subset_seed,
-                    batch_size=session.batch_size,
-                    on_epoch=lines,
-                    notify=session.say,
-                )
-                for labels in kept
-                for mode in dict.fromkeys(modes)
+    subsets: tuple[float | Path, ...] = (*(fractions or (() if files else FRACTIONS)), *files)
+    given = {"epochs": epochs, "backbone_learning_rate": learning_rate, "head_learning_rate": head_learning_rate}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return session.evaluate(
+        lambda setup, encoder: (
+            score_semi(
+                setup,
+                encoder,
+                labels=labels,
+                mode=mode,
+                fast=fast,
+                epochs=epochs or linear.EPOCHS,
+                changes=changes,
+                subset_seed=subset_seed,
             )
+            for labels in subsets
+            for mode in dict.fromkeys(modes)
         )
+    )

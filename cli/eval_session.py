@@ -1,4 +1,4 @@
-"""What the `eval-…` commands share: options, ranks, saving, the table."""
+"""What the `eval-…` commands share: options, ranks, saving results, the table."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import batch_size_option, device_option
+
 if TYPE_CHECKING:
     from rich.status import Status
     from rich.table import Table
 
-    from msf_faiss.evaluate.finetune import FinetuneEpoch
-    from msf_faiss.evaluate.linear import ProbeEpoch
+    from msf_faiss.evaluate.linear import EpochProgress
+    from msf_faiss.evaluate.logistic import PenaltyFit
     from msf_faiss.evaluate.results import EncoderName, Result
     from msf_faiss.evaluate.setup import EvalSetup
 
 Score = Callable[["EvalSetup", "EncoderName"], Iterable["Result"]]
-"""From one encoder of the setup to its results, one after the other."""
+"""Evaluates one encoder; yields each result as soon as it is ready."""
 
-_EXPLAINED = {
-    "online": "the online encoder's backbone, the one that is trained",
-    "target": "the target encoder's, its moving average",
-    "weights": "the only one of a state dict",
-    "untrained": "the same network as it was before the first step",
-    "pixels": "no network, only the pixels",
+_ENCODERS = {
+    "online": "backbone of the trained encoder",
+    "target": "backbone of its moving average",
+    "weights": "backbone in a state dict",
+    "untrained": "the network before training",
+    "pixels": "the pixels of the centre crop",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What was asked for, but for what is an evaluation's own."""
+    """The arguments and options that all evaluations share."""
 
     run: Path
     encoders: tuple[EncoderName, ...]
@@ -49,19 +51,12 @@ class Session:
     cache: Path | None
     keep: bool
     as_json: bool
-    every: bool  # without --encoder: all that there are, not only the first
+    every: bool  # without --encoder, evaluate all encoders instead of the first
 
-    def say(self, line: str) -> None:
-        """Tell in a line what happens; rank 0 alone does."""
-        from .console import stderr
+    def evaluate(self, score: Score, *, finish: Callable[[Path], Path] | None = None) -> int:
+        """Evaluate each encoder, save each result at once, and print all of them; returns the exit code.
 
-        if _is_main():
-            stderr().print(line, markup=False)
-
-    def evaluate(self, score: Score, *, finish: Callable[[Path], object] | None = None) -> int:
-        """Score each encoder, save each result as soon as it is there, and print them all; the exit code.
-
-        `finish` is called at the end, however that comes, with the folder of the results if they have one.
+        `finish` is called with the results folder, if there is one, even after an error, and returns a file it wrote.
         """
         from msf_faiss.device import select_device
         from msf_faiss.distributed.ranks import join_ranks
@@ -71,21 +66,31 @@ class Session:
         from msf_faiss.evaluate.setup import open_setup
         from msf_faiss.evaluate.weights import run_of
 
-        with join_ranks(self.device) as ranks:
+        from .console import stderr
+
+        with join_ranks(self.device) as ranks, stderr().status("") as status:
+
+            def notify(line: str) -> None:
+                if ranks.is_main:
+                    status.console.print(line, markup=False)
+
             run_dir = run_of(self.run)
-            cached = self.cache or (run_dir / FEATURES if run_dir else None)
+            cache = self.cache or (run_dir / FEATURES if run_dir else None)
             setup = open_setup(
                 self.run,
                 self.overrides,
                 select_device(self.device),
                 base=self.base,
                 arch=self.arch,
-                cache=FeatureCache(cached) if self.keep and cached else None,
+                cache=FeatureCache(cache) if self.keep and cache else None,
                 ranks=ranks,
+                batch_size=self.batch_size,
+                notify=notify,
+                on_progress=functools.partial(_show_progress, status) if ranks.is_main else lambda progress: None,
             )
             folder = self.out or (run_dir / FOLDER if run_dir else None)
             if folder is None:
-                self.say("nothing will be saved: the weights belong to no run; --out names a folder for results")
+                notify("results will not be saved: the weights belong to no run; name a folder with --out")
             else:
                 ranks.on_main(functools.partial(prepare_folder, folder))
             results = []
@@ -95,12 +100,12 @@ class Session:
                     for result in score(setup, encoder):
                         results.append(result)
                         if folder and ranks.is_main:
-                            self.say(f"saved {save_result(result, folder)}")
-            finally:  # what was found before a mistake or Ctrl-C counts
+                            notify(f"saved {save_result(result, folder)}")
+            finally:  # results before an error or Ctrl-C count too
                 if finish and folder and results and ranks.is_main:
-                    finish(folder)
-            if ranks.is_main:
-                show(results, as_json=self.as_json, name=str(self.run))
+                    notify(f"saved {finish(folder)}")
+        if ranks.is_main:
+            show(results, as_json=self.as_json, name=str(self.run))
         if ranks.size > 1:  # as in `pretrain`
             sys.stdout.flush()
             sys.stderr.flush()
@@ -109,12 +114,11 @@ class Session:
 
 
 def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """The arguments and options of all evaluations, given to the command as a `Session`.
+    """Add the arguments and options of all evaluations, which the command gets as a `Session`.
 
-    `encoders` are the choices of --encoder, and without it the first, or with `every` all that there are, are scored.
+    `encoders` are the choices of --encoder; the default is the first, or with `every` all of those in the weights.
     """
-    explained = "; ".join(f"{name}: {_EXPLAINED[name]}" for name in encoders)
-    default = "all that there are" if every else "online, or weights"
+    meanings = "; ".join(f"{name}: {_ENCODERS[name]}" for name in encoders)
     shared = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
@@ -122,40 +126,29 @@ def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[.
             "encoders",
             type=click.Choice(encoders),
             multiple=True,
-            help=f"Whose features ({explained}). Repeatable: one row each.  [default: {default}]",
+            help=f"Features to score. {meanings}. Repeatable.  "
+            f"[default: {'all that RUN has' if every else 'online, or weights'}]",
         ),
         click.option(
             "--set",
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Evaluate on other data or views, e.g. --set data.kind=parquet --set data.path=FILE. Repeatable.",
+            help="Use other data or views, e.g. --set data.kind=parquet --set data.path=FILE. Repeatable.",
         ),
         click.option(
             "--config",
             "base",
             metavar="CONFIG",
-            help="For a file of weights: the config with data, views and network, as `pretrain` takes it.",
+            help="For a file of weights: config with data, views and network, as for `pretrain`.",
         ),
         click.option(
             "--arch",
             metavar="NAME",
-            help="For a file of weights: its network, one of torchvision's or timm:NAME.  [default: the config's]",
+            help="For a file of weights: its network, from torchvision, or timm:NAME.  [default: the config's]",
         ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="auto: CUDA where there is a GPU.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=256,
-            show_default=True,
-            help="Images embedded at a time.",
-        ),
+        device_option,
+        batch_size_option,
         click.option(
             "--out",
             type=click.Path(path_type=Path, file_okay=False),
@@ -164,11 +157,11 @@ def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[.
         click.option(
             "--cache",
             type=click.Path(path_type=Path, file_okay=False),
-            help="Folder where features are kept for the next evaluation of the same weights.  [default: RUN/features;"
-            " none for weights outside a run]",
+            help="Folder that caches features for further evaluations of the same weights.  [default: RUN/features; "
+            "none for weights outside a run]",
         ),
-        click.option("--keep/--no-keep", default=True, help="Keep features.  [default: keep]"),
-        click.option("--json", "as_json", is_flag=True, help="Print the results and their protocol as JSON."),
+        click.option("--keep/--no-keep", default=True, help="Cache features.  [default: keep]"),
+        click.option("--json", "as_json", is_flag=True, help="Print the results with their protocols as JSON."),
     ]
     names = set(Session.__slots__) - {"every"}
 
@@ -185,34 +178,29 @@ def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[.
     return decorate
 
 
-class EpochLines:
-    """What each epoch of a probe came to: a line that changes on a terminal, else a line each."""
+def _show_progress(status: Status, progress: EpochProgress | PenaltyFit) -> None:
+    """Update a line on a terminal; elsewhere print a line per epoch."""
+    from msf_faiss.evaluate.linear import EpochProgress
 
-    def __init__(self, status: Status) -> None:
-        self._status = status
-
-    def __call__(self, done: ProbeEpoch | FinetuneEpoch) -> None:
-        from msf_faiss.evaluate.linear import ProbeEpoch
-
-        from .console import stderr
-
-        if not _is_main():
-            return
-        judged = "held-out" if isinstance(done, ProbeEpoch) else "training"
-        line = f"epoch {done.epoch}/{done.epochs}  loss {done.loss:.4f}  {judged} accuracy {done.accuracy:.1%}"
-        last, console = done.epoch == done.epochs, stderr()
-        if console.is_terminal:
-            self._status.update("" if last else line)
-        if last or not console.is_terminal:
-            console.print(line, markup=False)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    if isinstance(progress, EpochProgress):
+        last = progress.epoch == progress.epochs
+        line = (
+            f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.4f} · "
+            f"{progress.images} accuracy {progress.accuracy:.1%}"
+        )
+        if last or not status.console.is_terminal:
+            status.console.print(line, markup=False)
+    else:
+        last = progress.number == progress.fits
+        line = (
+            f"penalty {progress.number}/{progress.fits} · lambda {progress.penalty:.2g} · "
+            f"validation {progress.metric} {progress.score:.1%}"
+        )
+    status.update("" if last else line)
 
 
 def show(results: Sequence[Result], *, as_json: bool, name: str) -> None:
-    """Print what was found, all of it: a row an encoder; of several evaluations a row a metric."""
+    """Print all results: one row per encoder, or with several evaluations one row per metric."""
     from msf_faiss.evaluate.comparison import compare
 
     from .console import stdout
@@ -238,11 +226,11 @@ def _heading(result: Result) -> str:
     data = result.protocol["data"]
     lines = [f"accuracy in %, {describe_data(data)}"]
     lines += [
-        f"k = {k} is more than the voters there are: {count:,} vote"
+        f"k = {k} is larger than the number of voters: all {count:,} vote"
         for k, count in result.protocol.get("clamped_k", {}).items()
     ]
     lines += [
-        f"left out: {count:,} {why} {'training' if split == 'train' else 'held-out'} images"
+        f"skipped {count:,} {why} {'training' if split == 'train' else 'held-out'} images"
         for split, reasons in data["left_out"].items()
         for why, count in reasons.items()
         if count

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FOR_IMAGES = ("data", "split", "encoder", "layer", "device", "batch_size")
 
 
-@click.command(short_help="Write a FAISS index over the embeddings of any images, or over the bank.")
+@click.command
 @options
 @click.option("--from-bank", is_flag=True, help="Index the entries of the checkpoint's bank instead of images.")
 @click.option(

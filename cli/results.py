@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     from msf_faiss.evaluate.comparison import Comparison
 
-_PICTURES = {".html", ".png"}
+_EXTENSIONS = {".html", ".png"}
 
 
-@click.command(short_help="Show all that the evaluations found for a run.")
+@click.command
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the results with their protocols as JSON.")
 def command(run: Path, as_json: bool) -> None:
-    """Show all that the evaluations found for a run: trained beside untrained, and the galleries.
+    """Show all evaluation results of a run.
 
-    RUN is a run directory. Evaluations put their results there: eval-knn and eval-linear with --encoder online
-    --encoder untrained.
+    RUN is a run directory. Tables compare the trained with the untrained network, if both were evaluated (--encoder
+    online --encoder untrained). Pages of inspect-neighbors are listed too.
     """
     from msf_faiss.errors import UserError
     from msf_faiss.evaluate.comparison import compare
@@ -35,26 +35,24 @@ def command(run: Path, as_json: bool) -> None:
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory")
     results = load_results(run / FOLDER)
-    galleries = sorted(path for path in (run / "neighbors").glob("*") if path.suffix in _PICTURES)
+    pages = sorted(path for path in (run / "neighbors").glob("*") if path.suffix in _EXTENSIONS)
     if as_json:
-        found = {
+        content = {
             "run": str(run),
             "results": [result.to_json() for result in results],
-            "galleries": [str(path) for path in galleries],
+            "neighbor_pages": [str(path) for path in pages],
         }
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(content, indent=2))
         return
-    if not results and not galleries:
-        raise UserError(
-            f"{run}: holds no results yet; run `msf-faiss eval-knn {run} --encoder online --encoder untrained` first"
-        )
+    if not results and not pages:
+        raise UserError(f"{run}: no results yet; run `msf-faiss eval-knn {run} --encoder online --encoder untrained`")
     print_comparisons(str(run), compare(results))
-    for path in galleries:
-        stdout().print(f"gallery: {path}", markup=False)
+    for path in pages:
+        stdout().print(f"neighbours: {path}", markup=False)
 
 
 def print_comparisons(name: str, comparisons: Sequence[Comparison]) -> None:
-    """A table each, a row a metric and a column an encoder, and what these mean."""
+    """Print a table for each comparison, one row per metric and one column per encoder, and then a legend."""
     from .console import stdout
 
     console = stdout()
@@ -62,15 +60,15 @@ def print_comparisons(name: str, comparisons: Sequence[Comparison]) -> None:
         console.print(_heading(name, comparison), markup=False)
         console.print(_table(comparison))
         console.print()
-    for line in _explanations(comparisons):
+    for line in _legend(comparisons):
         console.print(line, markup=False)
 
 
 def _heading(name: str, comparison: Comparison) -> str:
     from msf_faiss.evaluate.comparison import describe_data
 
-    when = "" if comparison.step is None else f", after step {comparison.step:,} (epoch {comparison.epoch:.4g})"
-    return f"{name}{when}: accuracy in %\n{describe_data(comparison.data)}\n"
+    step = "" if comparison.step is None else f", step {comparison.step:,} (epoch {comparison.epoch:.4g})"
+    return f"{name}{step}: accuracy in %\n{describe_data(comparison.data)}\n"
 
 
 def _table(comparison: Comparison) -> Table:
@@ -96,25 +94,24 @@ def _table(comparison: Comparison) -> Table:
             for encoder in comparison.encoders
         ]
         gain = gains[metric]
-        if gain is None:
-            table.add_row(metric, *cells)
-        else:
-            table.add_row(
-                metric, *cells, Text(f"{gain:+.1f}", style="green" if gain > 0 else "red" if gain < 0 else "")
-            )
+        if gain is not None:
+            cells.append(Text(f"{gain:+.1f}", style="green" if gain > 0 else "red" if gain < 0 else ""))
+        table.add_row(metric, *cells)
     return table
 
 
-def _explanations(comparisons: Sequence[Comparison]) -> list[str]:
-    """What the rows and columns mean, for those that are there."""
+def _legend(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the rows and columns of the tables mean."""
     metrics = {metric for comparison in comparisons for metric in comparison.scores}
     gains = any(comparison.gain(metric) is not None for comparison in comparisons for metric in comparison.scores)
     meanings = {
-        "k-NN: the k most similar training images vote for the class": any("-NN" in metric for metric in metrics),
-        "T: their votes count exp(similarity / T) instead of one": any(", T " in metric for metric in metrics),
-        "linear: one linear layer, trained on the frozen features": any("linear" in metric for metric in metrics),
-        "fine-tune: the whole network, trained with such a layer": any("fine-tune" in metric for metric in metrics),
-        "n % of labels: that share of the training images, as many of each class": any(
+        "k-NN: majority vote of the k nearest training images": any("-NN" in metric for metric in metrics),
+        "T: each vote is weighted by exp(similarity / T)": any(", T " in metric for metric in metrics),
+        "linear: a linear layer trained on the frozen features": any("linear" in metric for metric in metrics),
+        "fine-tune: the whole network, trained with a new linear layer": any(
+            "fine-tune" in metric for metric in metrics
+        ),
+        "n % of labels: trained on that fraction of the labels, the same number per class": any(
             "labels" in metric for metric in metrics
         ),
         "logistic: logistic regression on the frozen features": any("logistic" in metric for metric in metrics),

@@ -28,7 +28,7 @@ from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.config import Config
 from msf_faiss.data.source import Source
 from msf_faiss.embeddings.encoder import TrainedEncoder
-from msf_faiss.embeddings.extract import Features, extract, extract_batches
+from msf_faiss.embeddings.extract import Features, describe_view, extract, extract_batches
 from msf_faiss.embeddings.files import ArrayFile, Dtype, TableFile, images_table, refuse_existing, write_errors
 from msf_faiss.embeddings.inputs import Split, open_inputs, override_inputs
 from msf_faiss.errors import UserError
@@ -48,22 +48,15 @@ class Embedder:
         """Embeddings [B, F] float32 and ids [B] int64 of all readable images, in order.
 
         Raises:
-            UserError: if an image is unreadable (see `extract`), or an embedding is not finite.
+            UserError: as `extract` does.
         """
         for batch in extract_batches(
             self.encoder, self.source, config=self.config, device=self.encoder.device, batch_size=batch_size
         ):
-            finite = batch.embeddings.isfinite().all(dim=1)
-            if not finite.all():
-                raise UserError(
-                    f"the embedding of {printable(self.source.name(int(batch.ids[~finite][0])))} is not finite: "
-                    "training has diverged; use an earlier checkpoint, or train with a lower optimizer.learning_rate"
-                )
             yield F.normalize(batch.embeddings, dim=1) if normalize else batch.embeddings, batch.ids
 
     def describe(self, *, normalized: bool, dtype: Dtype) -> dict[str, Any]:
         """The embeddings' origin and format, as metadata of a file."""
-        views = self.config.views
         return {
             "format": "msf-faiss embeddings",
             "version": 1,
@@ -73,12 +66,7 @@ class Embedder:
             "normalized": normalized,
             "dtype": dtype,
             **describe_weights(self.encoder.checkpoint),
-            "view": {
-                "resize": views.resize,
-                "center_crop": views.size,
-                "mean": list(views.mean),
-                "std": list(views.std),
-            },
+            "view": describe_view(self.config.views),
             "msf_faiss": msf_faiss.__version__,
         }
 

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msf_faiss.config import Config
+from msf_faiss.config import Config, ViewsConfig
 from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.source import Source
+from msf_faiss.errors import UserError
+from msf_faiss.text import printable
+
+
+def describe_view(views: ViewsConfig) -> dict[str, Any]:
+    """The evaluation view, for metadata: shorter side and crop in pixels, and the normalisation."""
+    return {"resize": views.resize, "center_crop": views.size, "mean": list(views.mean), "std": list(views.std)}
 
 
 class Features(NamedTuple):
@@ -40,7 +47,8 @@ def extract(
     `encoder` maps [B, 3, S, S] on `device` to [B, F]; each of its modules is then put back into its own mode.
 
     Raises:
-        UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
+        UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all; if an
+            embedding is not finite.
     """
     parts = list(extract_batches(encoder, source, config=config, device=device, ids=ids, batch_size=batch_size))
     labels = None if source.labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
@@ -62,6 +70,13 @@ def extract_batches(
         for batch in eval_batches(source, chosen, config=config, device=device, batch_size=batch_size):
             with torch.no_grad():  # not around the yield, where it would apply to the caller too
                 embeddings = encoder(batch.views(device, config.views)).to("cpu", torch.float32)
+            finite = embeddings.isfinite().all(dim=1)
+            if not finite.all():
+                name = source.name(int(batch.ids[~finite.numpy()][0]))
+                raise UserError(
+                    f"the embedding of {printable(name)} is not finite: training has diverged; use an earlier "
+                    "checkpoint, or train with a lower optimizer.learning_rate"
+                )
             labels = None if source.labels is None else torch.from_numpy(source.labels[batch.ids])
             yield Features(embeddings, labels, torch.from_numpy(batch.ids))
 

@@ -1,1 +1,1 @@
-"""Scores of frozen encoders."""
+"""Evaluations of frozen and fine-tuned encoders."""

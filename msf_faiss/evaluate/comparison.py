@@ -1,4 +1,4 @@
-"""Results side by side: the same images and the same question, one column an encoder."""
+"""Compare results on the same images: one row per metric, one column per encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLES: Mapping[EncoderName, str] = {
     "untrained": "untrained",
     "pixels": "raw pixels",
 }
-"""What a table calls the encoders."""
+"""Column titles."""
 
 _ORDER: tuple[EncoderName, ...] = get_args(EncoderName)
 _TRAINED: tuple[EncoderName, ...] = ("online", "target", "weights")
@@ -25,28 +25,30 @@ _EVALUATIONS: tuple[EvaluationName, ...] = get_args(EvaluationName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All scores on one set of images, of the weights of one step and of those that training never touched."""
+    """All scores on one set of images: of one checkpoint, and of its untrained network and raw pixels."""
 
-    step: int | None  # None: not known, or only untrained encoders were scored
+    step: int | None  # None: unknown, or only untrained encoders were scored
     epoch: float | None
     checkpoint: str | None  # or file of weights; None: only untrained encoders were scored
     data: Mapping[str, Any]  # the "data" of the results' protocol
-    encoders: tuple[EncoderName, ...]  # those with a score, in reading order
-    scores: Mapping[str, Mapping[EncoderName, Score]]  # by metric, in reading order
-    results: tuple[Result, ...]  # that the scores are of, by evaluation
+    encoders: tuple[EncoderName, ...]  # with a score, in the order of columns
+    scores: Mapping[str, Mapping[EncoderName, Score]]  # by metric, in the order of rows
+    results: tuple[Result, ...]  # with these scores, by evaluation
 
     def gain(self, metric: str) -> float | None:
-        """Trained minus untrained accuracy, in percentage points; None where one of them is missing."""
-        found = self.scores[metric]
-        trained = next((found[name] for name in _TRAINED if name in found), None)
-        if trained is None or "untrained" not in found:
+        """Trained minus untrained accuracy, in percentage points; None if one of them is missing."""
+        scores = self.scores[metric]
+        trained = next((scores[name] for name in _TRAINED if name in scores), None)
+        if trained is None or "untrained" not in scores:
             return None
-        return 100 * (trained.accuracy - found["untrained"].accuracy)
+        return 100 * (trained.accuracy - scores["untrained"].accuracy)
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
-    """Comparisons, by data in the order of their first result, then by step. Of equal questions the newest answer
-    counts: the last in `results`."""
+    """Group results into comparisons, by data (in the order of first results), then by step.
+
+    If several results have a score of the same metric and encoder, the last one counts.
+    """
     by_images: dict[str, list[Result]] = {}
     for result in results:
         key = json.dumps([result.protocol["data"], result.protocol["view"]], sort_keys=True)
@@ -54,68 +56,68 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     comparisons = []
     for group in by_images.values():
         weights = {result.weights: result for result in group if result.weights is not None}
-        for one in sorted(weights.values(), key=lambda result: result.step or 0) or (None,):
-            fitting = [result for result in group if one is None or _belongs(result, one)]
-            comparisons.append(_compare(one, fitting))
+        for trained in sorted(weights.values(), key=lambda result: result.step or 0) or (None,):
+            comparable = [result for result in group if trained is None or _is_comparable(result, trained)]
+            comparisons.append(_compare(trained, comparable))
     return comparisons
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
-    """The images of a protocol's "data", in a line: which, how many, and what guessing would get."""
+    """The images of a protocol's "data", in one line: where, how many, and the accuracy of guessing."""
     config = data["config"]
     held_out = data["held_out_images"]
     where = config.get("test_path") if held_out is not None else config.get("path")
     if "test_split" in config:
         where = f"{config['path']}, {config['split'] if held_out is None else config['test_split']}"
     images = (
-        f"{data['training_images']:,} training images, each judged by the others"
+        f"{data['training_images']:,} training images, leave-one-out"
         if held_out is None
-        else f"{held_out:,} held-out images, judged by {data['training_images']:,} training images"
+        else f"{held_out:,} held-out and {data['training_images']:,} training images"
     )
     return (
-        f"{where or config['kind']}: {images}; {data['classes']} classes, guessing gets {data['commonest_class']:.1%}"
+        f"{where or config['kind']}: {images}; {data['classes']} classes, guessing scores {data['commonest_class']:.1%}"
     )
 
 
-def _belongs(result: Result, one: Result) -> bool:
-    """Whether a result stands beside those of `one`'s weights: of the same, of the same net untrained, or of no net."""
+def _is_comparable(result: Result, trained: Result) -> bool:
+    """Whether a result is of the same weights as `trained`, of the same network untrained, or of pixels."""
     if result.weights is not None:
-        return result.weights == one.weights
-    return result.protocol.get("model") in (None, one.protocol.get("model"))
+        return result.weights == trained.weights
+    return result.protocol.get("model") in (None, trained.protocol.get("model"))
 
 
-def _compare(one: Result | None, results: Sequence[Result]) -> Comparison:
-    found: dict[str, dict[EncoderName, Score]] = {}
+def _compare(trained: Result | None, results: Sequence[Result]) -> Comparison:
+    scores: dict[str, dict[EncoderName, Score]] = {}
     evaluations: dict[str, EvaluationName] = {}
     latest: dict[tuple[str, EncoderName], Result] = {}
     for result in results:
         for score in result.scores:
-            found.setdefault(score.metric, {})[result.encoder] = score
+            scores.setdefault(score.metric, {})[result.encoder] = score
             evaluations[score.metric] = result.evaluation
             latest[score.metric, result.encoder] = result
-    answers = {id(result): result for result in latest.values()}
-    present = {encoder for scores in found.values() for encoder in scores}
+    counted = {id(result): result for result in latest.values()}
+    present = {encoder for by_encoder in scores.values() for encoder in by_encoder}
     return Comparison(
-        step=None if one is None else one.step,
-        epoch=None if one is None else one.epoch,
-        checkpoint=None if one is None else one.checkpoint,
+        step=None if trained is None else trained.step,
+        epoch=None if trained is None else trained.epoch,
+        checkpoint=None if trained is None else trained.checkpoint,
         data=results[0].protocol["data"],
         encoders=tuple(encoder for encoder in _ORDER if encoder in present),
         scores={
-            metric: found[metric]
-            for metric in sorted(found, key=lambda metric: _place(found[metric], metric, evaluations[metric]))
+            metric: scores[metric]
+            for metric in sorted(scores, key=lambda metric: _sort_key(scores[metric], metric, evaluations[metric]))
         },
         results=tuple(
             sorted(
-                answers.values(),
+                counted.values(),
                 key=lambda result: (_EVALUATIONS.index(result.evaluation), _ORDER.index(result.encoder)),
             )
         ),
     )
 
 
-def _place(scores: Mapping[EncoderName, Score], metric: str, evaluation: EvaluationName) -> tuple[Any, ...]:
-    """By evaluation; kNN by k, majority before weighted, by temperature; others by name, then top 1 before top 5."""
+def _sort_key(scores: Mapping[EncoderName, Score], metric: str, evaluation: EvaluationName) -> tuple[Any, ...]:
+    """Order of rows: by evaluation; kNN by k, then majority vote, then by temperature; others by name, top 1 first."""
     settings = next(iter(scores.values())).settings
     name = metric.removesuffix(", top 5")
     return (

@@ -1,7 +1,6 @@
-"""Features that an evaluation computed, kept for the next one: of the same weights, images and view they are the same.
+"""Features cached on disk, so that the next evaluation of the same weights, images and view need not compute them.
 
-One safetensors file for each question, named by a digest of all that decides the answer: the SHA-256 of the weights and
-which of their encoders, the identity of the images, which of them, the view, and the kind of device.
+One safetensors file per key; a key covers all that determines the features (see `features.compute_features`).
 """
 
 from __future__ import annotations
@@ -14,45 +13,44 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from msf_faiss.files import atomic_paths
 
 FOLDER = "features"
-"""Of a run's directory."""
-_FORMAT = 1  # part of the key: raise it when features would come out otherwise
+"""Name of the cache in a run's directory."""
+_FORMAT = 1  # part of every key; raise it when the same key would give other features
 
 
-class Kept(NamedTuple):
-    """Embeddings without labels: those come from the data."""
+class CachedFeatures(NamedTuple):
+    """Features without labels, which come from the data."""
 
     embeddings: Tensor  # [N, F] float32
-    ids: Tensor  # [N] int64, of the images that could be read
+    ids: Tensor  # [N] int64, of the readable images
 
 
 class FeatureCache:
-    """Features in the files of a folder."""
+    """A folder of cached features."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, name: str, question: Mapping[str, Any]) -> Path:
-        """The file of a question; `name` is for people."""
-        text = json.dumps([_FORMAT, question], sort_keys=True)
+    def path(self, name: str, key: Mapping[str, Any]) -> Path:
+        """The file of a key, which begins with a readable `name`."""
+        text = json.dumps([_FORMAT, key], sort_keys=True)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
-    def get(self, path: Path) -> Kept | None:
-        """What the file holds; None if there is none, or none that is whole."""
+    def get(self, path: Path) -> CachedFeatures | None:
+        """The features in a file; None if it is missing or damaged."""
         try:
-            found = safetensors.torch.load_file(path)
-            kept = Kept(found["embeddings"], found["ids"])
+            tensors = safetensors.torch.load_file(path)
+            cached = CachedFeatures(tensors["embeddings"], tensors["ids"])
         except (OSError, KeyError, safetensors.SafetensorError):
             return None
-        return kept if len(kept.embeddings) == len(kept.ids) else None
+        return cached if len(cached.embeddings) == len(cached.ids) else None
 
-    def put(self, path: Path, kept: Kept) -> None:
-        """Keep features; the file appears when it is whole.
+    def put(self, path: Path, features: CachedFeatures) -> None:
+        """Write features to a file, atomically.
 
         Raises:
             OSError: if it cannot be written.
@@ -60,12 +58,7 @@ class FeatureCache:
         with atomic_paths(path) as (temporary,):
             try:
                 safetensors.torch.save_file(
-                    {"embeddings": kept.embeddings.contiguous(), "ids": kept.ids.contiguous()}, temporary
+                    {name: tensor.contiguous() for name, tensor in features._asdict().items()}, temporary
                 )
             except safetensors.SafetensorError as error:
                 raise OSError(str(error)) from error
-
-
-def digest_of(ids: Tensor) -> str:
-    """SHA-256 of `ids` [N] int64."""
-    return hashlib.sha256(ids.to(torch.int64).contiguous().numpy().data).hexdigest()

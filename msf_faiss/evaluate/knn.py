@@ -1,6 +1,6 @@
-"""Accuracy of nearest neighbours among frozen features: exact search, any k, two ways to vote.
+"""kNN accuracy of frozen features: exact search, any k, majority and weighted votes.
 
-Shapes: N images of the bank, Q queries, K voters, F features, C classes.
+Shapes: N voting images, Q queries, K voters of each, F features, C classes.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from torch import Tensor, nn
 
 from msf_faiss.config import Config
 from msf_faiss.data.source import Source
-from msf_faiss.embeddings.extract import Features
+from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.inputs import finite_features, has_held_out, is_labelled, labelled_ids, sample
-from msf_faiss.evaluate.vote import majority_vote, weighted_vote
+from msf_faiss.evaluate.images import has_held_out, is_labelled, labelled_ids, sample
 from msf_faiss.search.knn import knn
 from msf_faiss.search.neighbors import Neighbors
 
-_SCRATCH = 1 << 22  # elements of a [Q, C] or [Q, K] tensor held at a time
-_MOST_QUERIES = 4096  # searched at a time
+_MAX_ELEMENTS = 1 << 22  # of a [Q, C] or [Q, K] tensor
+_MAX_QUERIES = 4096  # per search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnScore:
-    """How often the vote of the nearest neighbours was right."""
+    """How many images the vote of their nearest neighbours classifies correctly."""
 
-    k: int  # voters: what was asked for, or as many as there are
-    temperature: float | None  # of the similarity-weighted vote; None: plain majority
+    k: int  # voters: as requested, or all if there are fewer
+    temperature: float | None  # of the weighted vote; None: majority vote
     correct: int
     images: int
-    leave_one_out: bool  # among the training images, each without itself
+    leave_one_out: bool  # the training images classify each other
 
     @property
     def accuracy(self) -> float:
@@ -52,96 +51,131 @@ def evaluate_knn(
     limit: int | None = None,
     batch_size: int = 256,
 ) -> KnnScore:
-    """Majority-vote accuracy of `encoder` ([B, 3, S, S] on `device` to [B, F]), as monitored in training.
+    """Majority-vote kNN accuracy of `encoder` ([B, 3, S, S] on `device` to [B, F]), as monitored during training.
 
-    Without labelled held-out images (`test` None or unlabelled, or the config names the training data twice) each
-    training image is classified by the others. Images without a label are left out. At most `limit` images of each set
-    are used, a sample that the config's seed determines.
+    Leave-one-out over the training images if there are no labelled held-out images (`test` is None or unlabelled, or
+    the config names the training data twice). Unlabelled images are left out. `limit` caps the images of each set, by
+    a sample that depends only on the config's seed.
 
     Raises:
-        UserError: if there are no labels, fewer than two images, unreadable ones, or features that are not finite.
+        UserError: if there are no labels, fewer than two images, unreadable images, or features that are not finite.
     """
     held_out = test if test is not None and has_held_out(config.data) and is_labelled(test) else None
 
     def features(source: Source) -> Features:
         ids = sample(labelled_ids(source), limit, seed=config.seed)
-        return finite_features(encoder, source, ids, config=config, device=device, batch_size=batch_size)
+        return extract(encoder, source, ids=ids, config=config, device=device, batch_size=batch_size)
 
     queries = None if held_out is None else features(held_out)
     return knn_scores(features(train), queries, ks=[k], device=device)[0]
 
 
 def knn_scores(
-    bank: Features,
-    queries: Features | None,
+    train: Features,
+    test: Features | None,
     *,
     ks: Sequence[int],
     temperatures: Sequence[float] = (),
     device: torch.device,
 ) -> list[KnnScore]:
-    """Accuracies of the majority vote and of a weighted vote at each temperature, for each k.
+    """Accuracies of the majority vote, and of the weighted vote at each temperature, for each k.
 
-    Features are L2-normalised and searched exactly, once for all k; of images equally similar to a query, the one with
-    the lower row ranks first. A k beyond the number of possible voters means all of them. For k = 1 all votes are the
-    same, and only the majority's is returned.
+    Features are L2-normalised and searched exactly, once for all k; among equally similar images the lower row ranks
+    first. A k larger than the number of possible voters means all of them. For k = 1 all votes are the same, so only
+    the majority vote is returned.
 
     Args:
-        bank: finite features of labelled images, which vote; those labelled -1 must have been left out.
-        queries: labelled images to classify. None: those of the bank, each by the others (duplicates included).
+        train: features of labelled images, which vote; all labels >= 0.
+        test: features of labelled images to classify; None: leave-one-out, training images classify each other.
         ks: numbers of voters, >= 1.
         temperatures: of the weighted votes, > 0.
         device: where to search.
 
     Raises:
-        UserError: if there is nobody to vote.
+        UserError: if there are no voters.
     """
-    assert bank.labels is not None
-    leave_one_out = queries is None
-    asked = bank if queries is None else queries
-    assert asked.labels is not None
-    voters = len(bank.ids) - leave_one_out
+    assert train.labels is not None
+    leave_one_out = test is None
+    judged = train if test is None else test
+    assert judged.labels is not None
+    voters = len(train.ids) - leave_one_out
     if voters < 1:
-        raise UserError(f"{len(bank.ids)} labelled images are too few for kNN, which needs at least two")
-    every_k, weighted = sorted({min(k, voters) for k in ks}), sorted(set(temperatures))
-    classes = int(max(bank.labels.max(), asked.labels.max())) + 1
-    votes = [(k, temperature) for k in every_k for temperature in (None, *(weighted if k > 1 else ()))]
+        raise UserError(f"kNN needs at least two labelled images, found {len(train.ids)}")
+    unique_ks, weighted = sorted({min(k, voters) for k in ks}), sorted(set(temperatures))
+    classes = int(max(train.labels.max(), judged.labels.max())) + 1
+    votes = [(k, temperature) for k in unique_ks for temperature in (None, *(weighted if k > 1 else ()))]
     correct = dict.fromkeys(votes, 0)
-    for part, similarities, rows in _voters(bank, queries, every_k[-1], classes, device):
-        labels = bank.labels[rows]  # [q, K]
+    for rows, similarities, voter_rows in _search(train, test, unique_ks[-1], classes, device):
+        labels = train.labels[voter_rows]  # [q, K]
         for k, temperature in votes:
-            few = labels[:, :k], similarities[:, :k], classes
-            elected = majority_vote(*few) if temperature is None else weighted_vote(*few, temperature)
-            correct[k, temperature] += int((elected == asked.labels[part]).sum())
+            nearest = labels[:, :k], similarities[:, :k], classes
+            winners = majority_vote(*nearest) if temperature is None else weighted_vote(*nearest, temperature)
+            correct[k, temperature] += int((winners == judged.labels[rows]).sum())
     return [
         KnnScore(
             k=k,
             temperature=temperature,
             correct=correct[k, temperature],
-            images=len(asked.ids),
+            images=len(judged.ids),
             leave_one_out=leave_one_out,
         )
         for k, temperature in votes
     ]
 
 
-def _voters(
-    bank: Features, queries: Features | None, k: int, classes: int, device: torch.device
+def majority_vote(labels: Tensor, similarities: Tensor, classes: int) -> Tensor:
+    """The class with the most voters, as in MSF (section 4): [Q] int64.
+
+    Ties go to the class with the larger sum of similarities, then to the class of the highest-ranked voter.
+
+    Args:
+        labels: [Q, K] int64, class of each voter, nearest first.
+        similarities: [Q, K] float32, descending.
+        classes: C, larger than every label.
+    """
+    return _elect(labels, [torch.ones_like(similarities, dtype=torch.float64), similarities.double()], classes)
+
+
+def weighted_vote(labels: Tensor, similarities: Tensor, classes: int, temperature: float) -> Tensor:
+    """The class with the largest sum of exp(similarity / temperature) over its voters: [Q] int64.
+
+    Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (2018), section 3.4; usual
+    temperatures are 0.07 and 0.1. Ties go to the class of the highest-ranked voter. Arguments as in `majority_vote`.
+    """
+    scaled = similarities.double() / temperature
+    return _elect(labels, [(scaled - scaled[:, :1]).exp()], classes)  # shifted against overflow; same winner
+
+
+def _elect(labels: Tensor, ballots: list[Tensor], classes: int) -> Tensor:
+    """Class with the largest sum of the first ballot [Q, K]; ties by the next ballot, then by the best rank."""
+    leading = torch.ones(labels.shape[0], classes, dtype=torch.bool, device=labels.device)  # [Q, C]
+    for ballot in ballots:
+        sums = torch.zeros(labels.shape[0], classes, dtype=ballot.dtype, device=labels.device)
+        sums.scatter_add_(1, labels, ballot)
+        sums.masked_fill_(~leading, -torch.inf)
+        leading &= sums == sums.amax(dim=1, keepdim=True)
+    first = leading.gather(1, labels).int().argmax(dim=1, keepdim=True)  # [Q, 1] rank of the best leading voter
+    return labels.gather(1, first).squeeze(1)
+
+
+def _search(
+    train: Features, test: Features | None, k: int, classes: int, device: torch.device
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For some queries at a time: which, and similarities [q, k] and bank rows [q, k] of their voters, on the CPU."""
-    base = F.normalize(bank.embeddings.to(device), dim=1)  # [N, F]
-    wanted = base if queries is None else F.normalize(queries.embeddings.to(device), dim=1)  # [Q, F]
-    step = max(1, min(_MOST_QUERIES, _SCRATCH // max(classes, k)))
-    for start in range(0, len(wanted), step):
-        part = slice(start, start + step)
-        found = knn(wanted[part], base, k + (queries is None))
-        if queries is None:
-            found = _without_own(found, start)
-        yield part, found.similarities.cpu(), found.slots.cpu()
+    """For chunks of queries: their rows, and similarities [q, k] and training rows [q, k] of the voters, on the CPU."""
+    base = F.normalize(train.embeddings.to(device), dim=1)  # [N, F]
+    queries = base if test is None else F.normalize(test.embeddings.to(device), dim=1)  # [Q, F]
+    step = max(1, min(_MAX_QUERIES, _MAX_ELEMENTS // max(classes, k)))
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        neighbors = knn(queries[rows], base, k + (test is None))
+        if test is None:
+            neighbors = _drop_self(neighbors, start)
+        yield rows, neighbors.similarities.cpu(), neighbors.slots.cpu()
 
 
-def _without_own(found: Neighbors, start: int) -> Neighbors:
-    """Drop each query's own row; query i is row start + i. Where more duplicates than k hide it, drop the last."""
-    count, found_k = found.slots.shape
-    own = found.slots == torch.arange(start, start + count, device=found.slots.device).unsqueeze(1)  # [q, k + 1]
+def _drop_self(neighbors: Neighbors, start: int) -> Neighbors:
+    """Drop row start + i from the neighbours of query i; if more than k duplicates hide it, drop the last one."""
+    count, columns = neighbors.slots.shape
+    own = neighbors.slots == torch.arange(start, start + count, device=neighbors.slots.device).unsqueeze(1)  # [q, k+1]
     own[:, -1] |= ~own.any(dim=1)
-    return Neighbors(*(values[~own].view(count, found_k - 1) for values in found))
+    return Neighbors(*(values[~own].view(count, columns - 1) for values in neighbors))

@@ -1,8 +1,8 @@
-"""Accuracy of one linear layer on frozen features, by the paper's protocol (section 4).
+"""Linear probe: one linear layer trained on frozen features, by the protocol of MSF (section 4).
 
-Features are L2-normalised, then standardised by the training set's mean and variance, which are computed once from the
-centre views and stay fixed; then one linear layer and SGD. In the full protocol every epoch sees other random crops and
-flips of the training images; the fast one trains on the features of their centre views.
+Features are L2-normalised, then standardised by the training set's mean and variance, which are computed once from
+centre views; then a linear layer is trained with SGD. In the full protocol, each epoch sees new random crops and flips
+of the training images; the fast one trains on the features of their centre views.
 
 Shapes: N training images, B of a batch, F features, C classes.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BATCH_SIZE = 256
 EPOCHS = 40
-DROPS = (15 / 40, 30 / 40)  # shares of the epochs after which the learning rate falls to a tenth
+DROPS = (15 / 40, 30 / 40)  # fractions of the epochs after which the learning rate falls to a tenth
 AUGMENTATION = WeakView(crop_scale=(0.08, 1.0), flip=0.5)
 EPSILON = 1e-5  # added to each variance, as in the authors' code
 
@@ -39,32 +40,33 @@ FeatureBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeEpoch:
-    """What one epoch of the linear layer came to."""
+class EpochProgress:
+    """Loss and accuracy of one epoch of a classifier."""
 
-    epoch: int  # finished epochs
+    epoch: int  # completed epochs
     epochs: int
-    loss: float  # mean over the epoch's training images
-    accuracy: float  # 0..1, of the held-out images after the epoch
+    loss: float  # mean over the training images, each before the step that used it
+    accuracy: float  # 0..1
+    images: Literal["training", "held-out"]  # those of `accuracy`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearScore:
-    """The held-out images after the last epoch (not the best one)."""
+class TopScore:
+    """Correctly classified held-out images after the last epoch (not the best one)."""
 
     top1: int  # images whose class has the largest logit
-    top5: int | None  # images whose class is among the five largest; None: five classes or fewer
+    top5: int | None  # images whose class is among the five largest logits; None: five classes or fewer
     images: int
 
 
 class Standardize(nn.Module):
-    """L2-normalise, subtract a fixed mean, divide by a fixed deviation: [B, F] -> [B, F]."""
+    """L2-normalise, subtract a fixed mean, divide by a fixed standard deviation: [B, F] -> [B, F]."""
 
     mean: Tensor
     scale: Tensor
 
     def __init__(self, features: Tensor) -> None:
-        """`features` [N, F]: the training set's, not normalised."""
+        """`features` [N, F]: of the training set, not normalised."""
         super().__init__()
         variance, mean = torch.var_mean(F.normalize(features, dim=1), dim=0, correction=0)  # [F] each
         self.register_buffer("mean", mean)
@@ -76,7 +78,7 @@ class Standardize(nn.Module):
 
 def milestones(epochs: int) -> list[int]:
     """Epochs after which the learning rate falls to a tenth: 15 and 30 of 40."""
-    return [round(share * epochs) for share in DROPS]
+    return [round(fraction * epochs) for fraction in DROPS]
 
 
 def train_probe(
@@ -88,19 +90,19 @@ def train_probe(
     device: torch.device,
     seed: int,
     epochs: int = EPOCHS,
-    on_epoch: Callable[[ProbeEpoch], None] = lambda done: None,
-) -> LinearScore:
+    on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
+) -> TopScore:
     """Train the linear layer and score it on the held-out images.
 
     Args:
-        batches: what each epoch trains on; `cached_batches` or `augmented_batches`.
+        batches: training batches, from `cached_batches` or `augmented_batches`.
         train: centre-view features of the training images, for their mean and variance.
-        test: centre-view features of the held-out images, labelled; a class >= `classes` is never guessed.
+        test: centre-view features of labelled held-out images; a class >= `classes` is never predicted.
         classes: C, larger than every training label.
-        device: where the batches are, and where to train.
-        seed: of the layer's first weights.
+        device: of the batches, and where to train.
+        seed: of the layer's initial weights.
         epochs: 40 in the paper; the learning rate falls after 15/40 and 30/40 of them.
-        on_epoch: told after each epoch.
+        on_epoch: called after each epoch.
     """
     assert test.labels is not None
     standardize = Standardize(train.embeddings).to(device)
@@ -124,15 +126,20 @@ def train_probe(
             images += len(targets)
         schedule.step()
         score = _score(linear, held_out, labels)
-        done = ProbeEpoch(
-            epoch=epoch + 1, epochs=epochs, loss=float(total) / images, accuracy=score.top1 / score.images
+        on_epoch(
+            EpochProgress(
+                epoch=epoch + 1,
+                epochs=epochs,
+                loss=float(total) / images,
+                accuracy=score.top1 / score.images,
+                images="held-out",
+            )
         )
-        on_epoch(done)
     return score
 
 
 def cached_batches(train: Features, *, seed: int, device: torch.device) -> FeatureBatches:
-    """The fast protocol: the same centre-view features in every epoch, in another order."""
+    """The fast protocol: the same centre-view features in each epoch, in a new order."""
     assert train.labels is not None
     features, labels = train.embeddings.to(device), train.labels.to(device)
 
@@ -153,17 +160,17 @@ def augmented_batches(
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> FeatureBatches:
-    """The full protocol: features of a fresh random crop and flip of each image in every epoch.
+    """The full protocol: features of a new random crop and flip of each image in each epoch.
 
     Args:
-        encoder: [B, 3, S, S] -> [B, F] on `device`, in eval mode: nothing of it changes.
+        encoder: [B, 3, S, S] -> [B, F] on `device`, in eval mode.
         source: labelled images.
-        train: of those that are trained on, for their ids and F.
+        train: features of the training images, for their ids and F.
         config: its seed determines order and crops, its views the size of a crop.
         device: where to compute.
-        ranks: that take turns with the batches, each of which all of them get, the same as one alone would make.
+        ranks: that take turns to compute the batches; each gets all of them, as one rank alone would compute them.
     """
-    assert not encoder.training, "a backbone in train mode would change its batch statistics"
+    assert not encoder.training, "in train mode, the backbone's batch statistics would change"
     labels = source.labels
     assert labels is not None
     ranks = ranks or Ranks.alone()
@@ -172,15 +179,15 @@ def augmented_batches(
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = train.ids.numpy()[epoch_order(len(train.ids), config.seed, epoch)]
         chunks = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
-        mine = np.concatenate([order[:0], *chunks[ranks.rank :: ranks.size]])
-        made = eval_batches(
-            source, mine, config=config, device=device, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch
+        own = np.concatenate([order[:0], *chunks[ranks.rank :: ranks.size]])
+        views = eval_batches(
+            source, own, config=config, device=device, batch_size=BATCH_SIZE, view=AUGMENTATION, epoch=epoch
         )
-        with contextlib.closing(made):
+        with contextlib.closing(views):
             for _ in range(0, len(chunks), ranks.size):
-                features = torch.empty(0, width, device=device)  # [b, F]; a rank may have none in the last turn
+                features = torch.empty(0, width, device=device)  # [b, F]; in the last turn a rank may have no batch
                 targets = torch.empty(0, dtype=torch.int64, device=device)  # [b]
-                if (batch := next(made, None)) is not None:
+                if (batch := next(views, None)) is not None:
                     with torch.no_grad():
                         features = encoder(batch.views(device, config.views)).float()
                     targets = torch.from_numpy(labels[batch.ids]).to(device)
@@ -192,9 +199,9 @@ def augmented_batches(
 
 
 @torch.no_grad()
-def _score(linear: nn.Linear, features: Tensor, labels: Tensor) -> LinearScore:
+def _score(linear: nn.Linear, features: Tensor, labels: Tensor) -> TopScore:
     top = min(5, linear.out_features)
     guesses = torch.cat([linear(part).topk(top, dim=1).indices for part in torch.split(features, 4096)])  # [M, top]
-    right = guesses == labels.unsqueeze(1)
-    top5 = int(right.any(dim=1).sum()) if linear.out_features > 5 else None
-    return LinearScore(top1=int(right[:, 0].sum()), top5=top5, images=len(labels))
+    correct = guesses == labels.unsqueeze(1)
+    top5 = int(correct.any(dim=1).sum()) if linear.out_features > 5 else None
+    return TopScore(top1=int(correct[:, 0].sum()), top5=top5, images=len(labels))

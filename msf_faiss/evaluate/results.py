@@ -1,4 +1,4 @@
-"""What an evaluation found, with the complete protocol that produced it, on disk as one JSON file each. No torch."""
+"""Results of evaluations: scores with their complete protocol, one JSON file each. No torch."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from msf_faiss.errors import UserError
 from msf_faiss.files import write_atomic
 
 FOLDER = "results"
-FORMAT = "msf-faiss result"
-VERSION = 1
+"""Name of the results folder in a run's directory."""
 SUMMARY = "summary.json"
-"""All results of a folder in one file, see `summary`."""
+"""Name of the file with all results of a folder, see `summary`."""
 
 EncoderName = Literal["online", "target", "weights", "untrained", "pixels"]
-"""Two backbones of a checkpoint; that of a plain state dict; the network as it was before the first step; no network,
-only the centre view."""
+"""The online or target backbone of a checkpoint; the backbone of a plain state dict; the network before training; no
+network, only the pixels of the centre view."""
 
 EvaluationName = Literal["knn", "linear", "linear-fast", "semi-linear", "semi-fine-tune", "transfer"]
+
+_FORMAT, _VERSION = "msf-faiss result", 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """One accuracy."""
 
-    metric: str  # for people: "20-NN", "20-NN, T 0.07", "linear", "linear, top 5"
+    metric: str  # readable: "20-NN", "20-NN, T 0.07", "linear", "linear, top 5"
     accuracy: float  # 0..1
     correct: int | None  # images; None: the mean of the classes' accuracies
     images: int
-    settings: Mapping[str, float | int | str | None]  # for programs: k and temperature, or top, or the kind of mean
+    settings: Mapping[str, float | int | str | None]  # k and temperature, or top, or the kind of mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One evaluation of one encoder. Equal (evaluation, encoder, weights, protocol) mean the same question."""
+    """One evaluation of one encoder, identified by (evaluation, encoder, weights, protocol)."""
 
     evaluation: EvaluationName
     encoder: EncoderName
-    checkpoint: str | None  # within the run, or the path of one outside; None: the weights come from no checkpoint
-    weights: str | None  # SHA-256 of the checkpoint's model file
-    step: int | None  # finished steps of the weights: 0 untrained, None for pixels and where it is not known
+    checkpoint: str | None  # path, relative to the run if there is one; None: untrained
+    weights: str | None  # SHA-256 of the model file; None: untrained
+    step: int | None  # completed steps: 0 if untrained, None for pixels or if unknown
     epoch: float | None
     scores: tuple[Score, ...]
-    protocol: Mapping[str, Any]  # "data": config and sizes; "view"; and all settings of the evaluation
+    protocol: Mapping[str, Any]  # "data" (config and sizes), "view", and all settings of the evaluation
     created: str  # ISO 8601, UTC
     device: str
     seconds: float
@@ -58,37 +59,37 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        """The same for the same question, and different for different ones."""
+        """The same for the same identity, and different for different ones."""
         step = f"-step-{self.step:08d}" if self.checkpoint and self.step is not None else ""
-        question = json.dumps([self.evaluation, self.encoder, self.weights, self.protocol], sort_keys=True)
-        return f"{self.evaluation}-{self.encoder}{step}-{hashlib.sha256(question.encode()).hexdigest()[:8]}.json"
+        identity = json.dumps([self.evaluation, self.encoder, self.weights, self.protocol], sort_keys=True)
+        return f"{self.evaluation}-{self.encoder}{step}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written to disk and by `--json`."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        """The content of the file, and of `--json`."""
+        return {"format": _FORMAT, "version": _VERSION, **asdict(self)}
 
 
 _ADAPTER = TypeAdapter(Result)
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder for results, before hours are spent on what goes into it.
+    """Create the folder for results, and check, before hours of work, that it is writable.
 
     Raises:
-        UserError: if it cannot be made or written.
+        UserError: if it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot make this folder for the results: {error.strerror}; name another with --out"
+            f"{folder}: cannot create the folder for results: {error.strerror}; name another with --out"
         ) from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: cannot write the results there: no permission; name another folder with --out")
+        raise UserError(f"{folder}: no permission to write results; name another folder with --out")
 
 
 def save_result(result: Result, folder: Path) -> Path:
-    """Write a result into `folder`, whole or not at all; an earlier answer to the same question gives way.
+    """Write a result to `folder`, atomically; replaces an earlier result with the same identity.
 
     Raises:
         UserError: if it cannot be written.
@@ -102,24 +103,24 @@ def save_result(result: Result, folder: Path) -> Path:
 
 
 def load_results(folder: Path) -> list[Result]:
-    """The results in `folder`, the oldest first; none if there is no such folder.
+    """The results in `folder`, oldest first; none if there is no such folder.
 
     Raises:
-        UserError: if a JSON file there is not a result.
+        UserError: if a JSON file in it is not a result.
     """
-    found = (_load(path) for path in folder.glob("*.json") if path.name != SUMMARY)
-    return sorted(found, key=lambda result: result.created)
+    results = (_load(path) for path in folder.glob("*.json") if path.name != SUMMARY)
+    return sorted(results, key=lambda result: result.created)
 
 
 def _load(path: Path) -> Result:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("format") != FORMAT or found.pop("version") != VERSION:
-            raise ValueError("it has another format")
-        return _ADAPTER.validate_python(found)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content.pop("format"), content.pop("version")) != (_FORMAT, _VERSION):
+            raise ValueError(f"not {_FORMAT!r}, version {_VERSION}")
+        return _ADAPTER.validate_python(content)
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: not a result that this msf-faiss wrote ({_first_line(error)}); move it elsewhere"
+            f"{path}: not a result of this version of msf-faiss ({_first_line(error)}); move it elsewhere"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.embeddings.inputs import open_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.feature_cache import FeatureCache
-from msf_faiss.evaluate.inputs import has_held_out, is_labelled
+from msf_faiss.evaluate.images import has_held_out, is_labelled
+from msf_faiss.evaluate.linear import EpochProgress
+from msf_faiss.evaluate.logistic import PenaltyFit
 from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.evaluate.weights import Weights, open_weights
 
@@ -33,6 +35,9 @@ class EvalSetup:
     test: Source | None  # None: there are no labelled held-out images
     cache: FeatureCache | None  # None: features are not cached
     ranks: Ranks  # that share the work
+    batch_size: int = 256  # images per batch of features
+    notify: Callable[[str], None] = lambda line: None  # called with a line on what happens next
+    on_progress: Callable[[EpochProgress | PenaltyFit], None] = lambda progress: None  # during training
     identities: dict[str, str] = field(default_factory=dict)  # `Source.identity` by split, filled when needed
 
     @property
@@ -71,6 +76,9 @@ def open_setup(
     arch: str | None = None,
     cache: FeatureCache | None = None,
     ranks: Ranks | None = None,
+    batch_size: int = 256,
+    notify: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[EpochProgress | PenaltyFit], None] = lambda progress: None,
 ) -> EvalSetup:
     """Open weights and their data.
 
@@ -82,6 +90,9 @@ def open_setup(
         arch: for a file: the network.
         cache: where to cache features; None: nowhere.
         ranks: ranks that share the work; None: this process alone.
+        batch_size: images per batch of features.
+        notify: called with a line on what happens next.
+        on_progress: called after each epoch of a classifier, and after each penalty of logistic regression.
 
     Raises:
         UserError: if weights or data cannot be read, or an override changes anything else.
@@ -98,4 +109,15 @@ def open_setup(
     if ranks.local_size > 1:  # which share the cores of the host
         workers = worker_count(train, config, device, processes=ranks.local_size)
         config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
-    return EvalSetup(weights=weights, config=config, device=device, train=train, test=test, cache=cache, ranks=ranks)
+    return EvalSetup(
+        weights=weights,
+        config=config,
+        device=device,
+        train=train,
+        test=test,
+        cache=cache,
+        ranks=ranks,
+        batch_size=batch_size,
+        notify=notify,
+        on_progress=on_progress,
+    )

@@ -1,4 +1,4 @@
-"""All results of a folder on one page, for people (Markdown) and for programs (JSON)."""
+"""Summarise all results of a folder, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -16,30 +16,27 @@ from msf_faiss.evaluate.comparison import TITLES, Comparison, compare, describe_
 from msf_faiss.evaluate.results import SUMMARY, Result, load_results
 from msf_faiss.files import write_atomic
 
-PAGE = "summary.md"
-FORMAT = "msf-faiss summary"
-
 
 def write_summary(folder: Path, title: str) -> Path:
-    """Write `summary.md` and `summary.json` beside the results in `folder`; older ones give way. Returns the former.
+    """Write or replace `summary.md` and `summary.json` in the results folder; returns the path of the former.
 
     Raises:
-        UserError: if a file there is no result, or the page cannot be written.
+        UserError: if a JSON file in the folder is not a result, or the files cannot be written.
     """
     results = load_results(folder)
-    page = folder / PAGE
+    page = folder / "summary.md"
     try:
         write_atomic(folder / SUMMARY, json.dumps(summary_json(results, title), indent=2) + "\n")
         write_atomic(page, summary_markdown(results, title))
     except OSError as error:
-        raise UserError(f"{page}: cannot be written: {error.strerror}; name another folder with --out") from error
+        raise UserError(f"{page}: cannot write: {error.strerror}; name another folder with --out") from error
     return page
 
 
 def summary_json(results: Sequence[Result], title: str) -> dict[str, Any]:
-    """The comparisons, numbers alone, and then every result with its protocol."""
+    """The accuracies of all comparisons, then every result with its protocol."""
     return {
-        "format": FORMAT,
+        "format": "msf-faiss summary",
         "title": title,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": msf_faiss.__version__,
@@ -61,53 +58,54 @@ def summary_json(results: Sequence[Result], title: str) -> dict[str, Any]:
 
 
 def summary_markdown(results: Sequence[Result], title: str) -> str:
-    """A table for each comparison, and below it the complete protocol of every number in it."""
-    parts = [f"# Results of {_plain(title)}\n"]
+    """A table per comparison, followed by the protocols of its numbers."""
+    sections = [f"# Results of {_escape(title)}\n"]
     for comparison in compare(results):
-        parts += _section(comparison)
-    parts.append(f"Made by msf-faiss {msf_faiss.__version__}.\n")
-    return "\n".join(parts)
+        sections += _section(comparison)
+    sections.append(f"Written by msf-faiss {msf_faiss.__version__}.\n")
+    return "\n".join(sections)
 
 
 def _section(comparison: Comparison) -> list[str]:
-    what = comparison.checkpoint or "Without training"
-    when = "" if comparison.epoch is None else f" (epoch {comparison.epoch:.4g})"
-    lines = [f"## {_plain(what)}{when}\n", f"Accuracy in %. {_plain(describe_data(comparison.data))}.\n"]
+    title = comparison.checkpoint or "Untrained"
+    epoch = "" if comparison.epoch is None else f" (epoch {comparison.epoch:.4g})"
+    lines = [f"## {_escape(title)}{epoch}\n", f"Accuracy in %. {_escape(describe_data(comparison.data))}.\n"]
     gains = {metric: comparison.gain(metric) for metric in comparison.scores}
     columns = [TITLES[encoder] for encoder in comparison.encoders]
     if any(gain is not None for gain in gains.values()):
         columns.append("gain")
-    protocols: list[tuple[str, str]] = []  # text and whose it is, in the order of the numbers that name them
-    marks = {id(result): _mark(result, protocols) for result in comparison.results}
-    answer = {(score.metric, result.encoder): result for result in comparison.results for score in result.scores}
+    protocols: list[tuple[str, str]] = []  # text and title; number n is at n - 1
+    numbers = {id(result): _protocol_number(result, protocols) for result in comparison.results}
+    by_score = {(score.metric, result.encoder): result for result in comparison.results for score in result.scores}
     lines.append(f"| | {' | '.join(columns)} |")
     lines.append(f"|---|{'---:|' * len(columns)}")
     for metric, scores in comparison.scores.items():
         cells = [
-            f"{100 * scores[encoder].accuracy:.2f} [{marks[id(answer[metric, encoder])]}]" if encoder in scores else "–"
+            f"{100 * scores[encoder].accuracy:.2f} [{numbers[id(by_score[metric, encoder])]}]"
+            if encoder in scores
+            else "–"
             for encoder in comparison.encoders
         ]
         gain = gains[metric]
         if "gain" in columns:
             cells.append("" if gain is None else f"{gain:+.2f}")
         lines.append(f"| {metric} | {' | '.join(cells)} |")
-    lines.append("\ngain: trained minus untrained, in percentage points. [n]: the protocol of the number.\n")
-    for number, (text, whose) in enumerate(protocols, start=1):
-        lines.append(f"<details><summary>[{number}] {whose}</summary>\n\n```yaml\n{text}```\n\n</details>\n")
+    lines.append("\ngain: trained minus untrained, in percentage points. [n]: number of the protocol below.\n")
+    for number, (text, heading) in enumerate(protocols, start=1):
+        lines.append(f"<details><summary>[{number}] {heading}</summary>\n\n```yaml\n{text}```\n\n</details>\n")
     return lines
 
 
-def _mark(result: Result, protocols: list[tuple[str, str]]) -> int:
-    """The number of the result's protocol, which is added if it is new."""
+def _protocol_number(result: Result, protocols: list[tuple[str, str]]) -> int:
+    """The number of the result's protocol in `protocols`, to which it is added if it is new."""
     text = yaml.safe_dump(json.loads(json.dumps(result.protocol)), sort_keys=False, allow_unicode=True, width=110)
-    entry = (text, f"{result.evaluation}, {TITLES[result.encoder]}")
     known = [each for each, _ in protocols]
     if text in known:
         return known.index(text) + 1
-    protocols.append(entry)
+    protocols.append((text, f"{result.evaluation}, {TITLES[result.encoder]}"))
     return len(protocols)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+def _escape(text: str) -> str:
+    """`text` on one line, with the special characters of Markdown escaped."""
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#|~" else letter for letter in " ".join(text.split()))

@@ -1,12 +1,12 @@
-"""Where encoders come from: our checkpoints, and files that others wrote. All weights are taken, or there is an error.
+"""Load backbones from checkpoints of msf-faiss, and from files of weights that other code wrote.
 
-A file holds a state dict, or a dict that has one under `state_dict` or `model`. Three forms are known:
+A file contains a state dict, or a dict with one under `state_dict` or `model`. Two naming schemes are supported:
 
-- the MSF authors' (train_msf.py): `encoder_q.…`, `encoder_t.…` and `predict_q.…`, with `module.` anywhere in a name as
-  `DataParallel` leaves it; the bank (`queue`, `labels`, `queue_ptr`) is not looked at;
-- torchvision's and timm's: a classification net's own names, its classifier included or not.
+- the MSF authors' (train_msf.py): `encoder_q.…`, `encoder_t.…` and `predict_q.…`, with `module.` anywhere in a name, as
+  `DataParallel` adds it; the bank (`queue`, `labels`, `queue_ptr`) is ignored;
+- torchvision's and timm's: the names of a classification network, with or without its classifier.
 
-Files of torch.save are read with `weights_only`, so that nothing in them is executed.
+Every weight must match the network. Files of torch.save are read with `weights_only`, which executes no code in them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from msf_faiss.evaluate.results import EncoderName
 from msf_faiss.models import build_model
 
 TIMM = "timm:"
-"""Before the name of a timm net."""
+"""Prefix of the name of a timm network."""
 
-_OURS = get_args(TorchvisionBackbone.model_fields["name"].annotation)
-_HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's nets call their classifier
+_CONFIGURABLE = get_args(TorchvisionBackbone.model_fields["name"].annotation)
+_HEADS = ("fc", "classifier", "heads", "head")  # names of the classifier in torchvision's networks
 _AUTHORS = {"encoder_q": "online", "encoder_t": "target", "predict_q": "predictor"}
 _AUTHORS_BANK = {"queue", "labels", "queue_ptr"}
-_NAMED = 3  # weights that an error lists
+_SHOWN = 3  # weights that an error lists
 
 StateDict = dict[str, Tensor]
 
@@ -52,68 +52,68 @@ class Weights:
     """The encoders of one checkpoint or file."""
 
     path: Path
-    run_dir: Path | None  # None: they belong to no run
-    form: str  # for people: whose format it is
-    digest: str  # SHA-256 of the file that holds them
-    step: int | None  # finished steps; None: not known
+    run_dir: Path | None  # None: not part of a run
+    form: str  # of the file, readable
+    digest: str  # SHA-256 of the file
+    step: int | None  # completed steps; None: unknown
     epoch: float | None
     config: Config  # with the overrides
     net: Mapping[str, Any]  # the network, for a protocol
-    trained: tuple[EncoderName, ...]  # those that it holds, the one to evaluate first
-    load: Callable[[EncoderName], nn.Module]  # one of `trained`: backbone, [B, 3, S, S] -> [B, F], on the CPU
-    fresh: Callable[[], nn.Module]  # the same network as it was before the first step
+    trained: tuple[EncoderName, ...]  # the encoders in the file, the one to evaluate by default first
+    load: Callable[[EncoderName], nn.Module]  # backbone of one of `trained`, [B, 3, S, S] -> [B, F], on the CPU
+    fresh: Callable[[], nn.Module]  # the untrained backbone
 
     def backbone(self, name: EncoderName) -> nn.Module:
-        """[B, 3, S, S] normalised views -> [B, F], on the CPU.
+        """Normalised views [B, 3, S, S] -> features [B, F], on the CPU.
 
         Raises:
-            UserError: if there is no such encoder, the weights are damaged, or do not fit the network one by one.
+            UserError: if there is no such encoder, or the weights are damaged or do not fit the network.
         """
         if name == "pixels":
             return nn.Flatten()
         if name == "untrained":
             return self.fresh()
         if name not in self.trained:
-            raise UserError(f"{self.path} ({self.form}) holds no encoder {name!r}; it has {' and '.join(self.trained)}")
+            raise UserError(f"{self.path} ({self.form}) has no encoder {name!r}, only {' and '.join(self.trained)}")
         return self.load(name)
 
 
 def open_weights(
     path: Path, overrides: Sequence[str] = (), *, base: str | None = None, arch: str | None = None
 ) -> Weights:
-    """The weights of a run's newest checkpoint, of a checkpoint, or in a file.
+    """Open the weights of a run's newest checkpoint, of a checkpoint, or in a file.
 
     Args:
-        path: run or checkpoint directory, or a file: .safetensors, or what torch.save wrote.
-        overrides: `key=value`, changes to the config: of a checkpoint `data.…`, `views.…` and `train.threads` alone.
-        base: for a file: the config (a shipped name or a YAML file) that gives data and views, and the network too
-            where `arch` is None.
-        arch: for a file: a net of torchvision, or of timm as "timm:NAME".
+        path: run directory, checkpoint directory, or file (.safetensors, or written by torch.save).
+        overrides: `KEY=VALUE` changes to the config; of a checkpoint, see `inputs.override_inputs`.
+        base: for a file: config (a shipped name or a YAML file) that gives data and views, and the network if `arch` is
+            None.
+        arch: for a file: name of a torchvision network, or "timm:NAME".
 
     Raises:
-        UserError: if there is nothing of the kind at `path`, or the other arguments do not fit it.
+        UserError: if there are no weights at `path`, or the other arguments do not fit them.
     """
     if not path.is_file() or path.name == MANIFEST:
         if base is not None or arch is not None:
-            raise UserError(f"{path}: a checkpoint brings its own config and network; leave out --config and --arch")
-        return _of_checkpoint(path, overrides)
+            raise UserError(f"{path}: a checkpoint has its own config and network; leave out --config and --arch")
+        return _open_checkpoint(path, overrides)
     if base is None:
         raise UserError(
-            f"{path} is a file, not a checkpoint of msf-faiss, which is a directory. To evaluate the weights in it, say"
-            " what data and views to use: --config NAME or FILE.yaml, and --arch NAME if the network is another"
+            f"{path} is a file of weights, which does not say what data and views to use; add --config NAME or "
+            "FILE.yaml, and --arch NAME if the config has another network. (A checkpoint of msf-faiss is a directory.)"
         )
-    return _of_file(path, load_config(base, overrides), arch)
+    return _open_file(path, load_config(base, overrides), arch)
 
 
 def run_of(path: Path) -> Path | None:
-    """The run that `path`, a run or checkpoint directory or its manifest, belongs to; None if it belongs to none."""
+    """The run directory of `path`, a run or checkpoint directory or a manifest; None if there is none."""
     folder = path.parent if path.name == MANIFEST else path
     if (folder / FOLDER).is_dir():
         return folder
     return folder.parent.parent if folder.is_dir() and folder.parent.name == FOLDER else None
 
 
-def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
+def _open_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
     checkpoint = find_checkpoint(path)
     return Weights(
         path=checkpoint.path,
@@ -130,20 +130,22 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
     )
 
 
-def _of_file(path: Path, config: Config, arch: str | None) -> Weights:
+def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
     content = _read(path)
     state = _state_dict(path, content)
     epoch = content.get("epoch")
-    if arch in _OURS:
+    if arch in _CONFIGURABLE:
         config = override_config(config, ["model.backbone.kind=torchvision", f"model.backbone.name={arch}"])
         arch = None
     by_authors = any(name.partition(".")[0] in _AUTHORS for name in state)
     if by_authors and arch is not None:
-        raise UserError(f"{path} is a checkpoint of the MSF authors' code, whose networks are {', '.join(_OURS)}")
+        raise UserError(
+            f"{path} is a checkpoint of the MSF authors' code; --arch must be one of {', '.join(_CONFIGURABLE)}"
+        )
     if by_authors:
-        form, load = "MSF authors' checkpoint", _authors(path, state, config)
+        form, load = "MSF authors' checkpoint", _authors_loader(path, state, config)
     else:
-        form, load = "state dict", _plain(path, state, config, arch)
+        form, load = "state dict", _plain_loader(path, state, config, arch)
     trained: tuple[EncoderName, ...] = ("online", "target") if by_authors else ("weights",)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -158,49 +160,48 @@ def _of_file(path: Path, config: Config, arch: str | None) -> Weights:
         net=config.model.backbone.model_dump(mode="json") if arch is None else {"arch": arch},
         trained=trained,
         load=load,
-        fresh=lambda: _network(config, arch)[0],
+        fresh=lambda: _build_network(config, arch)[0],
     )
 
 
-def _authors(path: Path, state: StateDict, config: Config) -> Callable[[EncoderName], nn.Module]:
-    """Backbones from the authors' names, by way of our whole model, so that heads are checked like the rest."""
+def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[EncoderName], nn.Module]:
+    """Backbones with the authors' names, loaded as part of our whole model so that the heads are checked too."""
     renamed: StateDict = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part in _AUTHORS:
-            ours = _AUTHORS[part]
             if part != "predict_q":
                 inner = "projector" if rest.startswith("fc.") else "backbone"
                 rest = f"{inner}.{rest.removeprefix('fc.')}"
-            renamed[f"{ours}.{rest}"] = tensor
+            renamed[f"{_AUTHORS[part]}.{rest}"] = tensor
         elif name not in _AUTHORS_BANK:
-            raise UserError(f"{path}: the weight {name!r} does not belong into a checkpoint of the MSF authors' code")
+            raise UserError(f"{path}: unexpected weight {name!r} in a checkpoint of the MSF authors' code")
 
     def load(name: EncoderName) -> nn.Module:
         model = build_model(config.model, seed=0)
-        _load_strictly(model, renamed, path, "the MSF authors' names, in ours")
+        _load_strictly(model, renamed, path, "the MSF authors' names, converted to ours")
         return model.online.backbone if name == "online" else model.target.backbone
 
     return load
 
 
-def _plain(path: Path, state: StateDict, config: Config, arch: str | None) -> Callable[[EncoderName], nn.Module]:
-    """A backbone from a state dict of its own names; a classifier's weights are known, and not used."""
+def _plain_loader(path: Path, state: StateDict, config: Config, arch: str | None) -> Callable[[EncoderName], nn.Module]:
+    """A backbone with its own names; weights of a classifier are ignored."""
 
     def load(name: EncoderName) -> nn.Module:
-        network, heads = _network(config, arch)
-        kept = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
-        _load_strictly(network, kept, path, arch or config.model.backbone.kind)
+        network, heads = _build_network(config, arch)
+        backbone = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
+        _load_strictly(network, backbone, path, arch or config.model.backbone.kind)
         return network
 
     return load
 
 
-def _network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[str, ...]]:
-    """A backbone with the config's seed, and what the names of its classifier's weights begin with.
+def _build_network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """A backbone initialised with the config's seed, and the prefixes of its classifier's weights.
 
     Raises:
-        UserError: if there is no such network, or it takes no views of the config's size.
+        UserError: if there is no such network, or it does not accept views of the config's size.
     """
     if arch is None:
         return build_model(config.model, seed=config.seed).online.backbone, ("fc.",)
@@ -212,16 +213,16 @@ def _network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[str, ..
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--arch {arch} takes no views of {size} px ({error}); set views.size") from error
+        raise UserError(f"--arch {arch} does not accept views of {size} px ({error}); set views.size") from error
     if features.ndim != 2:
-        raise UserError(f"--arch {arch} gives {list(features.shape)} for one view instead of features [1, F]")
+        raise UserError(f"--arch {arch} gives an output of shape {list(features.shape)}; features must be [1, F]")
     return network, heads
 
 
 def _torchvision(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     if name not in torchvision.models.list_models(torchvision.models):
         raise UserError(
-            f"--arch {name}: torchvision has no such classification net; the nets of timm are written {TIMM}NAME"
+            f"--arch {name}: torchvision has no such classification network; for a network of timm, write {TIMM}NAME"
         )
     network = torchvision.models.get_model(name, weights=None)
     head = next(head for head in _HEADS if hasattr(network, head))
@@ -237,31 +238,31 @@ def _timm(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise UserError(f"--arch {TIMM}{name}: {error}; `timm.list_models()` has the names") from error
+        raise UserError(f"--arch {TIMM}{name}: {error}; `timm.list_models()` lists the names") from error
     heads = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     return network, tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the file holds, a mapping; nothing in it is executed."""
+    """Read a file of weights without executing code in it."""
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        # The authors save their options. A warning of torch's is of files that it then refuses, or reads.
+        # The authors' checkpoints contain their options. torch warns about files that it then rejects, or reads.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused: it holds more than tensors, which could execute code when it is loaded, or is no file of"
-            " torch.save; save its state dict alone, e.g. as .safetensors"
+            f"{path}: refused, because it contains more than tensors, which could execute code, or was not written by "
+            "torch.save; save only its state dict, e.g. as .safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be read as weights ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, not a state dict")
+        raise UserError(f"{path}: expected a state dict, found {type(content).__name__}")
     return content
 
 
@@ -270,25 +271,25 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> StateDict:
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if not state or others:
-        found = f"{others[0]!r} is no tensor" if others else "it is empty"
-        raise UserError(f"{path}: holds no state dict ({found})")
+        problem = f"{others[0]!r} is not a tensor" if others else "it is empty"
+        raise UserError(f"{path}: expected a state dict, but {problem}")
     return {".".join(part for part in name.split(".") if part != "module"): value for name, value in state.items()}
 
 
 def _load_strictly(network: nn.Module, state: StateDict, path: Path, what: str) -> None:
-    """Load every weight; one too many, one too few or one of another shape is an error."""
+    """Load every weight; a missing or unexpected one, or one of another shape, is an error."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    resized = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    wrong = [
-        f"{words} {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
-        for words, names in (("missing:", missing), ("unexpected:", unexpected), ("of another shape:", resized))
+    reshaped = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    problems = [
+        f"{problem} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
+        for problem, names in (("missing:", missing), ("unexpected:", unexpected), ("of another shape:", reshaped))
         if names
     ]
-    if wrong:
+    if problems:
         raise UserError(
-            f"{path}: its weights do not fit the network ({what}): {'; '.join(wrong)}. Name the network that they are"
-            " of by --arch or --set model.backbone.…"
+            f"{path}: the weights do not fit the network ({what}): {'; '.join(problems)}. Name their network with "
+            "--arch or --set model.backbone.…"
         )
     network.load_state_dict(state, strict=True)

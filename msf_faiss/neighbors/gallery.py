@@ -67,7 +67,7 @@ class Gallery:
         """
         if self.searched == "dataset":
             features = extract(self.model.target, self.source, config=self.config, device=self.device)
-            embeddings = self._check_finite(F.normalize(features.embeddings.to(self.device), dim=1))
+            embeddings = F.normalize(features.embeddings.to(self.device), dim=1)
             dataset = FlatBank(RingSpec(len(embeddings), embeddings.shape[1], device=self.device))
             dataset.push(embeddings, features.ids.to(self.device))
             return dataset
@@ -107,9 +107,7 @@ class Gallery:
     def embed_views(self, views: Tensor) -> Tensor:
         """Embed centre views uint8 [B, 3, S, S] with the target encoder: unit vectors [B, D] on the device."""
         parts = [normalize(part.to(self.device), self.config.views) for part in torch.split(views, _EMBED_BATCH)]
-        return self._check_finite(torch.cat([self.model.embed_target(part) for part in parts]))
-
-    def _check_finite(self, embeddings: Tensor) -> Tensor:
+        embeddings = torch.cat([self.model.embed_target(part) for part in parts])
         if not embeddings.isfinite().all():
             raise UserError(
                 f"{self.checkpoint.path}: embeddings of the target encoder are not finite; inspect an earlier "

@@ -1,4 +1,4 @@
-"""`eval-knn`, `eval-linear` and `results`, in this process: each starts in milliseconds rather than seconds."""
+"""`eval-knn`, `eval-linear` and `results`, run in this process."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from msf_faiss.models import build_model
 
 @pytest.fixture
 def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
-    """48 training images and 20 held-out ones, six steps."""
+    """48 training images, 20 held-out images, six steps."""
     return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
 
 
@@ -45,7 +45,7 @@ def accuracies(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     return {(result["encoder"], score["metric"]): score["accuracy"] for result in results for score in result["scores"]}
 
 
-def test_knn_of_every_encoder_as_json(invoke: Invoke, run_dir: Path) -> None:
+def test_knn_of_all_encoders(invoke: Invoke, run_dir: Path) -> None:
     every = [argument for name in ("online", "target", "untrained", "pixels") for argument in ("--encoder", name)]
     done = invoke("eval-knn", run_dir, *every, "--json")
     assert done.code == 0, done.stderr
@@ -61,7 +61,7 @@ def test_knn_of_every_encoder_as_json(invoke: Invoke, run_dir: Path) -> None:
     assert [metric for encoder, metric in found if encoder == "pixels"] == [
         *("1-NN", "20-NN", "20-NN, T 0.07", "20-NN, T 0.1", "48-NN", "48-NN, T 0.07", "48-NN, T 0.1")
     ]
-    # the monitor of the training run saw the same weights
+    # training monitored the same weights
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert found["online", "20-NN"] == [line["knn_accuracy"] for line in lines if "knn_accuracy" in line][-1]
     checkpoint = find_checkpoint(run_dir)
@@ -79,7 +79,7 @@ def test_knn_of_every_encoder_as_json(invoke: Invoke, run_dir: Path) -> None:
     assert sorted(saved, key=str) == sorted(results, key=str)
 
 
-def test_a_second_run_replaces_the_first_and_other_settings_do_not(invoke: Invoke, run_dir: Path) -> None:
+def test_results_are_replaced_only_by_the_same_evaluation(invoke: Invoke, run_dir: Path) -> None:
     def files() -> set[str]:
         return {path.name for path in (run_dir / "results").iterdir()}
 
@@ -94,13 +94,13 @@ def test_a_second_run_replaces_the_first_and_other_settings_do_not(invoke: Invok
     assert before - files() == set()
 
 
-def test_the_knn_table(invoke: Invoke, run_dir: Path) -> None:
+def test_knn_table(invoke: Invoke, run_dir: Path) -> None:
     done = invoke("eval-knn", run_dir, "--encoder", "online", "--encoder", "untrained", "--k", "1", "--k", "500")
     assert done.code == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[0].startswith("accuracy in %, demo: 20 held-out images, judged by 48 training images; 10 classes")
-    assert lines[1] == "k = 500 is more than the voters there are: 48 vote"
+    assert lines[0].startswith("accuracy in %, demo: 20 held-out and 48 training images; 10 classes")
+    assert lines[1] == "k = 500 is larger than the number of voters: all 48 vote"
     assert any(line.split() == ["encoder", "1-NN", "48-NN", "T", "0.07", "T", "0.1"] for line in lines)
     assert [line.split()[0] for line in lines[-2:]] == ["online", "untrained"]
     assert "online (step 6)" in done.stdout
@@ -108,7 +108,7 @@ def test_the_knn_table(invoke: Invoke, run_dir: Path) -> None:
     assert f"saved {run_dir / 'results' / 'knn-online-step-00000006-'}" in done.stderr
 
 
-def test_another_data_set_without_held_out_images(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_other_data_without_held_out_images(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     write_parquet(tmp_path / "other.parquet", [0, 1, 2, -1, 0, 1, 2, 0, 1, 2])
     other = ["--set", "data.kind=parquet", "--set", f"data.path={tmp_path / 'other.parquet'}"]
     other += ["--set", f"data.cache_dir={tmp_path / 'cache'}", "--set", "data.workers=0"]
@@ -120,8 +120,8 @@ def test_another_data_set_without_held_out_images(invoke: Invoke, run_dir: Path,
     assert result["protocol"]["clamped_k"] == {"20": 8, "200": 8}
     assert result["protocol"]["data"]["left_out"] == {"train": {"unlabelled": 1, "unreadable": 0}}
     table = invoke("eval-knn", run_dir, *other, "--k", "1").stdout
-    assert "other.parquet: 9 training images, each judged by the others; 3 classes" in table
-    assert "left out: 1 unlabelled training images" in table
+    assert "other.parquet: 9 training images, leave-one-out; 3 classes" in table
+    assert "skipped 1 unlabelled training images" in table
     done = invoke("eval-linear", run_dir, *other)
     assert done.code == 2
     assert "needs labelled held-out images, and the config names none; set data.test_path" in done.stderr
@@ -129,18 +129,18 @@ def test_another_data_set_without_held_out_images(invoke: Invoke, run_dir: Path,
     assert same.code == 2
 
 
-def test_data_without_labels(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_unlabelled_data_are_refused(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     write_parquet(tmp_path / "plain.parquet", None)
     other = ["--set", "data.kind=parquet", "--set", f"data.path={tmp_path / 'plain.parquet'}"]
     done = invoke("eval-knn", run_dir, *other, "--set", f"data.cache_dir={tmp_path / 'cache'}")
     assert done.code == 2
     assert done.stdout == ""
-    assert "the data have no labels" in done.stderr
+    assert "the images have no labels" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_linear(invoke: Invoke, run_dir: Path, fast: bool) -> None:
+def test_linear_probe(invoke: Invoke, run_dir: Path, fast: bool) -> None:
     options = ["--epochs", "2", *(["--fast"] if fast else [])]
     weights = run_dir / "checkpoints" / "step-00000006" / "model.safetensors"
     before = weights.read_bytes()
@@ -168,25 +168,23 @@ def test_linear(invoke: Invoke, run_dir: Path, fast: bool) -> None:
     assert len(list((run_dir / "results").iterdir())) == 2
 
 
-def test_a_checkpoint_outside_a_run_is_only_shown_unless_told_where(
-    invoke: Invoke, run_dir: Path, tmp_path: Path
-) -> None:
+def test_checkpoint_outside_a_run_is_saved_only_with_out(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     (run_dir / "checkpoints" / "step-00000006").rename(bare)
     done = invoke("eval-knn", bare)
     assert done.code == 0, done.stderr
-    assert "nothing will be saved" in done.stderr
+    assert "results will not be saved" in done.stderr
     done = invoke("eval-knn", bare, "--out", tmp_path / "here")
     assert done.code == 0, done.stderr
     assert [json.loads(path.read_text())["checkpoint"] for path in (tmp_path / "here").iterdir()] == [str(bare)]
     (tmp_path / "file").write_text("")
     done = invoke("eval-knn", bare, "--out", tmp_path / "file" / "below")
     assert done.code == 2
-    assert "cannot make this folder" in done.stderr
+    assert "cannot create the folder" in done.stderr
 
 
 def change_weights(run_dir: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the saved weights and make the manifest agree, as a conversion script would."""
+    """Change the saved weights and update the manifest, as a conversion script would."""
     folder = run_dir / "checkpoints" / "step-00000006"
     path = folder / "model.safetensors"
     weights = safetensors.torch.load_file(path)
@@ -199,14 +197,14 @@ def change_weights(run_dir: Path, change: Callable[[dict[str, torch.Tensor]], ob
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_missing_or_unexpected_weight_is_never_a_random_net(invoke: Invoke, run_dir: Path) -> None:
+def test_missing_or_unexpected_weights_are_errors(invoke: Invoke, run_dir: Path) -> None:
     name = "online.backbone.stem.0.weight"
     kept = safetensors.torch.load_file(run_dir / "checkpoints" / "step-00000006" / "model.safetensors")[name]
     change_weights(run_dir, lambda weights: weights.pop(name))
     for command in ("eval-knn", "eval-linear"):
         done = invoke(command, run_dir)
         assert (done.code, done.stdout) == (2, "")
-        assert "the weights do not fit the config" in done.stderr
+        assert "the weights do not fit the checkpoint's config" in done.stderr
         assert f'Missing key(s) in state_dict: "{name}"' in done.stderr
         assert "Traceback" not in done.stderr
     change_weights(run_dir, lambda weights: weights.update({name: kept, "online.backbone.extra": kept.clone()}))
@@ -216,15 +214,15 @@ def test_a_missing_or_unexpected_weight_is_never_a_random_net(invoke: Invoke, ru
     assert not list((run_dir / "results").iterdir())
 
 
-def test_weights_that_give_no_finite_features(invoke: Invoke, run_dir: Path) -> None:
+def test_features_that_are_not_finite_are_errors(invoke: Invoke, run_dir: Path) -> None:
     change_weights(run_dir, lambda weights: weights["online.backbone.stem.0.weight"].fill_(torch.inf))
     done = invoke("eval-knn", run_dir)
     assert done.code == 2
-    assert "images are not finite (one is demo[" in done.stderr
+    assert "the embedding of demo[0] is not finite" in done.stderr
     assert invoke("eval-knn", run_dir, "--encoder", "target").code == 0
 
 
-def test_what_cannot_be_evaluated_exits_with_2(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_user_errors_exit_with_2(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "manifest.json").write_text('{"format": "something else"}')
@@ -236,7 +234,7 @@ def test_what_cannot_be_evaluated_exits_with_2(invoke: Invoke, run_dir: Path, tm
             ([tmp_path / "nowhere"], "no such run directory or checkpoint"),
             ([tmp_path / "empty"], "neither a run directory"),
             ([tmp_path / "foreign"], "not that of an msf-faiss checkpoint"),
-            ([tmp_path / "foreign.pt"], "not a checkpoint of msf-faiss"),
+            ([tmp_path / "foreign.pt"], "is a file of weights, which does not say what data"),
             ([tmp_path / "cut"], "model.safetensors has"),
             ([run_dir, "--set", "data.kind=parquet", "--set", "data.path=nowhere.parquet"], "nowhere.parquet"),
             ([run_dir, "--set", "data.sise=3"], "data.sise"),
@@ -252,18 +250,18 @@ def test_what_cannot_be_evaluated_exits_with_2(invoke: Invoke, run_dir: Path, tm
         assert invoke("eval-knn", run_dir, option, value).code == 2
 
 
-def test_the_results_of_a_run_side_by_side(invoke: Invoke, run_dir: Path) -> None:
+def test_results_of_a_run(invoke: Invoke, run_dir: Path) -> None:
     encoders = ["--encoder", "online", "--encoder", "untrained"]
     assert invoke("eval-knn", run_dir, *encoders, "--encoder", "pixels", "--k", "1", "--k", "20").code == 0
     assert invoke("eval-linear", run_dir, *encoders, "--fast").code == 0
     (run_dir / "neighbors").mkdir()
-    (run_dir / "neighbors" / "gallery.html").write_text("")
+    (run_dir / "neighbors" / "page.html").write_text("")
     (run_dir / "neighbors" / "records.json").write_text("")
     done = invoke("results", run_dir)
     assert (done.code, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[0] == f"{run_dir}, after step 6 (epoch 2): accuracy in %"
-    assert lines[1].startswith("demo: 20 held-out images, judged by 48 training images; 10 classes, guessing gets ")
+    assert lines[0] == f"{run_dir}, step 6 (epoch 2): accuracy in %"
+    assert lines[1].startswith("demo: 20 held-out and 48 training images; 10 classes, guessing scores ")
     assert any(line.split() == ["trained", "untrained", "raw", "pixels", "gain"] for line in lines)
 
     documents = json.loads(invoke("results", run_dir, "--json").stdout)
@@ -274,14 +272,14 @@ def test_the_results_of_a_run_side_by_side(invoke: Invoke, run_dir: Path) -> Non
     assert shown == ["1-NN", *(f"{value:.1f}" for value in one), f"{one[0] - one[1]:+.1f}"]
     assert any(line.startswith("linear (fast)") and line.split()[4] == "–" for line in lines)
     assert "gain: trained minus untrained, in percentage points" in lines
-    assert lines[-1] == f"gallery: {run_dir / 'neighbors' / 'gallery.html'}"
-    assert documents["galleries"] == [str(run_dir / "neighbors" / "gallery.html")]
+    assert lines[-1] == f"neighbours: {run_dir / 'neighbors' / 'page.html'}"
+    assert documents["neighbor_pages"] == [str(run_dir / "neighbors" / "page.html")]
 
 
-def test_a_run_without_results(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_results_of_a_run_without_any(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     done = invoke("results", run_dir)
     assert (done.code, done.stdout) == (2, "")
-    assert f"holds no results yet; run `msf-faiss eval-knn {run_dir}" in done.stderr
+    assert f"no results yet; run `msf-faiss eval-knn {run_dir}" in done.stderr
     assert json.loads(invoke("results", run_dir, "--json").stdout)["results"] == []
     assert invoke("results", tmp_path / "nowhere").code == 2
     (run_dir / "results").mkdir()

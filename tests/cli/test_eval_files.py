@@ -1,4 +1,4 @@
-"""Evaluations of files of weights, kept features, and several ranks, on the command line."""
+"""Evaluations of files of weights, with cached features, and on several ranks."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("results", "features"))
 
 
-def as_the_authors_save(run_dir: Path, path: Path) -> dict[str, torch.Tensor]:
-    """The same weights as in the run, under the authors' names."""
+def save_like_authors(run_dir: Path, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of the run with the authors' names."""
     model = safetensors.torch.load_file(next(run_dir.glob("checkpoints/*/model.safetensors")))
     names = {"online": "encoder_q", "target": "encoder_t", "predictor": "predict_q"}
     state = {}
@@ -46,17 +46,15 @@ def scores(done: str) -> list[tuple[str, str, float]]:
     ]
 
 
-def test_a_checkpoint_of_the_authors_code_scores_exactly_like_ours(
-    invoke: Invoke, run_dir: Path, tmp_path: Path
-) -> None:
-    state = as_the_authors_save(run_dir, tmp_path / "authors.pth")
+def test_authors_checkpoint_scores_like_ours(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+    state = save_like_authors(run_dir, tmp_path / "authors.pth")
     config = str(run_dir / "config.yaml")
     for command, options in (("eval-knn", ["--k", "1", "--k", "5"]), ("eval-linear", ["--epochs", "3"])):
         ours = invoke(command, run_dir, *ENCODERS, *options, "--json")
         theirs = invoke(command, tmp_path / "authors.pth", "--config", config, *ENCODERS, *options, "--json")
         assert (ours.code, theirs.code) == (0, 0), theirs.stderr
         assert scores(theirs.stdout) == scores(ours.stdout)
-        assert "nothing will be saved" in theirs.stderr
+        assert "results will not be saved" in theirs.stderr
     out = tmp_path / "results"
     done = invoke("eval-knn", tmp_path / "authors.pth", "--config", config, "--out", out, "--json")
     assert [result["encoder"] for result in json.loads(done.stdout)["results"]] == ["online"]
@@ -74,15 +72,15 @@ def test_a_checkpoint_of_the_authors_code_scores_exactly_like_ours(
         assert "missing: online." in done.stderr
 
 
-def test_what_belongs_to_files_alone_and_to_runs_alone(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
-    as_the_authors_save(run_dir, tmp_path / "authors.pth")
+def test_options_for_files_or_runs_only(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+    save_like_authors(run_dir, tmp_path / "authors.pth")
     for arguments, complaint in [
-        ([run_dir, "--config", "demo"], "brings its own config"),
-        ([run_dir, "--arch", "resnet18"], "brings its own config"),
-        ([tmp_path / "authors.pth"], "is a file, not a checkpoint of msf-faiss"),
+        ([run_dir, "--config", "demo"], "has its own config"),
+        ([run_dir, "--arch", "resnet18"], "has its own config"),
+        ([tmp_path / "authors.pth"], "is a file of weights, which does not say what data"),
         ([tmp_path / "authors.pth", "--config", "no-such"], "no such config"),
         ([tmp_path / "authors.pth", "--config", "demo", "--arch", "vgg11"], "the MSF authors' code"),
-        ([run_dir, "--encoder", "weights"], "holds no encoder 'weights'; it has online and target"),
+        ([run_dir, "--encoder", "weights"], "has no encoder 'weights', only online and target"),
     ]:
         done = invoke("eval-knn", *arguments)
         assert (done.code, done.stdout) == (2, ""), complaint
@@ -90,9 +88,7 @@ def test_what_belongs_to_files_alone_and_to_runs_alone(invoke: Invoke, run_dir: 
         assert "Traceback" not in done.stderr
 
 
-def test_features_are_computed_once_for_all_evaluations(
-    invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_cached(invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = invoke("eval-knn", run_dir, *ENCODERS, "--json")
     assert first.code == 0, first.stderr
     files = sorted((run_dir / "features").iterdir())
@@ -100,14 +96,14 @@ def test_features_are_computed_once_for_all_evaluations(
     assert "online: features of 48 training images" in first.stderr
     again = invoke("eval-knn", run_dir, *ENCODERS, "--json", "--batch-size", "7")
     assert scores(again.stdout) == scores(first.stdout)
-    assert "kept features of 48 training images" in again.stderr
+    assert "cached features of 48 training images" in again.stderr
     assert "online: features of" not in again.stderr
     linear = invoke("eval-linear", run_dir, "--fast", "--epochs", "2")
-    assert "online: kept features of 20 held-out images" in linear.stderr
+    assert "online: cached features of 20 held-out images" in linear.stderr
     assert sorted((run_dir / "features").iterdir()) == files
 
-    few = invoke("eval-knn", run_dir, "--limit", "9", "--json")  # some of those that are kept
-    assert "online: kept features of 9 training images" in few.stderr
+    few = invoke("eval-knn", run_dir, "--limit", "9", "--json")  # a subset of the cached features
+    assert "online: cached features of 9 training images" in few.stderr
     assert sorted((run_dir / "features").iterdir()) == files
     computed = invoke("eval-knn", run_dir, "--limit", "9", "--json", "--no-keep")
     assert "online: features of 9 training images" in computed.stderr
@@ -116,14 +112,14 @@ def test_features_are_computed_once_for_all_evaluations(
     for options in (["--set", "data.seed=1"], ["--set", "views.size=14"]):
         other = invoke("eval-knn", run_dir, *options)
         assert other.code == 0, other.stderr
-        assert "kept features" not in other.stderr, options
+        assert "cached features" not in other.stderr, options
     assert len(list((run_dir / "features").iterdir())) == 6 + 4
 
     cut = next(path for path in files if path.name.startswith("online") and "-train-" in path.name)
-    cut.write_bytes(cut.read_bytes()[:-9])  # as a kill or a full disk elsewhere may leave it
-    mended = invoke("eval-knn", run_dir, "--json")
-    assert scores(mended.stdout) == [score for score in scores(first.stdout) if score[0] == "online"]
-    assert "online: features of 48 training images" in mended.stderr
+    cut.write_bytes(cut.read_bytes()[:-9])  # as after a kill or on a full disk
+    recomputed = invoke("eval-knn", run_dir, "--json")
+    assert scores(recomputed.stdout) == [score for score in scores(first.stdout) if score[0] == "online"]
+    assert "online: features of 48 training images" in recomputed.stderr
 
     shutil.rmtree(run_dir / "features")
     assert invoke("eval-knn", run_dir, "--no-keep").code == 0
@@ -135,13 +131,13 @@ def test_features_are_computed_once_for_all_evaluations(
     monkeypatch.setattr(FeatureCache, "put", full)
     done = invoke("eval-knn", run_dir)
     assert done.code == 0
-    assert "features are not kept" in done.stderr
+    assert "features not cached" in done.stderr
     assert "No space left" in done.stderr
 
 
-def evaluated_by(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
-    """By one rank alone in the first half of the list, by all of them in the second."""
-    found = []
+def evaluate_with(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
+    """Scores of one rank alone, then of all of them together."""
+    correct = []
     for together in (Ranks.alone(), ranks):
         setup = open_setup(run_dir, [], torch.device("cpu"), ranks=together)
         results = [
@@ -149,19 +145,19 @@ def evaluated_by(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
             score_linear(setup, "online", epochs=2),
             score_linear(setup, "target", epochs=2, fast=True),
         ]
-        found += [(score.metric, score.correct) for result in results for score in result.scores]
-    return found
+        correct += [(score.metric, score.correct) for result in results for score in result.scores]
+    return correct
 
 
-def test_two_ranks_find_what_one_finds(pool: RankPool, run_dir: Path) -> None:
-    first, second = pool.run(2, evaluated_by, run_dir)
+def test_two_ranks_score_like_one(pool: RankPool, run_dir: Path) -> None:
+    first, second = pool.run(2, evaluate_with, run_dir)
     assert first == second
     assert first[: len(first) // 2] == first[len(first) // 2 :]
     assert len(first) == 2 * (3 + 2 + 2)
 
 
 @pytest.mark.slow
-def test_torchrun(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_linear_probe_with_torchrun(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""`eval-semi`, `eval-transfer` and `eval-all`, in this process."""
+"""`eval-semi`, `eval-transfer` and `eval-all`, run in this process."""
 
 import json
 import shutil
@@ -21,32 +21,32 @@ from msf_faiss.errors import UserError
 
 @pytest.fixture
 def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
-    """48 training images and 20 held-out ones, six steps."""
+    """48 training images, 20 held-out images, six steps."""
     return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("results", "features"))
 
 
 def results(text: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(text)["results"]
-    return found
+    parsed: list[dict[str, Any]] = json.loads(text)["results"]
+    return parsed
 
 
-def kept(run_dir: Path, encoder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels, from the file that the evaluation left."""
+def read_cache(run_dir: Path, encoder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cached features and their labels."""
     (path,) = (run_dir / "features").glob(f"{encoder}*-{split}-*.safetensors")
-    found = safetensors.torch.load_file(path)
+    cached = safetensors.torch.load_file(path)
     source = open_source(find_checkpoint(run_dir).config.data, "train" if split == "train" else "test")
     assert source is not None
     assert source.labels is not None
-    return found["embeddings"].double().numpy(), source.labels[found["ids"].numpy()]
+    return cached["embeddings"].double().numpy(), source.labels[cached["ids"].numpy()]
 
 
-def test_logistic_regression_and_neighbours_are_scikit_learns(invoke: Invoke, run_dir: Path) -> None:
+def test_logistic_regression_and_knn_equal_scikit_learn(invoke: Invoke, run_dir: Path) -> None:
     done = invoke("eval-transfer", run_dir, "--json")
     assert done.code == 0, done.stderr
     (result,) = results(done.stdout)
     assert [score["metric"] for score in result["scores"]] == ["logistic", "logistic, mean per class"]
     assert len(result["protocol"]["penalty"]["grid"]) == 45
-    (x, y), (tested, wanted) = kept(run_dir, "online", "train"), kept(run_dir, "online", "test")
+    (x, y), (tested, wanted) = read_cache(run_dir, "online", "train"), read_cache(run_dir, "online", "test")
     c = result["scores"][0]["settings"]["c"]
     independent = make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(x, y)
     assert result["scores"][0]["correct"] == int((independent.predict(tested) == wanted).sum())
@@ -70,7 +70,7 @@ def test_logistic_regression_and_neighbours_are_scikit_learns(invoke: Invoke, ru
         assert score["correct"] == right, score["metric"]
 
 
-def test_transfer_by_the_mean_over_classes(invoke: Invoke, run_dir: Path) -> None:
+def test_transfer_with_mean_per_class(invoke: Invoke, run_dir: Path) -> None:
     done = invoke("eval-transfer", run_dir, "--metric", "mean-per-class", "--fast", "--encoder", "untrained", "--json")
     (result,) = results(done.stdout)
     assert [score["settings"]["mean"] for score in result["scores"]] == ["classes", "images"]
@@ -79,7 +79,7 @@ def test_transfer_by_the_mean_over_classes(invoke: Invoke, run_dir: Path) -> Non
     assert "logistic, mean per class" in invoke("results", run_dir).stdout
 
 
-def test_semi_supervised(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_semi_supervised_evaluation(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     done = invoke("eval-semi", run_dir, "--labels", "25%", "--epochs", "2", "--json")
     assert done.code == 0, done.stderr
     linear, tuned = results(done.stdout)
@@ -89,7 +89,7 @@ def test_semi_supervised(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     for result in (linear, tuned):
         assert result["protocol"]["labels"]["fraction"] == 0.25
         assert result["protocol"]["data"]["training_images"] == 48
-        assert result["scores"][0]["settings"]["labels"] == 10  # of each of ten classes, round(48 / 4 / 10)
+        assert result["scores"][0]["settings"]["labels"] == 10  # round(48 / 4 / 10) of each of ten classes
     again = results(invoke("eval-semi", run_dir, "--labels", "0.25", "--epochs", "2", "--json").stdout)
     assert [each["scores"] for each in again] == [linear["scores"], tuned["scores"]]
     assert len(list((run_dir / "results").iterdir())) == 2
@@ -101,7 +101,7 @@ def test_semi_supervised(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     assert result["protocol"]["labels"]["file"] == "some.txt"
     for arguments, complaint in [
         (["--labels", "0"], "not above 0"),
-        (["--labels", "half"], "no share of the labels"),
+        (["--labels", "half"], "not a fraction of the labels"),
         (["--subset", tmp_path / "none.txt"], "none.txt"),
     ]:
         done = invoke("eval-semi", run_dir, *arguments)
@@ -109,15 +109,15 @@ def test_semi_supervised(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
         assert complaint in done.stderr
 
 
-def test_everything_on_one_page(invoke: Invoke, run_dir: Path) -> None:
+def test_eval_all(invoke: Invoke, run_dir: Path) -> None:
     done = invoke("eval-all", run_dir, "--fast", "--json")
     assert done.code == 0, done.stderr
-    found = [(result["encoder"], result["evaluation"]) for result in results(done.stdout)]
-    whole = ["knn", "linear-fast", "semi-linear", "semi-linear", "transfer"]
-    assert found == [
-        *(("online", name) for name in whole),
+    done_evaluations = [(result["encoder"], result["evaluation"]) for result in results(done.stdout)]
+    suite = ["knn", "linear-fast", "semi-linear", "semi-linear", "transfer"]
+    assert done_evaluations == [
+        *(("online", name) for name in suite),
         ("target", "knn"),
-        *(("untrained", name) for name in whole),
+        *(("untrained", name) for name in suite),
         ("pixels", "knn"),
     ]
     page = (run_dir / "results" / "summary.md").read_text()
@@ -138,7 +138,7 @@ def test_everything_on_one_page(invoke: Invoke, run_dir: Path) -> None:
     assert table.stdout.count("accuracy in %") == 1
 
 
-def test_what_the_data_do_not_allow_is_left_out_and_told(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_evaluations_without_held_out_images_are_skipped(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     from test_eval import write_parquet
 
     write_parquet(tmp_path / "other.parquet", [0, 1, 2, -1, 0, 1, 2, 0, 1, 2])
@@ -147,14 +147,14 @@ def test_what_the_data_do_not_allow_is_left_out_and_told(invoke: Invoke, run_dir
     done = invoke("eval-all", run_dir, *other, "--json")
     assert done.code == 0, done.stderr
     assert {result["evaluation"] for result in results(done.stdout)} == {"knn"}
-    assert "online: linear, semi, transfer need held-out images; left out" in done.stderr
+    assert "online: skipping linear, semi, transfer, which need held-out images" in done.stderr
     for command in ("eval-semi", "eval-transfer"):
         done = invoke(command, run_dir, *other)
         assert done.code == 2
         assert "needs labelled held-out images, and the config names none; set data.test_path" in done.stderr
 
 
-def test_held_out_images_without_labels_are_none(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
+def test_unlabelled_held_out_images_are_not_used(invoke: Invoke, run_dir: Path, tmp_path: Path) -> None:
     from test_eval import write_parquet
 
     write_parquet(tmp_path / "train.parquet", [0, 1, 2, 0, 1, 2])
@@ -166,25 +166,23 @@ def test_held_out_images_without_labels_are_none(invoke: Invoke, run_dir: Path, 
     assert [result["protocol"]["leave_one_out"] for result in results(done.stdout)] == [True]
 
 
-def test_what_was_found_before_a_mistake_is_on_the_page(
-    invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_before_an_error_are_summarized(invoke: Invoke, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_: object, **__: object) -> None:
-        raise UserError("the fine-tune diverged")
+        raise UserError("fine-tuning diverged")
 
-    monkeypatch.setattr("msf_faiss.evaluate.everything.score_semi", diverge)
+    monkeypatch.setattr("msf_faiss.evaluate.suite.score_semi", diverge)
     done = invoke("eval-all", run_dir, "--fast", "--encoder", "online")
     assert (done.code, done.stdout) == (2, "")
-    assert "the fine-tune diverged" in done.stderr
+    assert "fine-tuning diverged" in done.stderr
     page = (run_dir / "results" / "summary.md").read_text()
     assert "\n| linear (fast) |" in page
     assert "logistic" not in page
 
 
-def test_several_evaluations_are_a_table_of_metrics(invoke: Invoke, run_dir: Path) -> None:
+def test_table_of_several_evaluations(invoke: Invoke, run_dir: Path) -> None:
     done = invoke("eval-all", run_dir, "--fast", "--only", "knn", "--only", "transfer")
     assert done.code == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["trained", "target", "encoder", "untrained", "raw", "pixels", "gain"] in lines
     assert [line[0] for line in lines if line and line[0] in ("1-NN", "logistic")] == ["1-NN", "logistic"]
-    assert done.stdout.startswith(f"{run_dir}, after step 6")
+    assert done.stdout.startswith(f"{run_dir}, step 6")

@@ -49,8 +49,8 @@ def result(
     )
 
 
-def test_rows_are_metrics_in_reading_order_and_columns_are_encoders() -> None:
-    found = compare(
+def test_order_of_rows_and_columns() -> None:
+    comparisons = compare(
         [
             result("pixels", knn(20, 0.37)),
             result("online", probe(0.9, "linear, top 5", 5), probe(0.6), step=12, evaluation="linear"),
@@ -59,52 +59,50 @@ def test_rows_are_metrics_in_reading_order_and_columns_are_encoders() -> None:
             result("target", knn(20, 0.5), step=12),
         ]
     )
-    assert len(found) == 1
-    assert (found[0].step, found[0].epoch) == (12, 1.2)
-    assert found[0].encoders == ("online", "target", "untrained", "pixels")
+    assert len(comparisons) == 1
+    assert (comparisons[0].step, comparisons[0].epoch) == (12, 1.2)
+    assert comparisons[0].encoders == ("online", "target", "untrained", "pixels")
     metrics = ["1-NN", "20-NN", "20-NN, T 0.07", "20-NN, T 0.1", "100-NN", "linear", "linear, top 5"]
-    assert list(found[0].scores) == metrics
-    assert found[0].gain("20-NN") == pytest.approx(26)
-    assert found[0].gain("20-NN, T 0.07") == pytest.approx(28)
-    assert found[0].gain("1-NN") is None
-    assert found[0].gain("linear") is None
+    assert list(comparisons[0].scores) == metrics
+    assert comparisons[0].gain("20-NN") == pytest.approx(26)
+    assert comparisons[0].gain("20-NN, T 0.07") == pytest.approx(28)
+    assert comparisons[0].gain("1-NN") is None
+    assert comparisons[0].gain("linear") is None
 
 
-def test_the_target_stands_in_for_an_online_encoder_that_was_not_scored() -> None:
-    found = compare([result("target", knn(1, 0.5), step=3), result("untrained", knn(1, 0.6), step=0)])
-    assert found[0].gain("1-NN") == pytest.approx(-10)
+def test_gain_uses_the_target_if_online_is_missing() -> None:
+    comparisons = compare([result("target", knn(1, 0.5), step=3), result("untrained", knn(1, 0.6), step=0)])
+    assert comparisons[0].gain("1-NN") == pytest.approx(-10)
 
 
-def test_every_step_is_held_against_the_untrained() -> None:
-    found = compare(
+def test_each_step_is_compared_with_the_untrained_network() -> None:
+    comparisons = compare(
         [
             result("online", knn(1, 0.5), step=200),
             result("untrained", knn(1, 0.2), step=0),
             result("online", knn(1, 0.4), step=100),
         ]
     )
-    assert [(each.step, each.epoch) for each in found] == [(100, 10), (200, 20)]
-    assert [each.gain("1-NN") for each in found] == pytest.approx([20, 30])
+    assert [(each.step, each.epoch) for each in comparisons] == [(100, 10), (200, 20)]
+    assert [each.gain("1-NN") for each in comparisons] == pytest.approx([20, 30])
 
 
-def test_other_images_are_another_table() -> None:
+def test_other_images_give_another_comparison() -> None:
     fewer = {**DATA, "held_out_images": 10}
-    found = compare([result("online", knn(1, 0.5), step=2), result("untrained", knn(1, 0.2), step=0, data=fewer)])
-    assert [(each.step, each.encoders) for each in found] == [(2, ("online",)), (None, ("untrained",))]
+    comparisons = compare([result("online", knn(1, 0.5), step=2), result("untrained", knn(1, 0.2), step=0, data=fewer)])
+    assert [(each.step, each.encoders) for each in comparisons] == [(2, ("online",)), (None, ("untrained",))]
 
 
-def test_the_newest_answer_counts() -> None:
-    found = compare([result("online", knn(1, 0.5), step=2), result("online", knn(1, 0.6), knn(2, 0.1), step=2)])
-    assert found[0].scores["1-NN"]["online"].accuracy == 0.6
+def test_the_newest_result_counts() -> None:
+    comparisons = compare([result("online", knn(1, 0.5), step=2), result("online", knn(1, 0.6), knn(2, 0.1), step=2)])
+    assert comparisons[0].scores["1-NN"]["online"].accuracy == 0.6
     assert compare([]) == []
 
 
-def test_data_in_a_line() -> None:
-    assert describe_data(DATA) == (
-        "demo: 1,000 held-out images, judged by 4,000 training images; 10 classes, guessing gets 10.4%"
-    )
+def test_describe_data() -> None:
+    assert describe_data(DATA) == ("demo: 1,000 held-out and 4,000 training images; 10 classes, guessing scores 10.4%")
     config = {"kind": "folder", "path": "photos", "test_path": "more"}
     assert describe_data({**DATA, "config": config}).startswith("more: 1,000 held-out")
     assert describe_data({**DATA, "config": config, "held_out_images": None}).startswith(
-        "photos: 4,000 training images, each judged by the others;"
+        "photos: 4,000 training images, leave-one-out;"
     )

@@ -19,13 +19,12 @@ from msf_faiss.errors import PeerError, UserError
 from msf_faiss.evaluate.finetune import (
     ONE_PERCENT,
     TEN_PERCENT,
-    FinetuneEpoch,
     FinetuneSettings,
     finetune,
-    finetuned,
-    settings_for,
+    finetune_and_score,
+    published_settings,
 )
-from msf_faiss.evaluate.linear import AUGMENTATION
+from msf_faiss.evaluate.linear import AUGMENTATION, EpochProgress
 from msf_faiss.models import build_backbone
 
 CPU = torch.device("cpu")
@@ -35,7 +34,7 @@ QUICK = FinetuneSettings(backbone_learning_rate=0.02, head_learning_rate=0.1, ep
 
 
 class Drawn(MemorySource):
-    """Images of 12 px, of which a channel tells the class; some are unreadable."""
+    """12 px images with a bright channel per class; some are unreadable."""
 
     def __init__(self, labels: Sequence[int], seed: int = 0, unreadable: Sequence[int] = ()) -> None:
         random = np.random.default_rng(seed)
@@ -54,9 +53,9 @@ class Drawn(MemorySource):
 
 
 class Flat(nn.Module):
-    """A backbone without batch norms, which notes how many images come at a time."""
+    """A backbone without batch norms, which records the batch sizes."""
 
-    seen: ClassVar[list[int]] = []
+    batches: ClassVar[list[int]] = []
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class Flat(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
-            self.seen.append(len(images))
+            self.batches.append(len(images))
         features: Tensor = self.dropout(self.conv(images).relu()).mean(dim=(2, 3))
         return features
 
@@ -74,7 +73,7 @@ class OddNorm(nn.BatchNorm2d):
 
 
 def backbone(kind: str = "norms") -> nn.Module:
-    """As the evaluations hand it over: frozen, in eval mode."""
+    """Frozen and in eval mode, as the evaluations load it."""
     torch.manual_seed(0)
     if kind == "norms":
         network: nn.Module = build_backbone(NarrowBackbone(width=4, depths=(1,), strides=(2,)))[0]
@@ -97,14 +96,14 @@ def train(
     """The weights after fine-tuning on `count` images of four classes."""
     source = Drawn([index % 4 for index in range(count)], unreadable=unreadable)
     options: Any = {"config": config, "device": CPU, "classes": 4, "settings": settings, "ranks": ranks}
-    return finetuned(backbone(kind), source, torch.arange(count), **options).state_dict()
+    return finetune(backbone(kind), source, torch.arange(count), **options).state_dict()
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_published_settings() -> None:
+def test_published_settings() -> None:
     assert dataclasses.asdict(ONE_PERCENT) == {
         "backbone_learning_rate": 0.02,
         "head_learning_rate": 5.0,
@@ -119,18 +118,18 @@ def test_the_published_settings() -> None:
     assert dataclasses.replace(ONE_PERCENT, backbone_learning_rate=0.01, head_learning_rate=0.2) == TEN_PERCENT
     assert TEN_PERCENT.milestones == [12, 16]
     assert dataclasses.replace(TEN_PERCENT, epochs=5).milestones == [3, 4]
-    assert [settings_for(fraction, 12_811) is ONE_PERCENT for fraction in (0.001, 0.01, 0.03, 0.04, 0.1, 1)] == [
+    assert [published_settings(fraction, 12_811) is ONE_PERCENT for fraction in (0.001, 0.01, 0.03, 0.04, 0.1, 1)] == [
         *[True] * 3,
         *[False] * 3,
     ]
-    assert [settings_for(0.01, images) is ONE_PERCENT for images in (500, 4_999, 5_000)] == [False, False, True]
+    assert [published_settings(0.01, images) is ONE_PERCENT for images in (500, 4_999, 5_000)] == [False, False, True]
 
 
-def test_it_learns_what_there_is_to_learn() -> None:
+def test_finetuning_learns_the_classes() -> None:
     source, test = Drawn([0, 1, 2] * 10), Drawn([0, 1, 2, 5] * 3, seed=1)
     settings = FinetuneSettings(backbone_learning_rate=0.05, head_learning_rate=0.5, epochs=8, batch_size=10)
-    seen: list[FinetuneEpoch] = []
-    score = finetune(
+    seen: list[EpochProgress] = []
+    score = finetune_and_score(
         backbone(),
         source,
         torch.arange(30),
@@ -142,22 +141,28 @@ def test_it_learns_what_there_is_to_learn() -> None:
         settings=settings,
         on_epoch=seen.append,
     )
-    assert [(done.epoch, done.epochs) for done in seen] == [(epoch, 8) for epoch in range(1, 9)]
+    assert [(each.epoch, each.epochs) for each in seen] == [(epoch, 8) for epoch in range(1, 9)]
     assert seen[-1].loss < 0.2 * seen[0].loss
     assert seen[-1].accuracy == 1 > seen[0].accuracy
-    assert (score.top1, score.top5, score.images) == (9, None, 12)  # no class 5 was learnt: it is never guessed
+    assert (score.top1, score.top5, score.images) == (
+        9,
+        None,
+        12,
+    )  # class 5 has no training images: it is never predicted
 
 
-def test_top_5_of_more_than_five_classes() -> None:
+def test_top5_after_finetuning_more_than_five_classes() -> None:
     source = Drawn([0, 1, 2, 3, 4, 5, 6] * 3)
     ids: Tensor = torch.arange(21)
-    score = finetune(backbone(), source, ids, source, ids[:20], config=CONFIG, device=CPU, classes=7, settings=QUICK)
+    score = finetune_and_score(
+        backbone(), source, ids, source, ids[:20], config=CONFIG, device=CPU, classes=7, settings=QUICK
+    )
     assert score.top5 is not None
     assert score.top1 < score.top5 <= 20 == score.images
 
 
-def test_two_steps_equal_ones_written_out() -> None:
-    """Momentum, weight decay, two learning rates and their fall, with the gradients of autograd."""
+def test_two_steps_equal_explicit_sgd() -> None:
+    """Momentum, weight decay, two learning rates and their drop, with the gradients of autograd."""
     settings = FinetuneSettings(
         backbone_learning_rate=0.1,
         head_learning_rate=0.7,
@@ -192,25 +197,25 @@ def test_two_steps_equal_ones_written_out() -> None:
                     parameter -= rate * velocity[parameter]
     expected = {f"0.{name}": tensor for name, tensor in trunk.state_dict().items()}
     expected |= {f"1.{name}": tensor for name, tensor in head.state_dict().items()}
-    found = train(12, settings=settings)
+    weights = train(12, settings=settings)
     for name, tensor in expected.items():
-        # single roundings of float32 over two steps
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        # float32 rounding over two steps
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
     for place, before in enumerate(start):
-        assert not any(torch.equal(found[f"{place}.{name}"], tensor) for name, tensor in before.items())
+        assert not any(torch.equal(weights[f"{place}.{name}"], tensor) for name, tensor in before.items())
 
 
-def test_the_backbone_stays_as_it_was_bit_for_bit() -> None:
+def test_finetuning_does_not_change_the_given_backbone() -> None:
     network, source = backbone(), Drawn([0, 1] * 5)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    finetuned(network, source, torch.arange(10), config=CONFIG, device=CPU, classes=2, settings=QUICK)
+    finetune(network, source, torch.arange(10), config=CONFIG, device=CPU, classes=2, settings=QUICK)
     assert same(network.state_dict(), before)
     assert not network.training
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("kind", ["norms", "dropout"])
-def test_the_seed_decides_and_torchs_own_generator_is_left_alone(kind: str) -> None:
+def test_finetuning_depends_on_its_seed_only(kind: str) -> None:
     one = train(kind=kind)
     torch.manual_seed(99)
     before = torch.get_rng_state()
@@ -218,7 +223,7 @@ def test_the_seed_decides_and_torchs_own_generator_is_left_alone(kind: str) -> N
     network = backbone(kind)
     torch.set_rng_state(before)
     options: Any = {"device": CPU, "classes": 4, "settings": QUICK}
-    two = finetuned(network, source, torch.arange(14), config=CONFIG, **options)
+    two = finetune(network, source, torch.arange(14), config=CONFIG, **options)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(one, two.state_dict())
     assert not same(one, train(kind=kind, config=CONFIG.model_copy(update={"seed": 4})))
@@ -228,40 +233,42 @@ def test_the_seed_decides_and_torchs_own_generator_is_left_alone(kind: str) -> N
     ("count", "batch_size", "sizes"),
     [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 2, [2]), (2, 256, [2]), (7, 256, [7])],
 )
-def test_a_rest_of_one_image_is_left_out(count: int, batch_size: int, sizes: list[int]) -> None:
-    Flat.seen.clear()
+def test_last_batch_of_one_image_is_dropped(count: int, batch_size: int, sizes: list[int]) -> None:
+    Flat.batches.clear()
     train(count, kind="flat", settings=dataclasses.replace(QUICK, batch_size=batch_size))
-    assert Flat.seen == sizes * 2
+    assert Flat.batches == sizes * 2
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(UserError, match="1 images are too few to fine-tune on: each of 1 ranks needs 2 a step"):
+    with pytest.raises(
+        UserError, match="1 images are too few to fine-tune on: each of 1 ranks needs 2 images per step"
+    ):
         train(1)
     with pytest.raises(UserError, match="a batch of 1 is too small"):
         train(4, settings=dataclasses.replace(QUICK, batch_size=1))
 
 
-def test_a_loss_that_is_not_finite_says_what_to_lower() -> None:
+def test_divergence_names_the_learning_rates() -> None:
     wild = dataclasses.replace(QUICK, head_learning_rate=1e30)
     with pytest.raises(UserError, match=r"the loss of epoch 1 of 2 is not finite; lower the learning rate of .*1e\+30"):
         train(kind="flat", settings=wild)
-    # The only step: its loss was finite, what came of it is not.
+    # After a single step its loss was finite, but not the weights.
     source, last = Drawn([0, 1, 2] * 4), dataclasses.replace(wild, epochs=1, batch_size=12, head_learning_rate=3e38)
     ids, options = torch.arange(12), {"config": CONFIG, "device": CPU, "classes": 3, "settings": last}
     with pytest.raises(UserError, match=r"the logits of [0-9]+ of 12 test images are not finite"):
-        finetune(backbone("flat"), source, ids, source, ids, **options)  # type: ignore[arg-type]
+        finetune_and_score(backbone("flat"), source, ids, source, ids, **options)  # type: ignore[arg-type]
 
 
-def test_unreadable_images_end_it_or_are_left_out() -> None:
+def test_unreadable_images_are_errors_or_left_out() -> None:
     with pytest.raises(UserError, match=r"drawn\[3\]: broken"):
         train(unreadable=[3])
     order = epoch_order(14, CONFIG.seed, 0)
-    Flat.seen.clear()
-    # The second batch of the first epoch cannot be read at all, the third has one image left, the first three.
+    Flat.batches.clear()
+    # Of the first epoch's batches, the first has three readable images, the second none, and the third one.
     broken = [*order[5:10], *order[11:14], *order[:2]]
     train(kind="flat", settings=dataclasses.replace(QUICK, epochs=1), config=SKIP, unreadable=broken)
-    assert Flat.seen == [3]
-    with pytest.raises(UserError, match="no batch has two readable images for each rank"):
+    assert Flat.batches == [3]
+    with pytest.raises(UserError, match="no batch has two readable images per rank"):
         train(kind="flat", config=SKIP, unreadable=order[:-1])
 
 
@@ -269,27 +276,27 @@ def finetune_together(ranks: Ranks, kind: str, tests: int) -> tuple[dict[str, Te
     source, test = Drawn([index % 4 for index in range(14)]), Drawn([index % 4 for index in range(tests)], seed=1)
     losses: list[float] = []
     options: Any = {"config": CONFIG, "device": CPU, "classes": 4, "settings": QUICK, "ranks": ranks}
-    weights = finetuned(backbone(kind), source, torch.arange(14), **options).state_dict()
-    score = finetune(
+    weights = finetune(backbone(kind), source, torch.arange(14), **options).state_dict()
+    score = finetune_and_score(
         backbone(kind),
         source,
         torch.arange(14),
         test,
         torch.arange(tests),
-        on_epoch=lambda done: losses.extend([done.loss, done.accuracy]),
+        on_epoch=lambda epoch: losses.extend([epoch.loss, epoch.accuracy]),
         **options,
     )
     return weights, (score.top1, score.images), losses
 
 
 @pytest.mark.parametrize(("kind", "tests"), [("flat", 7), ("norms", 7), ("norms", 1)])
-def test_two_ranks_do_as_one(pool: RankPool, kind: str, tests: int) -> None:
-    """Batches of 5, 5 and 4: one rank has an image more than the other, and counts for more."""
+def test_two_ranks_equal_one(pool: RankPool, kind: str, tests: int) -> None:
+    """In batches of 5, 5 and 4, one rank has one image more, and thus a larger weight."""
     weights, score, losses = finetune_together(Ranks.alone(), kind, tests)
     first, second = pool.run(2, finetune_together, kind, tests)
     assert same(first[0], second[0])
     for name, tensor in weights.items():
-        # float32 sums in another order, over six steps
+        # another order of float32 sums, over six steps
         torch.testing.assert_close(first[0][name], tensor, rtol=1e-4, atol=1e-5)
     assert first[1] == second[1] == score
     assert first[2] == second[2] == pytest.approx(losses, rel=1e-4)
@@ -305,48 +312,48 @@ def fail_together(ranks: Ranks, what: str) -> str:
     try:
         train(ranks=ranks, **cases[what])
     except PeerError as error:
-        return f"elsewhere: {error}"
+        return f"peer: {error}"
     except UserError as error:
-        return f"here: {error}"
+        return f"main: {error}"
     return "nothing"
 
 
 @pytest.mark.parametrize(
     ("what", "complaint"),
     [
-        ("norms", "batch norms of another kind than torch's (OddNorm)"),
-        ("images", "3 images are too few to fine-tune on: each of 2 ranks needs 2"),
+        ("norms", "cannot synchronise batch norms of the type OddNorm"),
+        ("images", "3 images are too few to fine-tune on: each of 2 ranks needs 2 images"),
         ("loss", "the loss of epoch 1 of 2 is not finite"),
     ],
 )
-def test_what_goes_wrong_goes_wrong_on_all_ranks_and_is_told_once(pool: RankPool, what: str, complaint: str) -> None:
-    here, elsewhere = pool.run(2, fail_together, what)
-    assert here.startswith("here: ")
-    assert complaint in here
-    assert elsewhere == here.replace("here", "elsewhere", 1)
+def test_errors_are_reported_by_one_rank(pool: RankPool, what: str, complaint: str) -> None:
+    main, peer = pool.run(2, fail_together, what)
+    assert main.startswith("main: ")
+    assert complaint in main
+    assert peer == main.replace("main", "peer", 1)
 
 
-def train_on_what_is_readable(ranks: Ranks, unreadable: list[int]) -> dict[str, Tensor]:
+def train_on_readable(ranks: Ranks, unreadable: list[int]) -> dict[str, Tensor]:
     return train(ranks=ranks, settings=dataclasses.replace(QUICK, epochs=1), config=SKIP, unreadable=unreadable)
 
 
-def test_a_batch_of_which_a_rank_can_read_too_little_is_left_out_by_all(pool: RankPool) -> None:
-    """Of the first batch rank 0 can read nothing, of the second rank 1 one image; one rank leaves both out."""
+def test_all_ranks_drop_a_batch_of_which_one_can_read_too_little(pool: RankPool) -> None:
+    """Rank 0 can read no image of the first batch, rank 1 only one of the second; a single rank drops both."""
     order = epoch_order(14, CONFIG.seed, 0).tolist()
-    one = train_on_what_is_readable(Ranks.alone(), order[:10])
-    first, second = pool.run(2, train_on_what_is_readable, [*order[:3], order[8]])
+    one = train_on_readable(Ranks.alone(), order[:10])
+    first, second = pool.run(2, train_on_readable, [*order[:3], order[8]])
     assert same(first, second)
     for name, tensor in one.items():
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)  # as above
 
 
-def test_a_rest_of_one_image_a_rank_is_left_out(pool: RankPool) -> None:
-    order = epoch_order(13, CONFIG.seed, 0).tolist()  # 5, 5 and 3, of which rank 1 would have one
+def test_last_batch_of_one_image_per_rank_is_dropped(pool: RankPool) -> None:
+    order = epoch_order(13, CONFIG.seed, 0).tolist()  # 5, 5 and 3, of which rank 1 would get one
     settings = dataclasses.replace(QUICK, epochs=1)
     expected = train(13, settings=settings, config=SKIP, unreadable=order[10:])
-    found = pool.run(2, train_thirteen)[1]
+    weights = pool.run(2, train_thirteen)[1]
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)  # as above
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)  # as above
 
 
 def train_thirteen(ranks: Ranks) -> dict[str, Tensor]:

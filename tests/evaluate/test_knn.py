@@ -1,3 +1,5 @@
+import math
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +11,16 @@ from msf_faiss.config import Config, FolderData, ViewsConfig
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate import knn as module
-from msf_faiss.evaluate.inputs import has_held_out, labelled_ids, sample
-from msf_faiss.evaluate.knn import KnnScore, evaluate_knn, knn_scores
-from msf_faiss.evaluate.vote import majority_vote, weighted_vote
+from msf_faiss.evaluate import knn as knn_module
+from msf_faiss.evaluate.images import has_held_out, labelled_ids, sample
+from msf_faiss.evaluate.knn import KnnScore, evaluate_knn, knn_scores, majority_vote, weighted_vote
 
 CPU = torch.device("cpu")
 CONFIG = Config(views=ViewsConfig(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
 
 
 def features(count: int, classes: int, seed: int, dim: int = 6) -> Features:
-    """Loose clusters, one a class."""
+    """Loose clusters, one per class."""
     random = np.random.default_rng(seed)
     labels = random.integers(classes, size=count)
     centres = np.random.default_rng(99).normal(size=(classes, dim))
@@ -28,26 +29,26 @@ def features(count: int, classes: int, seed: int, dim: int = 6) -> Features:
 
 
 def slow_scores(bank: Features, queries: Features | None, k: int, temperature: float | None) -> tuple[int, int]:
-    """Correct and all, by a dense float64 matrix and one query at a time."""
+    """Numbers of correct and of all queries, one query at a time in float64."""
     assert bank.labels is not None
-    asked = bank if queries is None else queries
-    assert asked.labels is not None
+    judged = bank if queries is None else queries
+    assert judged.labels is not None
     base = nn.functional.normalize(bank.embeddings, dim=1).double()
     correct = 0
-    for row, (embedding, label) in enumerate(zip(asked.embeddings, asked.labels.tolist(), strict=True)):
+    for row, (embedding, label) in enumerate(zip(judged.embeddings, judged.labels.tolist(), strict=True)):
         similarities = base @ nn.functional.normalize(embedding, dim=0).double()
         others = [i for i in range(len(base)) if queries is not None or i != row]
         nearest = sorted(others, key=lambda i: (-float(similarities[i].float()), i))[:k]
         votes = bank.labels[nearest][None], similarities[nearest].float()[None], 100
-        elected = majority_vote(*votes) if temperature is None else weighted_vote(*votes, temperature)
-        correct += int(elected) == label
-    return correct, len(asked.ids)
+        winner = majority_vote(*votes) if temperature is None else weighted_vote(*votes, temperature)
+        correct += int(winner) == label
+    return correct, len(judged.ids)
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_scores_equal_a_dense_search(leave_one_out: bool) -> None:
+def test_scores_equal_dense_search(leave_one_out: bool) -> None:
     bank = features(70, 4, seed=1)
-    queries = None if leave_one_out else features(50, 5, seed=2)  # a class that the bank lacks is never right
+    queries = None if leave_one_out else features(50, 5, seed=2)  # a class without voters is never correct
     scores = knn_scores(bank, queries, ks=[20, 1, 5, 5], temperatures=[0.5, 0.07, 0.5], device=CPU)
     assert [(score.k, score.temperature) for score in scores] == [
         (1, None),
@@ -65,42 +66,42 @@ def test_scores_equal_a_dense_search(leave_one_out: bool) -> None:
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_searching_few_queries_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch, leave_one_out: bool) -> None:
+def test_chunk_size_does_not_change_scores(monkeypatch: pytest.MonkeyPatch, leave_one_out: bool) -> None:
     bank, queries = features(60, 4, seed=1), None if leave_one_out else features(41, 4, seed=2)
     whole = knn_scores(bank, queries, ks=[1, 7], temperatures=[0.1], device=CPU)
     for step in (1, 7, 40, 41):
-        monkeypatch.setattr(module, "_MOST_QUERIES", step)
+        monkeypatch.setattr(knn_module, "_MAX_QUERIES", step)
         assert knn_scores(bank, queries, ks=[1, 7], temperatures=[0.1], device=CPU) == whole
 
 
-def test_a_training_image_does_not_vote_for_itself_but_its_copies_do() -> None:
+def test_leave_one_out_drops_the_image_but_not_its_duplicates() -> None:
     alone = Features(torch.eye(4), torch.tensor([0, 1, 2, 3]), torch.arange(4))
     assert knn_scores(alone, None, ks=[1], device=CPU)[0].correct == 0
     twice = Features(torch.cat([torch.eye(4)] * 2), torch.tensor([0, 1, 2, 3] * 2), torch.arange(8))
     assert knn_scores(twice, None, ks=[1], device=CPU)[0].correct == 8
 
 
-def test_more_copies_than_k_may_hide_the_own_image() -> None:
-    """The own row is not among the k + 1 lowest of 40 equal ones; k voters are left all the same."""
+def test_leave_one_out_with_more_duplicates_than_k() -> None:
+    """The image itself is not among the k + 1 lowest of 40 equal rows; still k voters are left."""
     bank = Features(torch.ones(40, 3), torch.tensor([0] * 10 + [1] * 30), torch.arange(40))
     score = knn_scores(bank, None, ks=[3], device=CPU)[0]
-    assert (score.k, score.correct) == (3, 10)  # rows 0 to 3 vote on all, and they are of class 0
+    assert (score.k, score.correct) == (3, 10)  # rows 0 to 3, of class 0, vote on all
 
 
 @pytest.mark.parametrize(("count", "leave_one_out", "voters"), [(5, False, 5), (5, True, 4), (1, False, 1)])
-def test_k_beyond_the_voters_means_all_of_them(count: int, leave_one_out: bool, voters: int) -> None:
+def test_k_is_clamped_to_the_number_of_voters(count: int, leave_one_out: bool, voters: int) -> None:
     bank = features(count, 2, seed=0)
     scores = knn_scores(bank, None if leave_one_out else features(9, 2, seed=1), ks=[200, 1, 1000, voters], device=CPU)
     assert [score.k for score in scores] == sorted({1, voters})
 
 
-def test_one_image_alone_has_nobody_to_vote() -> None:
-    with pytest.raises(UserError, match="1 labelled images are too few for kNN"):
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(UserError, match="at least two labelled images, found 1"):
         knn_scores(features(1, 1, seed=0), None, ks=[1], device=CPU)
 
 
 def coloured(labels: list[int], seed: int, noise: int = 40) -> MemorySource:
-    """Images of 8 px whose channel `label` is bright."""
+    """8 px images whose channel `label` is bright."""
     random = np.random.default_rng(seed)
     pixels = random.integers(noise, size=(len(labels), 3, 8, 8))
     for image, label in zip(pixels, labels, strict=True):
@@ -120,22 +121,22 @@ def score(train: MemorySource, test: MemorySource | None, **options: object) -> 
     return evaluate_knn(Channels(), train, test, **settings)  # type: ignore[arg-type]
 
 
-def test_from_images_to_accuracy() -> None:
+def test_evaluate_knn_with_and_without_held_out_images() -> None:
     train, test = coloured([0, 1, 2] * 6, seed=0), coloured([0, 1, 2] * 3, seed=1)
     assert score(train, test) == KnnScore(k=3, temperature=None, correct=9, images=9, leave_one_out=False)
     assert score(train, None) == KnnScore(k=3, temperature=None, correct=18, images=18, leave_one_out=True)
 
 
-def test_unlabelled_images_neither_vote_nor_count() -> None:
+def test_unlabelled_images_are_left_out() -> None:
     train = coloured([0, 1, 2] * 6 + [-1] * 5, seed=0)
     assert score(train, coloured([0, 1, 2, -1, -1], seed=1)).images == 3
     assert score(train, None).images == 18
     assert score(train, coloured([-1, -1], seed=1)).leave_one_out
-    with pytest.raises(UserError, match=r"no labels \(an image is coloured\[0\]\).*name labelled data"):
+    with pytest.raises(UserError, match=r"no labels \(for example coloured\[0\]\).*use labelled data"):
         score(coloured([-1, -1], seed=1), None)
 
 
-def test_held_out_images_that_are_the_training_images_are_not_held_out(tmp_path: Path) -> None:
+def test_training_images_named_twice_are_not_held_out(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     same = FolderData(path=tmp_path / "a", test_path=tmp_path / "a" / ".." / "a")
     assert not has_held_out(same)
@@ -146,7 +147,7 @@ def test_held_out_images_that_are_the_training_images_are_not_held_out(tmp_path:
     assert score(train, train, config=CONFIG.model_copy(update={"data": same})).leave_one_out
 
 
-def test_a_limit_takes_a_fixed_sample_of_each() -> None:
+def test_limit_takes_a_fixed_sample() -> None:
     train, test = coloured([0, 1, 2] * 20, seed=0, noise=200), coloured([0, 1, 2] * 9, seed=1, noise=200)
     first = score(train, test, limit=15)
     assert (first.images, score(train, test, limit=15)) == (15, first)
@@ -165,18 +166,79 @@ def test_features_that_are_not_finite_are_refused() -> None:
             return super().forward(images) / 0
 
     train = coloured([0, 1, 2] * 2, seed=0)
-    with pytest.raises(UserError, match=r"of 6 of 6 images are not finite \(one is coloured\[0\]\)"):
+    with pytest.raises(UserError, match=r"the embedding of coloured\[0\] is not finite"):
         evaluate_knn(Broken(), train, None, config=CONFIG, device=CPU, k=1)
+
+
+# Votes
+
+
+def slow_majority(labels: list[int], similarities: list[float]) -> int:
+    count: dict[int, int] = defaultdict(int)
+    total: dict[int, float] = defaultdict(float)
+    for label, similarity in zip(labels, similarities, strict=True):
+        count[label] += 1
+        total[label] += similarity
+    return max(count, key=lambda label: (count[label], total[label], -labels.index(label)))
+
+
+def slow_weighted(labels: list[int], similarities: list[float], temperature: float) -> int:
+    total: dict[int, float] = defaultdict(float)
+    for label, similarity in zip(labels, similarities, strict=True):
+        total[label] += math.exp(similarity / temperature)
+    return max(total, key=lambda label: (total[label], -labels.index(label)))
+
+
+def voters(queries: int, k: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random voters; similarities are multiples of 1/8, so that sums often tie exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (queries, k), generator=generator)
+    eighths = torch.randint(-8, 9, (queries, k), generator=generator)
+    return labels, (eighths.float() / 8).sort(dim=1, descending=True).values
+
+
+@pytest.mark.parametrize(("k", "classes"), [(1, 3), (2, 2), (4, 3), (7, 10), (30, 5)])
+def test_majority_vote_equals_counting(k: int, classes: int) -> None:
+    labels, similarities = voters(300, k, classes, seed=k)
+    expected = [slow_majority(*pair) for pair in zip(labels.tolist(), similarities.tolist(), strict=True)]
+    assert majority_vote(labels, similarities, classes).tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+def test_weighted_vote_equals_sum_of_exponentials(temperature: float) -> None:
+    labels, _ = voters(300, 9, 4, seed=0)
+    similarities = torch.rand(300, 9, generator=torch.Generator().manual_seed(1)).sort(dim=1, descending=True).values
+    expected = [slow_weighted(*pair, temperature) for pair in zip(labels.tolist(), similarities.tolist(), strict=True)]
+    assert weighted_vote(labels, similarities, 4, temperature).tolist() == expected
+
+
+def test_ties_go_to_larger_similarity_then_to_better_rank() -> None:
+    labels = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [2, 1, 1, 2]])
+    similarities = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.9, 0.8, 0.7, 0.65], [0.5, 0.5, 0.5, 0.5]])
+    assert majority_vote(labels, similarities, 3).tolist() == [1, 0, 2]
+    assert weighted_vote(labels[2:], similarities[2:], 3, 0.1).tolist() == [2]
+
+
+def test_extreme_temperatures_do_not_overflow() -> None:
+    labels, similarities = torch.tensor([[1, 0, 0]]), torch.tensor([[1.0, 0.99, 0.99]])
+    assert weighted_vote(labels, similarities, 2, 1e-6).tolist() == [1]
+    assert weighted_vote(labels, similarities, 2, 100.0).tolist() == [0]
+
+
+def test_votes_without_queries() -> None:
+    labels, similarities = torch.empty(0, 3, dtype=torch.int64), torch.empty(0, 3)
+    assert majority_vote(labels, similarities, 2).shape == (0,)
+    assert weighted_vote(labels, similarities, 2, 0.1).shape == (0,)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_a_gpu_finds_the_same(leave_one_out: bool) -> None:
+def test_gpu_gives_the_same_scores(leave_one_out: bool) -> None:
     bank, queries = features(3000, 5, seed=1), None if leave_one_out else features(500, 5, seed=2)
     options = {"ks": [1, 20, 2500], "temperatures": [0.07]}
     expected = knn_scores(bank, queries, device=CPU, **options)  # type: ignore[arg-type]
-    found = knn_scores(bank, queries, device=torch.device("cuda"), **options)  # type: ignore[arg-type]
-    for one, other in zip(expected, found, strict=True):
-        # normalising rounds differently there, which may swap neighbours that are equal to within float32
+    on_gpu = knn_scores(bank, queries, device=torch.device("cuda"), **options)  # type: ignore[arg-type]
+    for one, other in zip(expected, on_gpu, strict=True):
+        # normalising rounds differently on a GPU, which may swap neighbours that are equal within float32
         assert abs(one.correct - other.correct) <= 2

@@ -13,7 +13,7 @@ from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.linear import (
     BATCH_SIZE,
-    ProbeEpoch,
+    EpochProgress,
     Standardize,
     augmented_batches,
     cached_batches,
@@ -48,7 +48,7 @@ def standardize(features: NDArray[np.float64], train: NDArray[np.float64]) -> ND
 def slow_probe(
     train: Features, test: Features, *, classes: int, seed: int, epochs: int
 ) -> tuple[list[float], list[int]]:
-    """Losses by epoch and the final guesses, in float64 numpy with the gradient of the cross-entropy written out."""
+    """Losses by epoch and final predictions, in float64 NumPy with an explicit gradient of the cross-entropy."""
     assert train.labels is not None
     torch.manual_seed(seed)
     layer = nn.Linear(train.embeddings.shape[1], classes)
@@ -64,11 +64,11 @@ def slow_probe(
         for start in range(0, len(x), 256):
             rows = order[start : start + 256]
             logits = x[rows] @ weight.T + bias
-            shares = np.exp(logits - logits.max(1, keepdims=True))
-            shares /= shares.sum(1, keepdims=True)
-            total -= np.log(shares[np.arange(len(rows)), labels[rows]]).sum()
-            shares[np.arange(len(rows)), labels[rows]] -= 1
-            gradients = [shares.T @ x[rows] / len(rows) + 1e-4 * weight, shares.mean(0) + 1e-4 * bias]
+            probabilities = np.exp(logits - logits.max(1, keepdims=True))
+            probabilities /= probabilities.sum(1, keepdims=True)
+            total -= np.log(probabilities[np.arange(len(rows)), labels[rows]]).sum()
+            probabilities[np.arange(len(rows)), labels[rows]] -= 1
+            gradients = [probabilities.T @ x[rows] / len(rows) + 1e-4 * weight, probabilities.mean(0) + 1e-4 * bias]
             momentum = [0.9 * m + g for m, g in zip(momentum, gradients, strict=True)]
             weight, bias = weight - rate * momentum[0], bias - rate * momentum[1]
         losses.append(total / len(x))
@@ -76,12 +76,12 @@ def slow_probe(
     return losses, guesses.argmax(1).tolist()
 
 
-@pytest.mark.parametrize("count", [1, 256, 700])  # one image; a batch; two and a rest
-def test_the_probe_equals_one_written_out_in_numpy(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 256, 700])  # one image; one batch; two batches and a rest
+def test_probe_equals_numpy(count: int) -> None:
     train, test = clusters(count, 4, seed=1), clusters(150, 4, seed=2)
     assert train.labels is not None
     train.labels[0] = 3
-    seen: list[ProbeEpoch] = []
+    seen: list[EpochProgress] = []
     score = train_probe(
         cached_batches(train, seed=5, device=CPU),
         train,
@@ -93,55 +93,55 @@ def test_the_probe_equals_one_written_out_in_numpy(count: int) -> None:
         on_epoch=seen.append,
     )
     losses, guesses = slow_probe(train, test, classes=4, seed=5, epochs=8)
-    # float32 against float64 over at most 24 steps of a convex problem: single roundings, nothing that grows
-    assert [done.loss for done in seen] == pytest.approx(losses, rel=1e-4)
+    # float32 against float64: rounding errors do not grow over at most 24 steps of a convex problem
+    assert [epoch.loss for epoch in seen] == pytest.approx(losses, rel=1e-4)
     assert test.labels is not None
     assert score.top1 == int((torch.tensor(guesses) == test.labels).sum())
     assert (score.top5, score.images) == (None, 150)
-    assert [(done.epoch, done.epochs) for done in seen] == [(epoch, 8) for epoch in range(1, 9)]
+    assert [(each.epoch, each.epochs) for each in seen] == [(epoch, 8) for epoch in range(1, 9)]
     assert seen[-1].accuracy == score.top1 / 150
 
 
-def test_the_protocol_is_the_papers() -> None:
+def test_hyperparameters_of_the_paper() -> None:
     assert (linear.LEARNING_RATE, linear.MOMENTUM, linear.WEIGHT_DECAY) == (0.01, 0.9, 1e-4)
     assert (linear.EPOCHS, milestones(linear.EPOCHS), BATCH_SIZE) == (40, [15, 30], 256)
     assert linear.AUGMENTATION.crop_scale == (0.08, 1.0)
     assert linear.AUGMENTATION.flip == 0.5
 
 
-def test_standardised_training_features_have_mean_0_and_variance_1() -> None:
+def test_standardized_training_features_have_mean_0_and_variance_1() -> None:
     train = clusters(500, 4, seed=0).embeddings
     standardized = Standardize(train)(train)
     assert standardized.mean(0).abs().max() < 1e-5
-    assert standardized.var(0).numpy() == pytest.approx(1, rel=0.01)  # EPSILON beside variances of about 0.01
-    assert Standardize(train)(train * 8).equal(standardized)  # lengths do not matter; 8 rounds nothing
+    assert standardized.var(0).numpy() == pytest.approx(1, rel=0.01)  # EPSILON is small against variances of about 0.01
+    assert Standardize(train)(train * 8).equal(standardized)  # norms do not matter; scaling by 8 is exact
 
 
-def test_a_constant_feature_is_no_division_by_zero() -> None:
+def test_constant_features_are_not_divided_by_zero() -> None:
     standardized = Standardize(torch.ones(9, 3))(torch.ones(2, 3))
     assert standardized.abs().max() < 1e-3
 
 
-def test_top_5_of_more_than_five_classes() -> None:
+def test_top5_of_probe_with_more_than_five_classes() -> None:
     train, test = clusters(400, 8, seed=0), clusters(200, 8, seed=1)
     score = train_probe(cached_batches(train, seed=0, device=CPU), train, test, classes=8, device=CPU, seed=0, epochs=4)
     assert score.top5 is not None
     assert score.top1 < score.top5 <= 200
-    unknown = Features(test.embeddings, torch.full((200,), 8), test.ids)  # a class that training never saw
+    unknown = Features(test.embeddings, torch.full((200,), 8), test.ids)  # a class without training images
     none = train_probe(
         cached_batches(train, seed=0, device=CPU), train, unknown, classes=8, device=CPU, seed=0, epochs=4
     )
     assert (none.top1, none.top5) == (0, 0)
 
 
-def test_the_seed_decides_and_torchs_own_generator_is_left_alone() -> None:
+def test_probe_depends_on_its_seed_only() -> None:
     train, test = clusters(300, 4, seed=0), clusters(60, 4, seed=1)
 
     def losses(seed: int) -> list[float]:
-        seen: list[ProbeEpoch] = []
+        seen: list[EpochProgress] = []
         batches = cached_batches(train, seed=seed, device=CPU)
         train_probe(batches, train, test, classes=4, device=CPU, seed=seed, epochs=3, on_epoch=seen.append)
-        return [done.loss for done in seen]
+        return [epoch.loss for epoch in seen]
 
     before = torch.get_rng_state()
     assert losses(1) == losses(1) != losses(2)
@@ -162,24 +162,24 @@ def backbone() -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-def whole(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def concatenate(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     features, labels = zip(*batches, strict=True)
     return torch.cat(features), torch.cat(labels)
 
 
-def trained_on(ids: Tensor) -> Features:
-    """What says which images are trained on; the features themselves are not looked at."""
+def without_features(ids: Tensor) -> Features:
+    """Features of the images to train on, of which only ids and width matter."""
     return Features(torch.empty(len(ids), 4), None, ids)
 
 
-def test_augmented_batches_are_new_crops_of_the_chosen_images(
+def test_augmented_batches_draw_new_crops_each_epoch(
     source: MemorySource, backbone: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "BATCH_SIZE", 16)
     ids = torch.arange(36)
-    batches = augmented_batches(backbone, source, trained_on(ids), config=CONFIG, device=CPU)
+    batches = augmented_batches(backbone, source, without_features(ids), config=CONFIG, device=CPU)
     assert [len(labels) for _, labels in batches(0)] == [16, 16, 4]
-    first, again, second = whole(batches(0)), whole(batches(0)), whole(batches(1))
+    first, again, second = concatenate(batches(0)), concatenate(batches(0)), concatenate(batches(1))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0].sort(dim=0).values, second[0].sort(dim=0).values)
@@ -188,8 +188,8 @@ def test_augmented_batches_are_new_crops_of_the_chosen_images(
         assert labels.bincount().tolist() == [9, 9, 9, 9]
 
 
-def test_the_backbone_stays_as_it_was_bit_for_bit(source: MemorySource) -> None:
-    """Even one whose parameters want gradients and whose batch statistics would move in train mode."""
+def test_probe_does_not_change_the_backbone(source: MemorySource) -> None:
+    """Even if its parameters require gradients, and its batch statistics would change in train mode."""
     torch.manual_seed(0)
     backbone, _ = build_backbone(NarrowBackbone(width=4, depths=(1, 1), strides=(2, 1)))
     backbone.eval()
@@ -204,6 +204,6 @@ def test_the_backbone_stays_as_it_was_bit_for_bit(source: MemorySource) -> None:
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-def test_a_backbone_in_train_mode_is_a_bug(source: MemorySource, backbone: nn.Module) -> None:
+def test_backbone_in_train_mode_is_refused(source: MemorySource, backbone: nn.Module) -> None:
     with pytest.raises(AssertionError, match="train mode"):
-        augmented_batches(backbone.train(), source, trained_on(torch.arange(4)), config=CONFIG, device=CPU)
+        augmented_batches(backbone.train(), source, without_features(torch.arange(4)), config=CONFIG, device=CPU)

@@ -25,17 +25,17 @@ RESULT = Result(
 )
 
 
-def test_what_is_saved_loads_as_it_was(tmp_path: Path) -> None:
+def test_saved_result_loads(tmp_path: Path) -> None:
     path = save_result(RESULT, tmp_path)
     assert path.name.startswith("knn-online-step-00000012-")
     assert load_results(tmp_path) == [RESULT]
     saved = json.loads(path.read_text())
     assert (saved["format"], saved["version"]) == ("msf-faiss result", 1)
     assert saved == json.loads(json.dumps(RESULT.to_json()))
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # nothing temporary stays
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # no temporary files
 
 
-def test_the_same_question_replaces_its_answer_and_another_one_does_not(tmp_path: Path) -> None:
+def test_result_replaces_one_with_the_same_identity(tmp_path: Path) -> None:
     save_result(RESULT, tmp_path)
     later = replace(RESULT, created="2027-01-01T00:00:00+00:00", seconds=9.0, device="cuda", versions={"torch": "3"})
     save_result(later, tmp_path)
@@ -56,7 +56,7 @@ def test_the_same_question_replaces_its_answer_and_another_one_does_not(tmp_path
     assert len(load_results(tmp_path)) == 1 + len(others)
 
 
-def test_results_come_oldest_first_and_a_missing_folder_has_none(tmp_path: Path) -> None:
+def test_load_results_oldest_first(tmp_path: Path) -> None:
     for step, year in ((1, 2028), (2, 2026), (3, 2027)):
         save_result(replace(RESULT, weights=str(step), step=step, created=f"{year}-01-01T00:00:00+00:00"), tmp_path)
     assert [result.step for result in load_results(tmp_path)] == [2, 3, 1]
@@ -67,30 +67,32 @@ def test_results_come_oldest_first_and_a_missing_folder_has_none(tmp_path: Path)
     "content",
     ["", "{", "[]", "null", "{}", '{"format": "another"}', '{"format": "msf-faiss result", "version": 2}', b"\xff\xfe"],
 )
-def test_a_file_that_is_no_result_is_named(tmp_path: Path, content: str | bytes) -> None:
+def test_file_that_is_not_a_result_is_named(tmp_path: Path, content: str | bytes) -> None:
     (tmp_path / "odd.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"odd\.json: not a result that this msf-faiss wrote \(.+\); move it elsewhere"):
+    with pytest.raises(
+        UserError, match=r"odd\.json: not a result of this version of msf-faiss \(.+\); move it elsewhere"
+    ):
         load_results(tmp_path)
 
 
-def test_a_result_with_a_wrong_field_is_named_with_the_field(tmp_path: Path) -> None:
+def test_wrong_field_is_named(tmp_path: Path) -> None:
     path = save_result(RESULT, tmp_path)
     path.write_text(path.read_text().replace('"correct": 10', '"correct": "many"'))
     with pytest.raises(UserError, match=r"scores\.0\.correct"):
         load_results(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_or_written_is_a_users_mistake(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "a" / "b")
     prepare_folder(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/results: cannot make this folder.*another with --out"):
+    with pytest.raises(UserError, match=r"file/results: cannot create the folder.*another with --out"):
         prepare_folder(tmp_path / "file" / "results")
     with pytest.raises(UserError, match=r"cannot write the result: .*another folder with --out"):
         save_result(RESULT, tmp_path / "file")
 
 
-def test_showing_results_does_not_wait_for_torch() -> None:
+def test_comparison_does_not_import_torch() -> None:
     code = "import sys, msf_faiss.evaluate.comparison; print(sorted({'torch', 'faiss'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

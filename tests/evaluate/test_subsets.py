@@ -16,12 +16,12 @@ from msf_faiss.evaluate.subsets import Subset, balanced_subset, listed_subset
 
 
 class Named:
-    """Images that have nothing but names and labels."""
+    """Images with names and labels only."""
 
     in_memory = False
 
     def __init__(self, names: list[str], labels: Sequence[int] | None = None) -> None:
-        self.names, self.asked = names, 0
+        self.names, self.calls = names, 0
         self.labels = None if labels is None else np.array(labels, np.int64)
         self.classes = None if labels is None else tuple(map(str, range(max(labels) + 1)))
 
@@ -29,7 +29,7 @@ class Named:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        self.asked += 1
+        self.calls += 1
         return self.names[index]
 
     def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
@@ -41,23 +41,23 @@ def labelled(labels: Sequence[int]) -> Named:
 
 
 def slow_balanced(labels: list[int], fraction: float) -> dict[int, int]:
-    """How many images of each class, written out."""
+    """Number of images of each class."""
     by_class = {label: labels.count(label) for label in sorted(set(labels)) if label >= 0}
-    each = max(1, round(fraction * sum(by_class.values()) / len(by_class)))
-    return {label: min(each, count) for label, count in by_class.items()}
+    per_class = max(1, round(fraction * sum(by_class.values()) / len(by_class)))
+    return {label: min(per_class, count) for label, count in by_class.items()}
 
 
 def counts(source: Named, subset: Subset) -> dict[int, int]:
     assert source.labels is not None
-    found, numbers = np.unique(source.labels[subset.ids.numpy()], return_counts=True)
-    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
+    labels, numbers = np.unique(source.labels[subset.ids.numpy()], return_counts=True)
+    return dict(zip(labels.tolist(), numbers.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.01, 0.1, 0.37, 1.0])
 @pytest.mark.parametrize(
     "sizes", [{0: 500, 1: 500, 2: 500}, {0: 900, 3: 90, 7: 9, -1: 50}, {0: 1, 1: 1}, {2: 5}], ids=str
 )
-def test_each_class_keeps_equally_many_or_all_it_has(sizes: dict[int, int], fraction: float) -> None:
+def test_balanced_subset_has_equal_classes(sizes: dict[int, int], fraction: float) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(list(sizes), list(sizes.values()))).tolist()
     source = labelled(labels)
     subset = balanced_subset(source, fraction, seed=1)
@@ -74,7 +74,7 @@ def test_each_class_keeps_equally_many_or_all_it_has(sizes: dict[int, int], frac
     }
 
 
-def test_a_smaller_subset_lies_within_a_larger_one() -> None:
+def test_smaller_subset_is_part_of_a_larger_one() -> None:
     source = labelled(np.random.default_rng(0).integers(7, size=3000).tolist())
     before: set[int] = set()
     for fraction in (0.01, 0.1, 0.5, 1.0):
@@ -86,8 +86,8 @@ def test_a_smaller_subset_lies_within_a_larger_one() -> None:
     )
 
 
-def test_which_images_they_are_never_changes() -> None:
-    """Written down once: on every machine, in every release, the same."""
+def test_balanced_subset_never_changes() -> None:
+    """The same on every machine and in every release."""
     assert balanced_subset(labelled([0, 1, 2, 3] * 100), 0.02, seed=0).ids.tolist() == [
         5,
         116,
@@ -98,18 +98,18 @@ def test_which_images_they_are_never_changes() -> None:
         343,
         395,
     ]
-    # An image's chances do not depend on what other classes hold.
+    # The choice does not depend on the images of other classes.
     few = balanced_subset(labelled(([0, 1, 2, 3] * 100)[:-1]), 0.02, seed=0)
     assert few.ids.tolist() == [5, 116, 136, 142, 174, 245, 343, 395]
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, float("nan")])
-def test_a_fraction_is_above_0_and_at_most_1(fraction: float) -> None:
+def test_invalid_fraction(fraction: float) -> None:
     with pytest.raises(UserError, match=r"must be above 0 and at most 1.*0\.01 means 1 %"):
         balanced_subset(labelled([0, 1]), fraction, seed=0)
 
 
-def test_images_without_labels_have_no_subsets(tmp_path: Path) -> None:
+def test_unlabelled_images_have_no_subsets(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("0\n")
     for source in (Named(["a.jpg"]), Named(["a.jpg", "b.jpg"], [-1, -1])):
         with pytest.raises(UserError, match="have no labels"):
@@ -144,11 +144,11 @@ def write(folder: Path, text: str | bytes) -> Path:
         ("\ufeffn02_1.JPEG\n\n  # all of n02\n \t \nn01_1.JPEG  \n", [0, 2]),
         ("n02/same.JPEG\nn01_2.JPEG\ntrain/n01/same.JPEG", [1, 3, 4]),
         ("./n02/same.JPEG\n/data/train/n01/same.JPEG", [3, 4]),
-        ("not_same.JPEG", [5]),  # and not same.JPEG, which ends in the same letters
+        ("not_same.JPEG", [5]),  # not same.JPEG, which has the same ending
         ("5\n0\n+3\n", [0, 3, 5]),
     ],
 )
-def test_a_list_names_images_or_their_ids(tmp_path: Path, text: str, ids: list[int]) -> None:
+def test_list_of_names_or_ids(tmp_path: Path, text: str, ids: list[int]) -> None:
     subset = listed_subset(Named(NAMES, LABELS), write(tmp_path, text))
     assert subset.ids.tolist() == ids
     assert subset.ids.dtype == torch.int64
@@ -167,40 +167,40 @@ def test_a_list_names_images_or_their_ids(tmp_path: Path, text: str, ids: list[i
     [
         (
             "n01_1.JPEG\n# no\nn01_3.JPEG\n",
-            "line 3: no image's name ends in 'n01_3.JPEG' .one is /data/train/n01/n01_1",
+            "line 3: no image name ends in 'n01_3.JPEG' .they look like /data/train/n01/n01_1",
         ),
-        ("ame.JPEG\n", "line 1: no image's name ends in 'ame.JPEG'"),
-        ("n03/same.JPEG\n", "line 1: no image's name ends in 'n03/same.JPEG'"),
-        ("x/data/train/n01/n01_1.JPEG\n", "line 1: no image's name ends in"),
-        ("n01/\n", "line 1: no image's name ends in"),
-        ("n01_1.JPEG\n2\n", "line 2: no image's name ends in '2'"),
+        ("ame.JPEG\n", "line 1: no image name ends in 'ame.JPEG'"),
+        ("n03/same.JPEG\n", "line 1: no image name ends in 'n03/same.JPEG'"),
+        ("x/data/train/n01/n01_1.JPEG\n", "line 1: no image name ends in"),
+        ("n01/\n", "line 1: no image name ends in"),
+        ("n01_1.JPEG\n2\n", "line 2: no image name ends in '2'"),
         (
             "n01_1.JPEG\nsame.JPEG\n",
-            "line 2: 'same.JPEG' may mean /data/train/n02/same.JPEG or /data/train/n01/same.JPEG; write more of",
+            "line 2: 'same.JPEG' matches /data/train/n02/same.JPEG and /data/train/n01/same.JPEG; write more of",
         ),
-        ("n01_1.JPEG\n\nn01/n01_1.JPEG\n", "line 3: 'n01/n01_1.JPEG' is the image of line 1; remove either"),
-        ("n01_1.JPEG\nn01_1.JPEG\n", "line 2: 'n01_1.JPEG' is the image of line 1"),
-        ("4\n04\n", "line 2: '04' is the image of line 1"),
+        ("n01_1.JPEG\n\nn01/n01_1.JPEG\n", "line 3: 'n01/n01_1.JPEG' is the same image as line 1; remove one of them"),
+        ("n01_1.JPEG\nn01_1.JPEG\n", "line 2: 'n01_1.JPEG' is the same image as line 1"),
+        ("4\n04\n", "line 2: '04' is the same image as line 1"),
         ("0\nx.JPEG\n".replace("0", "n01_1.JPEG"), "line 2: /data/train/none/x.JPEG has no label"),
         ("0\n6\n", "line 2: /data/train/none/x.JPEG has no label"),
         ("0\n7\n", "line 2: there is no image '7'; ids are 0 to 6"),
         ("-1\n", "line 1: there is no image '-1'"),
         ("9" * 5000, r"line 1: there is no image '9{97}\.\.\.'"),
-        ("", "lists no images"),
-        ("# nothing\n\n  \n", "lists no images"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "this is no text"),
-        ("n01_1.JPEG\n".encode("utf-16"), "this is no text"),
+        ("", "the list is empty"),
+        ("# nothing\n\n  \n", "the list is empty"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a text file"),
+        ("n01_1.JPEG\n".encode("utf-16"), "not a text file"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, text: str | bytes, complaint: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, text: str | bytes, complaint: str) -> None:
     with pytest.raises(UserError, match=rf"list\.txt(:|,) {complaint}"):
         listed_subset(Named(NAMES, LABELS), write(tmp_path, text))
 
 
-def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.txt: cannot read this list of images: No such file"):
+def test_unreadable_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.txt: cannot read the list of images: No such file"):
         listed_subset(Named(NAMES, LABELS), tmp_path / "none.txt")
-    with pytest.raises(UserError, match="cannot read this list of images: Is a directory"):
+    with pytest.raises(UserError, match="cannot read the list of images: Is a directory"):
         listed_subset(Named(NAMES, LABELS), tmp_path)
 
 
@@ -216,14 +216,12 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("/data/odd, name (2).jpg", "odd, name (2).jpg"),
     ],
 )
-def test_images_in_tables_and_shards_are_known_by_the_path_that_they_have_there(
-    tmp_path: Path, name: str, entry: str
-) -> None:
+def test_list_matches_paths_within_tables_and_shards(tmp_path: Path, name: str, entry: str) -> None:
     source = Named(["/data/other.JPEG", name], [0, 0])
     assert listed_subset(source, write(tmp_path, entry)).ids.tolist() == [1]
 
 
-def test_files_of_any_name_are_found(tmp_path: Path) -> None:
+def test_list_matches_hostile_names(tmp_path: Path) -> None:
     names = ["a b.jpg", "ünï.jpg", "#1.jpg", "<b>.jpg", os.fsdecode(b"latin-\xe9.jpg"), "a\u2028b.jpg", "a\x0bb.jpg"]
     for folder in ("one", "two"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -236,16 +234,16 @@ def test_files_of_any_name_are_found(tmp_path: Path) -> None:
     assert subset.description["images_per_class"] == {"least": 0, "most": len(names)}
 
 
-def test_a_long_list_asks_for_each_name_once(tmp_path: Path) -> None:
-    """Also where all files are called alike, and only their folders tell them apart."""
+def test_long_list_reads_each_name_once(tmp_path: Path) -> None:
+    """Even if all files have the same name and only their folders differ."""
     count = 3000
     source = Named([f"/data/{index}/image.jpg" for index in range(count)], [0, 1] * (count // 2))
     text = "\n".join(f"{index}/image.jpg" for index in range(0, count, 2))
     assert listed_subset(source, write(tmp_path, text)).ids.tolist() == list(range(0, count, 2))
-    assert source.asked == count
+    assert source.calls == count
 
 
-def test_images_held_in_memory_are_listed_by_id(tmp_path: Path) -> None:
+def test_list_of_images_in_memory(tmp_path: Path) -> None:
     source = MemorySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [0, 1, 0, 1], ("a", "b"), title="drawn")
     assert listed_subset(source, write(tmp_path, "3\n0\n")).ids.tolist() == [0, 3]
     assert listed_subset(source, write(tmp_path, "drawn[2]\n")).ids.tolist() == [2]

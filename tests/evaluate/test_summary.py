@@ -1,5 +1,3 @@
-"""The page of all results."""
-
 import json
 from pathlib import Path
 
@@ -8,7 +6,7 @@ from test_comparison import knn, probe, result
 
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import Result, load_results, save_result
-from msf_faiss.evaluate.summary import PAGE, summary_markdown, write_summary
+from msf_faiss.evaluate.summary import summary_markdown, write_summary
 
 RESULTS = [
     result("online", knn(20, 0.5234), knn(1, 0.5), step=12),
@@ -18,7 +16,7 @@ RESULTS = [
 ]
 
 
-def test_a_table_for_each_checkpoint_with_the_protocol_of_every_number() -> None:
+def test_one_table_per_checkpoint_with_protocols() -> None:
     page = summary_markdown(RESULTS, "runs/first")
     lines = page.splitlines()
     assert lines[0] == "# Results of runs/first"
@@ -31,32 +29,32 @@ def test_a_table_for_each_checkpoint_with_the_protocol_of_every_number() -> None
     assert table[2] == "| 1-NN | 50.00 [1] | 25.00 [1] | +25.00 |"
     assert table[3] == "| 20-NN | 52.34 [1] | 26.00 [1] | +26.34 |"
     assert table[4].startswith("| linear | 61.00 [")
-    assert "training\\_images" not in page  # a protocol is a code block, in which nothing is escaped
+    assert "training\\_images" not in page  # nothing is escaped in a code block
     assert page.count("training_images: 4000") == page.count("<details>")
 
 
-def test_names_cannot_break_the_page() -> None:
+def test_names_are_escaped() -> None:
     page = summary_markdown(RESULTS, "a|b<script>`*\n# x")
     assert page.splitlines()[0] == r"# Results of a\|b\<script\>\`\* \# x"
 
 
-def test_the_files(tmp_path: Path) -> None:
+def test_write_summary(tmp_path: Path) -> None:
     for each in RESULTS:
         save_result(each, tmp_path)
     page = write_summary(tmp_path, "run")
-    assert page == tmp_path / PAGE
+    assert page == tmp_path / "summary.md"
     first = page.read_text()
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["comparisons"][0]["accuracies"]["20-NN"] == {"online": 0.5234, "untrained": 0.26}
     assert len(written["results"]) == len(RESULTS) == len(load_results(tmp_path))
-    write_summary(tmp_path, "run")  # and a page is no result
+    write_summary(tmp_path, "run")  # summary.json is not taken for a result
     assert page.read_text() == first
     page.unlink()
     page.mkdir()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write_summary(tmp_path, "run")
 
 
-def test_no_results_at_all() -> None:
+def test_summary_without_results() -> None:
     nothing: list[Result] = []
     assert summary_markdown(nothing, "run").startswith("# Results of run\n")

@@ -1,4 +1,4 @@
-"""Weights that others wrote: the same numbers as in ours, and never a random net."""
+"""Weights of other code load exactly, or not at all."""
 
 import argparse
 import pickle
@@ -28,8 +28,8 @@ def views() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def trained(model: nn.Module, views: Tensor) -> None:
-    """Batch statistics that are not those of a new net."""
+def change_statistics(model: nn.Module) -> None:
+    """Give batch norms other statistics than a new network has."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -38,7 +38,7 @@ def trained(model: nn.Module, views: Tensor) -> None:
 
 
 def authors(model: MeanShift, form: str) -> dict[str, Tensor]:
-    """A state dict as train_msf.py saves it: every encoder inside a DataParallel of its own, or all inside one."""
+    """A state dict as saved by train_msf.py, with one DataParallel per encoder ("each") or around all."""
     names = {"online.": "encoder_q.", "target.": "encoder_t.", "predictor.": "predict_q."}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -63,15 +63,15 @@ def save(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
 
 def features(weights: Weights, name: EncoderName, views: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = weights.backbone(name).eval()(views)
-    return found
+        output: Tensor = weights.backbone(name).eval()(views)
+    return output
 
 
 @pytest.mark.parametrize("form", ["each", "all"])
-def test_the_authors_checkpoint_is_ours_in_other_names(tmp_path: Path, views: Tensor, form: str) -> None:
+def test_authors_checkpoint(tmp_path: Path, views: Tensor, form: str) -> None:
     config = load_config("demo", TINY)
     model = build_model(config.model, seed=3)
-    trained(model, views)
+    change_statistics(model)
     with torch.no_grad():
         model.target.backbone.stem[0].weight.mul_(1.25)  # type: ignore[index, union-attr, operator]
     path = save(tmp_path / "ckpt_epoch_200.pth", authors(model, form))
@@ -83,11 +83,11 @@ def test_the_authors_checkpoint_is_ours_in_other_names(tmp_path: Path, views: Te
     fresh = build_model(config.model, seed=config.seed).online.backbone.eval()
     with torch.no_grad():
         assert torch.equal(features(weights, "untrained", views), fresh(views))
-    with pytest.raises(UserError, match="holds no encoder 'weights'; it has online and target"):
+    with pytest.raises(UserError, match="has no encoder 'weights', only online and target"):
         weights.backbone("weights")
 
 
-def test_every_missing_strange_or_resized_weight_is_an_error(tmp_path: Path, views: Tensor) -> None:
+def test_missing_unexpected_and_reshaped_weights_are_errors(tmp_path: Path) -> None:
     model = build_model(load_config("demo", TINY).model, seed=0)
     whole = authors(model, "each")
     bank = {"queue", "labels", "queue_ptr"}
@@ -99,14 +99,14 @@ def test_every_missing_strange_or_resized_weight_is_an_error(tmp_path: Path, vie
     path = save(tmp_path / "more.pth", whole | {"encoder_q.module.extra": torch.zeros(1)})
     with pytest.raises(UserError, match=r"unexpected: online\.backbone\.extra"):
         open_weights(path, TINY, base="demo").backbone("online")
-    path = save(tmp_path / "strange.pth", whole | {"encoder_k.conv1.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"'encoder_k\.conv1\.weight' does not belong"):
+    path = save(tmp_path / "momentum.pth", whole | {"encoder_k.conv1.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"unexpected weight 'encoder_k\.conv1\.weight'"):
         open_weights(path, TINY, base="demo").backbone("online")
     with pytest.raises(UserError, match="of another shape"):
         open_weights(save(tmp_path / "w.pth", whole), [*TINY[:1], "model.backbone.width=8"], base="demo").backbone(
             "online"
         )
-    assert bank <= set(whole)  # and none of them is needed
+    assert bank <= set(whole)  # of which none is needed
     path = save(tmp_path / "bankless.pth", {key: whole[key] for key in ours})
     open_weights(path, TINY, base="demo").backbone("target")
 
@@ -117,7 +117,7 @@ def test_state_dicts_of_torchvision_and_timm(tmp_path: Path, views: Tensor, arch
     torch.manual_seed(5)
     name = arch.removeprefix("timm:")
     net = timm.create_model(name) if ":" in arch else torchvision.models.get_model(name, weights=None)
-    trained(net, views)
+    change_statistics(net)
     path = tmp_path / f"net{ending}"
     if ending == ".pth":
         torch.save(net.state_dict(), path)
@@ -135,7 +135,7 @@ def test_state_dicts_of_torchvision_and_timm(tmp_path: Path, views: Tensor, arch
     assert torch.equal(features(weights, "untrained", views), features(weights, "untrained", views))
 
 
-def test_a_net_without_its_classifier_is_the_same_net(tmp_path: Path, views: Tensor) -> None:
+def test_state_dict_without_classifier(tmp_path: Path, views: Tensor) -> None:
     net = build_model(load_config("demo", SMALL).model, seed=4).online.backbone
     safetensors.torch.save_file(
         {f"module.{name}": value for name, value in net.state_dict().items()}, tmp_path / "a.safetensors"
@@ -154,7 +154,7 @@ class Evil:
         return Path.touch, (Path("executed"),)
 
 
-def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"a": Evil()}}, "evil.pth")
     Path("pickle.pkl").write_bytes(pickle.dumps({"a": Evil()}))
@@ -170,26 +170,26 @@ def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("text.pth", "refused"),
         ("empty.pth", "cannot be read as weights"),
         ("text.safetensors", "cannot be read as weights"),
-        ("list.pth", "holds list, not a state dict"),
-        ("nothing.pth", "no state dict"),
-        ("numbers.pth", "'a' is no tensor"),
+        ("list.pth", "expected a state dict, found list"),
+        ("nothing.pth", "expected a state dict, but it is empty"),
+        ("numbers.pth", "'a' is not a tensor"),
     ]:
         with pytest.raises(UserError, match=complaint):
             open_weights(Path(name), base="demo")
     assert not Path("executed").exists()
 
 
-def test_networks_that_do_not_exist_or_do_not_fit(tmp_path: Path) -> None:
+def test_unknown_or_unfit_networks(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
 
-    def opened(arch: str, *overrides: str) -> None:
+    def load(arch: str, *overrides: str) -> None:
         open_weights(tmp_path / "a.pth", overrides, base="demo", arch=arch).backbone("untrained")
 
     with pytest.raises(UserError, match="torchvision has no such classification net"):
-        opened("resnet19")
+        load("resnet19")
     with pytest.raises(UserError, match="timm:no_such_net"):
-        opened("timm:no_such_net")
-    with pytest.raises(UserError, match=r"takes no views of 32 px .* set views\.size"):
-        opened("timm:vit_tiny_patch16_224", "views.size=32")
-    with pytest.raises(UserError, match=r"is a file, not a checkpoint .* --config"):
+        load("timm:no_such_net")
+    with pytest.raises(UserError, match=r"does not accept views of 32 px .* set views\.size"):
+        load("timm:vit_tiny_patch16_224", "views.size=32")
+    with pytest.raises(UserError, match=r"is a file of weights, .* --config"):
         open_weights(tmp_path / "a.pth")

@@ -17,7 +17,7 @@ from msf_faiss.data.sources.huggingface import HuggingFaceSource
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.comparison import describe_data
-from msf_faiss.evaluate.inputs import has_held_out
+from msf_faiss.evaluate.images import has_held_out
 
 
 @pytest.fixture(autouse=True)
