@@ -72,7 +72,7 @@ def describe_data(data: Mapping[str, Any]) -> str:
     images = (
         f"{data['training_images']:,} training images, leave-one-out"
         if held_out is None
-        else f"{held_out:,} held-out and {data['training_images']:,} training images"
+        else f"{held_out:,} held-out images, {data['training_images']:,} training images"
     )
     return (
         f"{where or config['kind']}: {images}; {data['classes']} classes, guessing scores {data['commonest_class']:.1%}"

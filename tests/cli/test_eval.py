@@ -99,7 +99,7 @@ def test_knn_table(invoke: Invoke, run_dir: Path) -> None:
     assert done.code == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[0].startswith("accuracy in %, demo: 20 held-out and 48 training images; 10 classes")
+    assert lines[0].startswith("accuracy in %, demo: 20 held-out images, 48 training images; 10 classes")
     assert lines[1] == "k = 500 is larger than the number of voters: all 48 vote"
     assert any(line.split() == ["encoder", "1-NN", "48-NN", "T", "0.07", "T", "0.1"] for line in lines)
     assert [line.split()[0] for line in lines[-2:]] == ["online", "untrained"]
@@ -261,7 +261,7 @@ def test_results_of_a_run(invoke: Invoke, run_dir: Path) -> None:
     assert (done.code, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert lines[0] == f"{run_dir}, step 6 (epoch 2): accuracy in %"
-    assert lines[1].startswith("demo: 20 held-out and 48 training images; 10 classes, guessing scores ")
+    assert lines[1].startswith("demo: 20 held-out images, 48 training images; 10 classes, guessing scores ")
     assert any(line.split() == ["trained", "untrained", "raw", "pixels", "gain"] for line in lines)
 
     documents = json.loads(invoke("results", run_dir, "--json").stdout)
