@@ -5,13 +5,13 @@ import click
 
 @click.command()
 def command() -> None:
-    """Print the JSON Schema of the config, for editors.
+    """Print the JSON Schema of configs, for editors.
 
     \b
-    Save it and begin a config with a line that names it:
+    Save the schema, and name it in the first line of a config:
       msf-faiss config-schema > schema.json
       # yaml-language-server: $schema=schema.json
-    The editor then completes keys, explains them and marks mistakes.
+    The editor then completes keys, shows their descriptions and marks errors.
     """
     import json
 

@@ -3,7 +3,7 @@ import json
 from invoking import Cli
 
 
-def test_the_schema_is_all_there_is_on_stdout(msf_faiss: Cli) -> None:
+def test_config_schema_prints_only_the_schema(msf_faiss: Cli) -> None:
     done = msf_faiss("config-schema")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -11,7 +11,7 @@ def test_the_schema_is_all_there_is_on_stdout(msf_faiss: Cli) -> None:
     assert {"data", "bank", "train"} <= set(schema["properties"])
 
 
-def test_the_help_says_how_an_editor_finds_it(msf_faiss: Cli) -> None:
+def test_help_says_how_editors_find_the_schema(msf_faiss: Cli) -> None:
     assert "# yaml-language-server: $schema=schema.json" in " ".join(
         msf_faiss("config-schema", "--help").stdout.split()
     )

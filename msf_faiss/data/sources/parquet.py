@@ -139,18 +139,15 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
 
 
 def _check_same(shard: Path, schema: pa.Schema, first: Path, expected: pa.Schema, config: ParquetData) -> None:
-    for column in (config.image_column, config.label_column):
-        if (here := _type_of(schema, column)) != (there := _type_of(expected, column)):
+    columns = (config.image_column, config.label_column)
+    compared = [(f"column {name!r}", _type_of(schema, name), _type_of(expected, name)) for name in columns]
+    compared.append(("classes", *(_class_names(each, config.label_column) for each in (schema, expected))))
+    for subject, here, there in compared:
+        if here != there:
             raise UserError(
-                f"{shard} does not match {first}: column {column!r} is {here or 'missing'} here and"
-                f" {there or 'missing'} there; keep only shards of one data set in the folder"
+                f"{shard} does not match {first}: {subject}: {here or 'missing'} here, {there or 'missing'} there; keep"
+                " only shards of one data set in the folder"
             )
-    names, other = _class_names(schema, config.label_column), _class_names(expected, config.label_column)
-    if names != other:
-        raise UserError(
-            f"{shard} does not match {first}: the classes are {names} here and {other} there; keep only shards of one"
-            " data set in the folder"
-        )
 
 
 def _class_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...] | None:

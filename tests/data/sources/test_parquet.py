@@ -212,9 +212,9 @@ def test_labels_without_a_class_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "names", "complaint"),
     [
-        (None, None, "'label' is missing here and int64 there"),
-        (pa.array([1], pa.int32()), ["a", "b"], "'label' is int32 here and int64 there"),
-        ([1], ["x", "y"], r"the classes are \('x', 'y'\) here"),
+        (None, None, "'label': missing here, int64 there"),
+        (pa.array([1], pa.int32()), ["a", "b"], "'label': int32 here, int64 there"),
+        ([1], ["x", "y"], r"classes: \('x', 'y'\) here"),
     ],
 )
 def test_shards_that_do_not_match_are_refused(tmp_path: Path, labels: Any, names: Any, complaint: str) -> None:
