@@ -141,8 +141,8 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
 def _check_same(shard: Path, schema: pa.Schema, first: Path, expected: pa.Schema, config: ParquetData) -> None:
     columns = (config.image_column, config.label_column)
     compared = [(f"column {name!r}", _type_of(schema, name), _type_of(expected, name)) for name in columns]
-    compared.append(("classes", *(_class_names(each, config.label_column) for each in (schema, expected))))
-    for subject, here, there in compared:
+    names = (_class_names(schema, config.label_column), _class_names(expected, config.label_column))
+    for subject, here, there in [*compared, ("classes", *names)]:
         if here != there:
             raise UserError(
                 f"{shard} does not match {first}: {subject}: {here or 'missing'} here, {there or 'missing'} there; keep"
