@@ -12,7 +12,7 @@ from msf_faiss.bank.ivf.bank import IvfBank
 from msf_faiss.bank.ring import RingBank
 from msf_faiss.bank.scan import SCAN_BANKS
 from msf_faiss.config import BankConfig, IvfBankConfig, ScanBankConfig
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -38,7 +38,7 @@ def resolve_capacity(
     dim: int,
     device: torch.device,
     images: int | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Return the capacity of the bank in entries, of all ranks together.
 
@@ -47,12 +47,11 @@ def resolve_capacity(
         dim: dimension of an entry.
         device: of the bank.
         images: size of the data set, for "dataset".
-        ranks: that share the bank, whose amount of memory is that of each rank; None: this process alone.
+        ranks: that share the bank, whose amount of memory is that of each rank.
 
     Raises:
         UserError: if the capacity is below k, or exceeds the memory of `device`.
     """
-    ranks = ranks or Ranks.alone()
     parts = ranks.size if config.placement == "sharded" else 1
     entry_bytes = bytes_per_entry(config, dim)
     if isinstance(config.capacity, int):

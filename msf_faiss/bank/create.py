@@ -15,7 +15,7 @@ from msf_faiss.bank.reference import ReferenceBank
 from msf_faiss.bank.ring import RingBank, RingSpec
 from msf_faiss.bank.scan import SCAN_BANKS
 from msf_faiss.config import BankConfig, FlatBankConfig, IvfBankConfig, ReferenceBankConfig, ScanBankConfig
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.search.autotune import engines
 
 
@@ -26,7 +26,7 @@ def create_bank(
     device: torch.device | str = "cpu",
     images: int | None = None,
     batch: int | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Bank:
     """Create an empty bank.
 
@@ -36,13 +36,13 @@ def create_bank(
         device: of the entries and of all queries.
         images: size of the data set, for a capacity of "dataset".
         batch: queries in a search, of all ranks, with which `engine: auto` times the engines; None: it uses FAISS.
-        ranks: that push and search together; None: this process alone.
+        ranks: that push and search together.
 
     Raises:
         UserError: if the bank does not fit into memory.
         ValueError: if its kind or engine does not support `device`, or it cannot be sharded.
     """
-    ranks, device = ranks or Ranks.alone(), torch.device(device)
+    device = torch.device(device)
     capacity = resolve_capacity(config, dim=dim, device=device, images=images, ranks=ranks)
     spec = RingSpec(capacity, dim, getattr(torch, config.dtype), device, config.max_age)
     if ranks.size > 1 and config.placement == "sharded":

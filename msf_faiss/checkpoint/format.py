@@ -30,7 +30,7 @@ from torch import Tensor
 
 from msf_faiss.config import Config
 from msf_faiss.config.sections import dotted, key_of
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 
 FORMAT = "msf-faiss checkpoint"
@@ -134,7 +134,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{error}; the checkpoint before it is {saved[-2]}") from error
 
 
-def find_newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkpoint, dict[Path, str]]:
+def find_newest_valid(run_dir: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, dict[Path, str]]:
     """The newest checkpoint of a run that passes full verification. All ranks take part and share the reading.
 
     Returns:
@@ -143,7 +143,6 @@ def find_newest_valid(run_dir: Path, ranks: Ranks | None = None) -> tuple[Checkp
     Raises:
         UserError: if every checkpoint is damaged, or one cannot be read for another reason.
     """
-    ranks = ranks or Ranks.alone()
     damaged: dict[Path, str] = {}
     for path in reversed(ranks.broadcast_object(list_checkpoints(run_dir))):
         problem = None

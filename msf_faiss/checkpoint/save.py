@@ -32,7 +32,7 @@ from msf_faiss.checkpoint.format import (
     step_of,
 )
 from msf_faiss.config import Config
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 
 _TEMPORARY = ".saving-"
@@ -50,7 +50,7 @@ def save_checkpoint(
     dataset_size: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     origin: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint into a temporary directory, sync it to disk and rename it. All ranks take part.
 
@@ -62,7 +62,7 @@ def save_checkpoint(
         dataset_size: training images, unreadable ones included.
         tensors: for each file that this rank writes (its name without ending), the tensors by name.
         origin: the checkpoint of another run that this run started from.
-        ranks: the ranks that write together; None: this process alone.
+        ranks: the ranks that write together.
 
     Returns:
         The checkpoint's directory.
@@ -71,7 +71,6 @@ def save_checkpoint(
         UserError: if writing fails on any rank, because the disk is full, say. Earlier checkpoints stay intact, and
             nothing incomplete is left behind.
     """
-    ranks = ranks or Ranks.alone()
     final = run_dir / FOLDER / f"{PREFIX}{step:08d}"
     temporary = final.with_name(f"{_TEMPORARY}{final.name}")
     manifest = {

@@ -18,7 +18,7 @@ from msf_faiss.data.source import Source
 from msf_faiss.data.view_maker import Crops, ViewMaker
 from msf_faiss.data.workers import load, worker_count
 from msf_faiss.device import CPU
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 from msf_faiss.views.random_view import ONLINE, TARGET
 
@@ -51,7 +51,7 @@ def training_batches(
     *,
     device: torch.device = CPU,
     start_step: int = 0,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     unreadable: dict[int, str] | None = None,
 ) -> Generator[Batch, None, None]:
     """Endless batches from `start_step` on, on the CPU (in pinned memory for a CUDA device).
@@ -70,7 +70,6 @@ def training_batches(
         UserError: if the images do not fill a batch; if an image is unreadable, or with `unreadable: skip` more than
             the limit or all but one of a batch; if a worker process dies.
     """
-    ranks = ranks or Ranks.alone()
     stream = BatchStream(
         len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.slice_of
     )

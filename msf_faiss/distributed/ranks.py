@@ -61,11 +61,6 @@ class Ranks:
         self._group = group
         self._counts: tuple[int, ...] | None = None
 
-    @classmethod
-    def alone(cls) -> Ranks:
-        """A single process."""
-        return cls()
-
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which prints and writes files for all."""
@@ -248,6 +243,10 @@ class Ranks:
         return Ranks(self.rank, self.size, local_rank=self.local_rank, local_size=self.local_size, group=group)
 
 
+ALONE = Ranks()
+"""A single process."""
+
+
 @contextlib.contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Connect the ranks that torchrun started (or whatever else set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT).
@@ -262,7 +261,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         UserError: if the environment is incomplete, a rank cannot be reached, or a host has fewer GPUs than ranks.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        yield Ranks.alone()
+        yield ALONE
         return
     rank, size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
     local_rank, local_size = _from_environment("LOCAL_RANK", rank), _from_environment("LOCAL_WORLD_SIZE", size)

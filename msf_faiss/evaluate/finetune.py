@@ -28,7 +28,7 @@ from msf_faiss.data.eval_batches import EvalBatch, eval_batches
 from msf_faiss.data.sampler import FEWEST_IMAGES, epoch_order
 from msf_faiss.data.source import Source
 from msf_faiss.distributed.batch_norm import synchronize_batch_norm
-from msf_faiss.distributed.ranks import Ranks, data_parallel
+from msf_faiss.distributed.ranks import ALONE, Ranks, data_parallel
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.linear import AUGMENTATION, EpochProgress, TopScore
 from msf_faiss.models import best_memory_format
@@ -83,7 +83,7 @@ def finetune_and_score(
     device: torch.device,
     classes: int,
     settings: FinetuneSettings,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
 ) -> TopScore:
     """Fine-tune a copy of `backbone` and a linear layer, and score them on centre views of the test images.
@@ -104,7 +104,6 @@ def finetune_and_score(
     Raises:
         UserError: as `finetune`; also if an image is unreadable, or logits of test images are not finite.
     """
-    ranks = ranks or Ranks.alone()
     network = finetune(
         backbone,
         source,
@@ -128,7 +127,7 @@ def finetune(
     device: torch.device,
     classes: int,
     settings: FinetuneSettings,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
 ) -> nn.Sequential:
     """A trained copy of `backbone` with a trained linear layer, [B, 3, S, S] -> [B, C]. Arguments as above.
@@ -142,7 +141,7 @@ def finetune(
         UserError: if there are fewer than two images per rank in all or in a batch, an image is unreadable, the loss is
             not finite, or batch norms of the backbone cannot be synchronised over several ranks.
     """
-    ranks, labels = ranks or Ranks.alone(), source.labels
+    labels = source.labels
     assert labels is not None
     assert int(labels[ids.numpy()].min()) >= 0
     assert int(labels[ids.numpy()].max()) < classes

@@ -23,7 +23,7 @@ from msf_faiss.config import Config, WeakView
 from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.data.source import Source
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.embeddings.extract import Features
 
 LEARNING_RATE = 0.01
@@ -158,7 +158,7 @@ def augmented_batches(
     *,
     config: Config,
     device: torch.device,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> FeatureBatches:
     """The full protocol: features of a new random crop and flip of each image in each epoch.
 
@@ -173,7 +173,6 @@ def augmented_batches(
     assert not encoder.training, "in train mode, the backbone's batch statistics would change"
     labels = source.labels
     assert labels is not None
-    ranks = ranks or Ranks.alone()
     width = train.embeddings.shape[1]
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from msf_faiss.config import Config
 from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.workers import worker_count
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.embeddings.inputs import open_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.feature_cache import FeatureCache
@@ -75,7 +75,7 @@ def open_setup(
     base: str | None = None,
     arch: str | None = None,
     cache: FeatureCache | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     batch_size: int = 256,
     notify: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[EpochProgress | PenaltyFit], None] = lambda progress: None,
@@ -89,7 +89,7 @@ def open_setup(
         base: for a file: config that gives data and views.
         arch: for a file: the network.
         cache: where to cache features; None: nowhere.
-        ranks: ranks that share the work; None: this process alone.
+        ranks: ranks that share the work.
         batch_size: images per batch of features.
         notify: called with a line on what happens next.
         on_progress: called after each epoch of a classifier, and after each penalty of logistic regression.
@@ -97,7 +97,6 @@ def open_setup(
     Raises:
         UserError: if weights or data cannot be read, or an override changes anything else.
     """
-    ranks = ranks or Ranks.alone()
     with ranks.report_on_main():
         weights = open_weights(path, overrides, base=base, arch=arch)
     config = weights.config

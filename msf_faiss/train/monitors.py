@@ -16,7 +16,7 @@ from torch import Tensor
 from msf_faiss.bank.recall_monitor import RecallMonitor
 from msf_faiss.config import Config, IvfBankConfig, ScanBankConfig
 from msf_faiss.data.source import Source
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 
 _SAMPLED = 64  # queries per step whose neighbours are kept for percentile and hubness
@@ -105,8 +105,8 @@ class NeighborMonitor:
         ranks: each counts its own queries; all call `summarize` and `state_dict` together.
     """
 
-    def __init__(self, labels: NDArray[np.int64] | None, device: torch.device, ranks: Ranks | None = None) -> None:
-        self._ranks = ranks or Ranks.alone()
+    def __init__(self, labels: NDArray[np.int64] | None, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._labels = None if labels is None else torch.from_numpy(labels).to(device)
         self._zero = torch.zeros(4, dtype=torch.float64, device=device)
         self._sums = self._zero.clone()  # pairs with equal labels, labelled pairs, ages, pairs
@@ -166,8 +166,8 @@ class LossMonitor:
         ranks: each adds its own weighted loss; all call `check`, `mean` and `state_dict` together.
     """
 
-    def __init__(self, ranks: Ranks | None = None) -> None:
-        self._ranks = ranks or Ranks.alone()
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._losses: list[Tensor] = []
 
     def update(self, loss: Tensor) -> None:

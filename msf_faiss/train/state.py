@@ -12,7 +12,7 @@ from msf_faiss.bank.parallel import load_shards
 from msf_faiss.checkpoint.format import Checkpoint, Tensors
 from msf_faiss.config import Config
 from msf_faiss.distributed.batch_norm import shuffle_rows, synchronize_batch_norm
-from msf_faiss.distributed.ranks import Ranks, data_parallel
+from msf_faiss.distributed.ranks import ALONE, Ranks, data_parallel
 from msf_faiss.errors import UserError
 from msf_faiss.models import MeanShift, best_memory_format, build_model, compile_model
 from msf_faiss.train.optimizer import create_optimizer
@@ -26,7 +26,7 @@ class TrainState:
     model: MeanShift
     optimizer: torch.optim.Optimizer
     bank: Bank
-    ranks: Ranks = field(default_factory=Ranks.alone)
+    ranks: Ranks = ALONE
     shuffle_seed: int | None = None  # seeds the exchange of target images between ranks; None: no exchange
     step: int = 0  # finished steps
     network: nn.Module = field(init=False)  # the model; its backward averages gradients over the ranks
@@ -44,7 +44,7 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, config: Config, device: torch.device, *, images: int | None = None, ranks: Ranks | None = None
+        cls, config: Config, device: torch.device, *, images: int | None = None, ranks: Ranks = ALONE
     ) -> TrainState:
         """The state before the first step; all ranks call this together.
 
@@ -52,12 +52,10 @@ class TrainState:
             config: of the run.
             device: of this rank.
             images: number of training images, for `bank.capacity: dataset`.
-            ranks: None: this process alone.
 
         Raises:
             UserError: if the bank does not fit into memory, or does not support `device`.
         """
-        ranks = ranks or Ranks.alone()
         model = build_model(config.model, seed=config.seed)
         model = model.to(device, memory_format=best_memory_format(model, device))  # type: ignore[call-overload]
         if config.train.batch_norm == "sync":

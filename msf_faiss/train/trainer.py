@@ -19,7 +19,7 @@ from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, training_batches
 from msf_faiss.data.workers import warm_up, worker_count
 from msf_faiss.device import select_device
-from msf_faiss.distributed.ranks import Ranks, is_peer_lost
+from msf_faiss.distributed.ranks import ALONE, Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
@@ -48,7 +48,7 @@ def pretrain(
     resume: Resume = "auto",
     allow_changes: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     profile: int | None = None,
 ) -> Iterator[Event]:
     """Run pretraining; yield progress events.
@@ -59,7 +59,7 @@ def pretrain(
         resume: see `resume.Resume`.
         allow_changes: config keys, or whole sections, that may differ from the run that is resumed.
         should_stop: called between steps; True ends the run with a checkpoint.
-        ranks: each rank calls this; only rank 0's events are complete. None: this process alone.
+        ranks: each rank calls this; only rank 0's events are complete.
         profile: number of steps to profile, see `profiler.Profiler`. None: no profile.
 
     Yields:
@@ -70,7 +70,6 @@ def pretrain(
             finite. Existing checkpoints stay intact.
         RestartError: if another rank is lost.
     """
-    ranks = ranks or Ranks.alone()
     try:
         trainer = _Trainer(config, run_dir, should_stop, ranks)
         with _lock(run_dir, config, resume, ranks):

@@ -13,7 +13,7 @@ from msf_faiss.bank import Bank, FlatBank, IvfBank, ReferenceBank, RingSpec
 from msf_faiss.bank.ivf.segments import SegmentedLists
 from msf_faiss.bank.parallel import ReplicatedBank, ShardedBank
 from msf_faiss.bank.scan import SCAN_BANKS, ScanLimits
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE
 from msf_faiss.search.faiss_engines import FaissCpu, FaissCuda
 from msf_faiss.search.faiss_setup import has_gpu
 from msf_faiss.search.torch_engine import TorchEngine
@@ -75,8 +75,8 @@ BANKS = [
     BankKind("scan-pq", partial(_scan, scan="pq"), exact=False, indexed=True, devices=("cpu",)),
     BankKind("ivf", partial(_ivf, segments=1), exact=False, indexed=True, devices=("cpu",)),
     BankKind("ivf-segments", partial(_ivf, segments=3), exact=False, indexed=True, devices=("cpu",)),
-    BankKind("replicated", lambda spec: ReplicatedBank(FlatBank(spec), Ranks.alone())),
-    BankKind("sharded", lambda spec: ShardedBank(FlatBank, spec, Ranks.alone())),  # test_parallel.py has more ranks
+    BankKind("replicated", lambda spec: ReplicatedBank(FlatBank(spec), ALONE)),
+    BankKind("sharded", lambda spec: ShardedBank(FlatBank, spec, ALONE)),  # test_parallel.py has more ranks
 ]
 
 ON_CPU = [kind for kind in BANKS if "cpu" in kind.devices]

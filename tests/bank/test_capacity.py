@@ -17,7 +17,7 @@ from msf_faiss.config import (
     ReferenceBankConfig,
     ScanBankConfig,
 )
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
 
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_total_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_capacity_as_memory_is_per_rank() -> None:
-    one, four = Ranks.alone(), Ranks(0, 4, local_size=2)
+    one, four = ALONE, Ranks(0, 4, local_size=2)
     config = FlatBankConfig(capacity="1GiB")
     whole = resolve_capacity(config, dim=512, device=CPU, ranks=one)
     assert resolve_capacity(config, dim=512, device=CPU, ranks=four) == whole

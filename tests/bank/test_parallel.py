@@ -12,7 +12,7 @@ from msf_faiss.bank import Bank, FlatBank, IvfBank, ReferenceBank, RingSpec
 from msf_faiss.bank.parallel import ReplicatedBank, ShardedBank, load_shards, saved_capacity
 from msf_faiss.bank.ring import RingBank
 from msf_faiss.bank.scan import SCAN_BANKS
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 
 LOCAL = {"reference": ReferenceBank, "flat": FlatBank, "bf16": SCAN_BANKS["bf16"]}
 PLACEMENTS = ["replicated", "sharded"]
@@ -148,7 +148,7 @@ def test_shards_load_on_any_number_of_ranks(pool: RankPool, before: int, capacit
     load_shards(alone, before, lambda number: shards[number])
     for vectors, ids, _ in batches(3, before, 7, 6):
         expected.push(vectors, ids)
-    assert_same(alone, expected, Ranks.alone(), vectors, [len(vectors)], 5)
+    assert_same(alone, expected, ALONE, vectors, [len(vectors)], 5)
 
 
 @pytest.mark.parametrize("capacity", [11, 40, 500])

@@ -13,7 +13,7 @@ import torch
 from invoking import Invoke
 from pool import RankPool
 
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.evaluate.feature_cache import FeatureCache
 from msf_faiss.evaluate.scoring import score_knn, score_linear
 from msf_faiss.evaluate.setup import open_setup
@@ -138,7 +138,7 @@ def test_features_are_cached(invoke: Invoke, run_dir: Path, monkeypatch: pytest.
 def evaluate_with(ranks: Ranks, run_dir: Path) -> list[tuple[str, int | None]]:
     """Scores of one rank alone, then of all of them together."""
     correct = []
-    for together in (Ranks.alone(), ranks):
+    for together in (ALONE, ranks):
         setup = open_setup(run_dir, [], torch.device("cpu"), ranks=together)
         results = [
             score_knn(setup, "online", ks=[1, 5], temperatures=[0.1]),

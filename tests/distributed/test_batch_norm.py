@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from msf_faiss.config import ModelConfig, NarrowBackbone
 from msf_faiss.distributed.batch_norm import CpuSyncBatchNorm, shuffle_rows, synchronize_batch_norm
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.models import build_model
 
 SHAPES = {"linear": (6,), "images": (6, 5, 4)}
@@ -92,7 +92,7 @@ def test_half_precision_keeps_its_dtype(pool: RankPool) -> None:
 def test_synchronize_batch_norm_keeps_weights_and_names() -> None:
     model = build_model(ModelConfig(backbone=NarrowBackbone(width=4)), seed=0)
     before = copy.deepcopy(model.state_dict())
-    assert synchronize_batch_norm(model, Ranks.alone()) is model
+    assert synchronize_batch_norm(model, ALONE) is model
     assert not any(isinstance(module, CpuSyncBatchNorm) for module in model.modules())
     after = synchronize_batch_norm(model, Ranks(0, 2)).state_dict()
     assert list(after) == list(before)

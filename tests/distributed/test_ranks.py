@@ -5,7 +5,7 @@ import torch
 from pool import RankPool
 from torch import nn
 
-from msf_faiss.distributed.ranks import Ranks, data_parallel, is_peer_lost, join_ranks, no_gradient_sync
+from msf_faiss.distributed.ranks import ALONE, Ranks, data_parallel, is_peer_lost, join_ranks, no_gradient_sync
 from msf_faiss.errors import PeerError, UserError
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8]
@@ -143,7 +143,7 @@ def test_slices_cover_everything_evenly(count: int) -> None:
 
 
 def test_single_rank_needs_no_process_group() -> None:
-    alone, rows = Ranks.alone(), torch.arange(3)
+    alone, rows = ALONE, torch.arange(3)
     with alone.main_first(), alone.known_row_counts([3]):
         assert alone.gather_rows(rows) is rows
         assert alone.scatter_sums(rows, [3]) is rows
@@ -206,4 +206,4 @@ def gradient_of_two_parts(ranks: Ranks) -> list[float]:
 def test_no_gradient_sync_defers_the_average(pool: RankPool) -> None:
     """Two rows of the rank's number, and two of 10: the mean over ranks 0 and 1 is 2 * 0.5 + 2 * 10."""
     assert pool.run(2, gradient_of_two_parts) == [[21.0] * 3] * 2
-    assert gradient_of_two_parts(Ranks.alone()) == [20.0] * 3
+    assert gradient_of_two_parts(ALONE) == [20.0] * 3

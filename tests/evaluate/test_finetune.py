@@ -14,7 +14,7 @@ from msf_faiss.data.eval_batches import eval_batches
 from msf_faiss.data.sampler import epoch_order
 from msf_faiss.data.source import Reduce, UnreadableImageError
 from msf_faiss.data.sources.memory import MemorySource
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import PeerError, UserError
 from msf_faiss.evaluate.finetune import (
     ONE_PERCENT,
@@ -91,7 +91,7 @@ def train(
     settings: FinetuneSettings = QUICK,
     config: Config = CONFIG,
     unreadable: Sequence[int] = (),
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """The weights after fine-tuning on `count` images of four classes."""
     source = Drawn([index % 4 for index in range(count)], unreadable=unreadable)
@@ -292,7 +292,7 @@ def finetune_together(ranks: Ranks, kind: str, tests: int) -> tuple[dict[str, Te
 @pytest.mark.parametrize(("kind", "tests"), [("flat", 7), ("norms", 7), ("norms", 1)])
 def test_two_ranks_equal_one(pool: RankPool, kind: str, tests: int) -> None:
     """In batches of 5, 5 and 4, one rank has one image more, and thus a larger weight."""
-    weights, score, losses = finetune_together(Ranks.alone(), kind, tests)
+    weights, score, losses = finetune_together(ALONE, kind, tests)
     first, second = pool.run(2, finetune_together, kind, tests)
     assert same(first[0], second[0])
     for name, tensor in weights.items():
@@ -340,7 +340,7 @@ def train_on_readable(ranks: Ranks, unreadable: list[int]) -> dict[str, Tensor]:
 def test_all_ranks_drop_a_batch_of_which_one_can_read_too_little(pool: RankPool) -> None:
     """Rank 0 can read no image of the first batch, rank 1 only one of the second; a single rank drops both."""
     order = epoch_order(14, CONFIG.seed, 0).tolist()
-    one = train_on_readable(Ranks.alone(), order[:10])
+    one = train_on_readable(ALONE, order[:10])
     first, second = pool.run(2, train_on_readable, [*order[:3], order[8]])
     assert same(first, second)
     for name, tensor in one.items():

@@ -25,7 +25,7 @@ from msf_faiss.config import (
     TrainConfig,
     ViewsConfig,
 )
-from msf_faiss.distributed.ranks import Ranks
+from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import PeerError, UserError
 from msf_faiss.run.events import RunEnded, RunStarted
 from msf_faiss.run.recorder import Recorder
@@ -128,7 +128,7 @@ def test_ranks_that_are_interrupted_and_resumed_give_the_same_bits(
 def test_two_ranks_with_half_the_batch_do_as_one_does(pool: RankPool, tmp_path: Path, placement: str) -> None:
     settings = config(placement, "sync")
     settings = settings.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.005)})
-    assert train(Ranks.alone(), settings, tmp_path / "one") == "finished 0 to 12"
+    assert train(ALONE, settings, tmp_path / "one") == "finished 0 to 12"
     assert pool.run(2, train, settings, tmp_path / "two") == ["finished 0 to 12"] * 2
     ends = [find_checkpoint(tmp_path / name) for name in ("one", "two")]
     one, two = (load_bank(checkpoint, torch.device("cpu")) for checkpoint in ends)
@@ -157,7 +157,7 @@ def test_another_number_of_ranks_goes_on(
 
     def run(size: int, run_dir: Path, stop_after: int | None = None) -> list[str]:
         if size == 1:
-            return [train(Ranks.alone(), settings, run_dir, stop_after)]
+            return [train(ALONE, settings, run_dir, stop_after)]
         return pool.run(size, train, settings, run_dir, stop_after)
 
     assert run(1, tmp_path / "whole") == ["finished 0 to 12"]
@@ -175,7 +175,7 @@ def test_another_number_of_ranks_goes_on(
 
 def test_shuffled_batch_norm_trains_and_differs_from_one_rank(pool: RankPool, tmp_path: Path) -> None:
     pool.run(2, train, config(), tmp_path / "two")
-    train(Ranks.alone(), config(), tmp_path / "one")
+    train(ALONE, config(), tmp_path / "one")
     one, two = (tensors(tmp_path / name, 12) for name in ("one", "two"))
     assert torch.equal(one["bank.ids"], two["bank.ids"])
     assert not torch.allclose(one["bank.embeddings"], two["bank.embeddings"], atol=1e-3)
