@@ -134,11 +134,11 @@ class JpegSource:
     def name(self, index: int) -> str:
         return f"image {index}"
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        def reduce_one(index: int) -> Callable[[int, int], int] | None:
-            return reduce and (lambda height, width: reduce(index, height, width))
+    def identity(self) -> str:
+        return "jpegs"
 
-        return [decode_image(self.jpegs[index], lambda: "an image", reduce_one(index)) for index in ids]
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        return decode_image(self.jpegs[index], lambda: self.name(index), reduce)
 
 
 class OurPipeline:
@@ -158,8 +158,8 @@ class OurPipeline:
 class FullSizeSource(JpegSource):
     """Decodes images in full size."""
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return super().decode(ids)
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        return super().decode(index)
 
 
 class FullSizePipeline(OurPipeline):

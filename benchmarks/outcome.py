@@ -1,6 +1,6 @@
 """Print a SHA-256 of the outcome of training, to show that a refactoring changes no bit of it.
 
-    python benchmarks/outcome.py            (about ten minutes on two cores; --only demo,ivf for some cases)
+    python benchmarks/outcome.py            (about ten minutes on two cores; --only demo --only ivf for some cases)
 
 Each case is a run of the command line in a temporary folder. Its digest covers all tensors of model, optimizer and bank
 in the last checkpoint, sorted by file and name. Run it before and after a change, on the same machine.
@@ -78,11 +78,11 @@ def _step(run_dir: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="comma-separated names of cases")
+    parser.add_argument("--only", action="append", choices=CASES, metavar="CASE", help="repeatable")
     chosen = parser.parse_args().only
     total = hashlib.sha256()
     for name, settings in CASES.items():
-        if chosen and name not in chosen.split(","):
+        if chosen and name not in chosen:
             continue
         with tempfile.TemporaryDirectory() as folder:
             run_dir = Path(folder) / "run"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -56,9 +54,7 @@ class TrainingDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -113,35 +109,24 @@ class TrainingDisplay:
     def _progress(self, event: TrainingProgress) -> None:
         assert self._started is not None, "the first event is RunStarted"
         total, epochs = self._started.total_steps, self._started.total_steps / self._started.steps_per_epoch
-        training = [
-            f"epoch {event.epoch:.2f}/{epochs:.4g}",
-            f"loss {event.loss:.4f}",
-            *([] if event.purity is None else [f"purity {event.purity:.3f}"]),
-            f"{event.images_per_second:,.0f} img/s",
-            f"ETA {duration(event.eta_seconds)}",
+        purity = "" if event.purity is None else f" · purity {event.purity:.3f}"
+        skipped = f" · {event.unreadable_images:,} unreadable images skipped" if event.unreadable_images else ""
+        recall = "" if event.recall_at_k is None else f" · recall@k {event.recall_at_k:.3f}"
+        more = "".join(f" · {name.replace('_', ' ')} {value:.3g}" for name, value in event.bank_metrics.items())
+        lines = [
+            f"epoch {event.epoch:.2f}/{epochs:.4g} · loss {event.loss:.4f}{purity} · "
+            f"{event.images_per_second:,.0f} img/s · ETA {duration(event.eta_seconds)}{skipped}",
             f"time: data {event.data_time_ratio:.0%}, bank {event.bank_time_ratio:.0%}, "
-            f"model {event.model_time_ratio:.0%}",
+            f"model {event.model_time_ratio:.0%} · embedding std {event.embedding_std:.2f}, "
+            f"effective rank {event.effective_rank:.0f}",
+            f"bank {event.bank_fill_ratio:.0%} full · push {event.push_ms:.3g} ms, search {event.search_ms:.3g} ms"
+            f"{recall} · age {event.neighbor_age_mean:,.0f} (p95 {event.neighbor_age_p95:,.0f}) · "
+            f"hubness {event.hubness:.1%}{more}",
         ]
-        embeddings = [
-            f"embedding std {event.embedding_std:.2f}, effective rank {event.effective_rank:.0f}",
-            *([f"{event.unreadable_images:,} unreadable images skipped"] if event.unreadable_images else []),
-        ]
-        bank = ", ".join(
-            [
-                f"bank {event.bank_fill_ratio:.0%} full",
-                f"push {event.push_ms:.3g} ms",
-                f"search {event.search_ms:.3g} ms",
-                *([] if event.recall_at_k is None else [f"recall@k {event.recall_at_k:.3f}"]),
-                f"age {event.neighbor_age_mean:,.0f} (p95 {event.neighbor_age_p95:,.0f})",
-                f"hubness {event.hubness:.1%}",
-                *(f"{name.replace('_', ' ')} {value:.3g}" for name, value in event.bank_metrics.items()),
-            ]
-        )
         if self._live is None:
-            self._say(" · ".join([f"step {event.step:,}/{total:,}", *training, *embeddings, bank]))
+            self._say(" · ".join([f"step {event.step:,}/{total:,}", *lines]))
         else:
             self._bar.update(self._task, completed=event.step)
-            lines = (" · ".join(training), " · ".join([*embeddings, bank]))
             self._live.update(Group(self._bar, *(Text(line) for line in lines)))
 
     def _say(self, text: str) -> None:

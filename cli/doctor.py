@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from msf_faiss.doctor import Diagnosis, Machine, Search
+    from msf_faiss.doctor import Diagnosis, Machine, SearchTiming
 
 _ROWS = 65_536  # what the engines are timed on; see `time_engines`
 
 
-@click.command(short_help="See what decides whether and how fast the bank works here.")
+@click.command()
 @click.option(
     "--dim",
     metavar="D",
@@ -29,7 +29,7 @@ _ROWS = 65_536  # what the engines are timed on; see `time_engines`
     type=click.IntRange(1, 65_536),
     default=256,
     show_default=True,
-    help="Queries in a search, as many as images in a step.",
+    help="Queries per search: the batch size of training.",
 )
 @click.option(
     "--k",
@@ -38,14 +38,14 @@ _ROWS = 65_536  # what the engines are timed on; see `time_engines`
     type=click.IntRange(1, 1024),
     default=5,
     show_default=True,
-    help="Neighbours of each query.",
+    help="Neighbours per query.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Storage of an entry.",
+    help="Number format of the entries.",
 )
 @click.option(
     "--rows",
@@ -53,17 +53,17 @@ _ROWS = 65_536  # what the engines are timed on; see `time_engines`
     type=click.IntRange(1, _ROWS),
     default=_ROWS,
     show_default=True,
-    help="Entries that are searched; more take proportionally longer.",
+    help="Number of entries; the time is proportional to it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) -> None:
-    """See what decides whether and how fast the bank works here.
+    """Diagnose this machine: versions, GPUs, search speed, and problems with their remedies.
 
-    Versions, processor and GPUs; the time of a search by each exact engine, on the device that training would use; and
-    last what is wrong, with a remedy for each.
+    Shows versions, processor and GPUs, the time of a search by each exact engine on the device that training would
+    use, and finally the problems, each with its remedy.
     """
     if k > rows:
-        raise click.BadParameter(f"{k} neighbours are more than the {rows} entries of --rows.", param_hint="'--k'")
+        raise click.BadParameter(f"{k} neighbours, but only {rows} entries (--rows).", param_hint="'--k'")
     from msf_faiss.errors import UserError
 
     try:
@@ -75,39 +75,40 @@ def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) 
         if (error.name or "").startswith("msf_faiss"):
             raise
         raise UserError(
-            f"a package that msf-faiss needs is missing or broken ({error}); install it again with "
-            "pip install --force-reinstall"
+            f"a required package is missing or broken ({error}); reinstall it with pip install --force-reinstall"
         ) from error
 
-    found = diagnose(device=select_device("auto"), dtype=getattr(torch, dtype), rows=rows, dim=dim, batch=batch, k=k)
+    diagnosis = diagnose(
+        device=select_device("auto"), dtype=getattr(torch, dtype), rows=rows, dim=dim, batch=batch, k=k
+    )
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        click.echo(json.dumps(asdict(diagnosis), indent=2))
     else:
-        _show(found)
+        _print(diagnosis)
 
 
-def _show(found: Diagnosis) -> None:
+def _print(diagnosis: Diagnosis) -> None:
     from .console import stdout
 
     console = stdout()
-    facts = _facts(found.machine)
+    facts = _facts(diagnosis.machine)
     width = max(map(len, facts))
     for name, fact in facts.items():
         console.print(f"{name:<{width}}  {fact}", markup=False)
     console.print()
-    if found.search.engine_ms:
-        console.print(_timings(found.search), markup=False)
+    if diagnosis.search.engine_ms:
+        console.print(_timings(diagnosis.search), markup=False)
         console.print()
-    for problem in found.problems:
+    for problem in diagnosis.problems:
         console.print(f"problem: {problem.what}\n  remedy: {problem.remedy}", markup=False)
-    if not found.problems:
+    if not diagnosis.problems:
         console.print("no problems found", markup=False)
 
 
 def _facts(machine: Machine) -> dict[str, str]:
-    """What there is, as name and text."""
+    """Name and value of each line."""
     versions = machine.versions
-    wheels = " and ".join(machine.faiss_wheels) or "no wheel"
+    wheels = " and ".join(machine.faiss_wheels) or "no package"
     threads = f"torch {machine.torch_threads}, FAISS {machine.faiss_threads}"
     facts = {
         "msf-faiss": versions["msf-faiss"],
@@ -115,45 +116,45 @@ def _facts(machine: Machine) -> dict[str, str]:
         "torch": f"{versions['torch']}, torchvision {versions['torchvision']}, numpy {versions['numpy']}",
         "faiss": f"{versions['faiss']} from {wheels}, {'with' if machine.faiss_cuda else 'without'} CUDA",
         "BLAS": _blas(machine),
-        "processor": f"{machine.cpu or 'model not known'}, {_instructions(machine)}",
-        "cores": f"{machine.cores} for this process (threads: {threads})",
-        "memory": "not known" if machine.memory is None else _gib(machine.memory),
+        "processor": f"{machine.cpu or 'unknown model'}, {_instructions(machine)}",
+        "cores": f"{machine.cores} available (threads: {threads})",
+        "memory": "unknown" if machine.memory is None else _gib(machine.memory),
     }
     for number, gpu in enumerate(machine.gpus):
         facts[f"GPU {number}"] = (
             f"{gpu.name}, {_gib(gpu.memory)}, capability {gpu.capability}, "
             f"{'usable' if gpu.faiss else 'not usable'} by FAISS"
         )
-    return facts if machine.gpus else facts | {"GPU": "none that torch sees"}
+    return facts if machine.gpus else facts | {"GPU": "none visible to torch"}
 
 
 def _blas(machine: Machine) -> str:
     match machine.blas_chosen_by:
         case "user":
-            return f"{machine.blas or 'nothing'}, set by OPENBLAS_CORETYPE"
+            return f"{machine.blas or 'empty'}, set by OPENBLAS_CORETYPE"
         case "msf-faiss":
             return f"{machine.blas}, chosen for this processor"
         case _:
-            return "not known, OpenBLAS chose"
+            return "unknown, chosen by OpenBLAS"
 
 
 def _instructions(machine: Machine) -> str:
     if machine.cpu_flags is None:
-        return "instruction sets not known"
+        return "unknown instruction sets"
     present = [name for name, there in machine.cpu_flags.items() if there]
     absent = [name for name, there in machine.cpu_flags.items() if not there]
     return ", ".join([*present, *([f"no {' or '.join(absent)}"] if absent else [])])
 
 
-def _timings(search: Search) -> str:
-    """A heading, and a line an engine."""
+def _timings(search: SearchTiming) -> str:
+    """A heading, and one line per engine."""
     lines = [
-        f"a search of {search.rows:,} entries of {search.dim} {search.dtype} by {search.batch:,} queries, "
+        f"search of {search.rows:,} {search.dtype} entries of {search.dim} dimensions, {search.batch:,} queries, "
         f"k = {search.k}, on {search.device}:"
     ]
     for engine, ms in search.engine_ms.items():
-        taken = "   bank.engine: auto takes it" if engine == search.engine else ""
-        lines.append(f"  {engine:<8}{ms:>10,.2f} ms{taken}")
+        chosen = "   chosen by bank.engine=auto" if engine == search.engine else ""
+        lines.append(f"  {engine:<8}{ms:>10,.2f} ms{chosen}")
     return "\n".join(lines)
 
 

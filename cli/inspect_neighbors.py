@@ -190,7 +190,7 @@ def command(
     write: Callable[[Path], None]
     if paged:
         from msf_faiss.neighbors.build_page import explore
-        from msf_faiss.neighbors.page import write_page
+        from msf_faiss.neighbors.page_html import write_page
 
         inspection, explorer = explore(
             checkpoint,

@@ -1,7 +1,8 @@
-"""The entry point: finds the command, and turns every end into an exit code.
+"""The entry point: finds the command, and turns errors into exit codes.
 
-0 done · 1 a bug, with its traceback · 2 a mistake of the user's, in words · 3 `status`: the run does not train · 75
-ended early, start it again · 130 interrupted by Ctrl-C · 128 + n ended at once by the second signal, number n
+0 success · 1 bug, with a traceback · 2 error that the user can correct, with a message · 3 `status`: the run is not
+training · 75 ended early, run the same command again · 130 interrupted by Ctrl-C · 128 + n ended at once by a second
+signal, number n
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import sys
 
 import click
 
-# A command's module is imported only when it runs, so that `--help` does not wait for torch.
+# Commands are imported when they run, so that `--help` does not wait for torch.
 _COMMANDS = {
-    "pretrain": "Train an encoder on images without labels.",
+    "pretrain": "Pretrain an encoder on images without labels.",
     "status": "Show the status of a run from another terminal.",
-    "eval-all": "Run every evaluation that the data allow, and write them on one page.",
+    "eval-all": "Run every evaluation that the data allow, and summarise them on one page.",
     "eval-knn": "Score frozen features by their nearest neighbours.",
     "eval-linear": "Score frozen features by a linear probe, the paper's protocol.",
     "eval-semi": "Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.",
     "eval-transfer": "Score frozen features by logistic regression, on any labelled data.",
-    "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
-    "results": "Show all that the evaluations found for a run.",
+    "inspect-neighbors": "Show the neighbours that a checkpoint's bank retrieves.",
+    "results": "Show all evaluation results of a run.",
     "report": "Write a report of one or several runs as an HTML page.",
-    "export": "Write an encoder in another library's format, with a model card.",
+    "export": "Export an encoder for other libraries, with a model card.",
     "embed": "Write the embeddings of any images to a file.",
     "index": "Write a FAISS index over the embeddings of any images, or over the bank.",
-    "doctor": "See what decides whether and how fast the bank works here.",
+    "doctor": "Diagnose this machine: versions, GPUs, search speed, and problems with their remedies.",
     "config-schema": "Print the JSON Schema of the config, for editors.",
 }
 
@@ -51,11 +52,11 @@ class _LazyGroup(click.Group):
 @click.command(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="A first run, with nothing to download:  msf-faiss pretrain demo --out runs/first",
+    epilog="To start, without any download:  msf-faiss pretrain demo --out runs/first",
 )
 @click.version_option(package_name="msf-faiss", message="msf-faiss %(version)s")
 def cli() -> None:
-    """Pretrain image encoders without labels by Mean Shift, with a FAISS bank, and see what they learned."""
+    """Pretrain image encoders without labels by Mean Shift with a FAISS memory bank, and inspect what they learn."""
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # stdout was closed, by `head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,4 +1,4 @@
-"""What decides whether msf-faiss runs on this machine, and how fast: versions, processor, GPUs, engines, problems."""
+"""Diagnostics: what determines whether msf-faiss runs on this machine, and how fast, and problems with remedies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from msf_faiss.bank.capacity import total_memory
 from msf_faiss.search.autotune import time_engines
 from msf_faiss.search.faiss_setup import best_blas_family, blas_family, faiss, has_gpu
 
-_FLAGS = {  # instruction sets that speed a search up, and the flag that says so
+_FLAGS = {  # instruction sets that speed up a search -> flag in /proc/cpuinfo
     **{name: name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni")},
     "amx": "amx_tile",
 }
 _AS_FAST = {"SkylakeX": {"skylakex"}, "Haswell": {"haswell", "zen"}}  # OpenBLAS ignores case
-_WITH_GPU_WHEEL = "Linux x86_64"  # the only system for which faiss-gpu is published
+_WITH_GPU_WHEEL = "Linux x86_64"  # the only platform that faiss-gpu is published for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,34 +29,34 @@ class Gpu:
     name: str
     memory: int  # bytes
     capability: str  # as in 9.0
-    faiss: bool  # whether FAISS can search on it
+    faiss: bool  # whether FAISS can use it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Software and hardware, as this process sees them."""
 
-    versions: dict[str, str]  # by package, and of Python
+    versions: dict[str, str]  # of Python and packages
     system: str
-    faiss_wheels: tuple[str, ...]  # packages that installed FAISS; one, if all is well
-    faiss_cuda: bool  # whether this build of FAISS has CUDA
+    faiss_wheels: tuple[str, ...]  # installed packages that contain FAISS; there should be one
+    faiss_cuda: bool  # whether FAISS was built with CUDA
     faiss_gpus: int  # devices that FAISS sees
     gpus: tuple[Gpu, ...]
-    blas: str | None  # kernel family that FAISS was given; None: not known
-    blas_chosen_by: str  # user, msf-faiss or OpenBLAS
-    blas_best: str | None  # what msf-faiss chooses on this processor; None: leaves it to OpenBLAS
-    cpu: str | None  # model; None: not known
-    cpu_flags: dict[str, bool] | None  # instruction sets that matter here; None: not known
-    cores: int  # that this process may use
+    blas: str | None  # kernel family of FAISS's OpenBLAS; None: unknown
+    blas_chosen_by: str  # "user", "msf-faiss" or "OpenBLAS"
+    blas_best: str | None  # the family for this processor; None: unknown, the choice is OpenBLAS's
+    cpu: str | None  # model; None: unknown
+    cpu_flags: dict[str, bool] | None  # which instruction sets there are; None: unknown
+    cores: int  # available to this process
     torch_threads: int
     faiss_threads: int
     omp_num_threads: str | None  # the environment variable; None: not set
-    memory: int | None  # bytes in all; None: not known
+    memory: int | None  # bytes, total; None: unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """How long the exact engines take for a search of an example bank."""
+class SearchTiming:
+    """Time of one search of an example bank by each exact engine."""
 
     device: str
     dtype: str
@@ -64,14 +64,14 @@ class Search:
     dim: int
     batch: int
     k: int
-    engine_ms: dict[str, float]  # milliseconds by engine, the fastest first; empty: they failed
-    engine: str | None  # what `bank.engine: auto` takes
-    failure: str | None  # why there are no timings
+    engine_ms: dict[str, float]  # milliseconds by engine, fastest first; empty if the search failed
+    engine: str | None  # the choice of `bank.engine: auto`
+    failure: str | None  # the error, if the search failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that keeps msf-faiss from running, or running fast, and what to do about it."""
+    """What keeps msf-faiss from running, or from running fast, and what to do about it."""
 
     what: str
     remedy: str
@@ -79,37 +79,37 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All that was found."""
+    """The result of `diagnose`."""
 
     machine: Machine
-    search: Search
+    search: SearchTiming
     problems: tuple[Problem, ...]
 
 
 def diagnose(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int, batch: int, k: int) -> Diagnosis:
-    """Examine this machine, and time the exact engines on it.
+    """Inspect this machine, time the exact engines on it, and find problems.
 
     Args:
-        device: where the bank would be.
-        dtype: of an entry: float32, float16 or bfloat16.
-        rows: entries that are searched, at most 65,536: a search of more takes proportionally longer.
-        dim: dimensions of an entry.
-        batch: queries in a search.
-        k: neighbours of each.
+        device: of the bank.
+        dtype: of its entries: float32, float16 or bfloat16.
+        rows: number of entries, at most 65,536; the time of a search is proportional to it.
+        dim: dimensions of an embedding.
+        batch: queries per search.
+        k: neighbours per query.
     """
-    machine = examine()
+    machine = inspect_machine()
     search = time_search(device=device, dtype=dtype, rows=rows, dim=dim, batch=batch, k=k)
     return Diagnosis(machine=machine, search=search, problems=find_problems(machine, search))
 
 
-def examine() -> Machine:
-    """What this process runs on and with."""
+def inspect_machine() -> Machine:
+    """The software and hardware that this process uses."""
     model, flags = _processor()
     return Machine(
         versions={
             "msf-faiss": importlib.metadata.version("msf-faiss"),
             "python": platform.python_version(),
-            "torch": torch.__version__,  # with its CUDA version, which the package's metadata lack
+            "torch": torch.__version__,  # includes the CUDA version, unlike the metadata of the package
             "torchvision": importlib.metadata.version("torchvision"),
             "faiss": faiss.__version__,
             "numpy": importlib.metadata.version("numpy"),
@@ -132,15 +132,15 @@ def examine() -> Machine:
     )
 
 
-def time_search(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int, batch: int, k: int) -> Search:
-    """Time the exact engines; see `diagnose`."""
+def time_search(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int, batch: int, k: int) -> SearchTiming:
+    """Time the exact engines, see `diagnose`."""
     engine_ms: dict[str, float] = {}
     failure = None
     try:
         engine_ms = time_engines(torch.empty(rows, dim, dtype=dtype, device=device), batch, k)
-    except RuntimeError as error:  # whatever CUDA, FAISS or the allocator refuses is worth telling
+    except RuntimeError as error:  # of CUDA, FAISS or the allocator
         failure = str(error).strip().splitlines()[0]
-    return Search(
+    return SearchTiming(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         rows=rows,
@@ -153,8 +153,8 @@ def time_search(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int
     )
 
 
-def find_problems(machine: Machine, search: Search) -> tuple[Problem, ...]:
-    """What is wrong, the worst first."""
+def find_problems(machine: Machine, search: SearchTiming) -> tuple[Problem, ...]:
+    """The problems of a machine, worst first."""
     found = [
         _failed_search(search),
         _several_wheels(machine),
@@ -166,14 +166,14 @@ def find_problems(machine: Machine, search: Search) -> tuple[Problem, ...]:
     return tuple(problem for problem in found if problem is not None)
 
 
-def _failed_search(search: Search) -> Problem | None:
+def _failed_search(search: SearchTiming) -> Problem | None:
     if search.failure is None:
         return None
     return Problem(
-        what=f"a search of {search.rows:,} entries of {search.dim} {search.dtype} on {search.device} failed: "
+        what=f"searching {search.rows:,} {search.dtype} entries of {search.dim} dimensions on {search.device} failed: "
         f"{search.failure}",
-        remedy="try another --dtype, or fewer --rows and a smaller --batch if memory ran out; a GPU may be in use by "
-        "other processes (nvidia-smi shows them)",
+        remedy="try another --dtype, or if memory ran out, smaller --rows and --batch; check with nvidia-smi whether "
+        "other processes use the GPU",
     )
 
 
@@ -182,7 +182,7 @@ def _several_wheels(machine: Machine) -> Problem | None:
         return None
     wheel = "faiss-gpu" if machine.system == _WITH_GPU_WHEEL else "faiss-cpu"
     return Problem(
-        what=f"{' and '.join(machine.faiss_wheels)} are installed side by side, and overwrite each other's files",
+        what=f"{' and '.join(machine.faiss_wheels)} are both installed and overwrite each other's files",
         remedy=f"pip uninstall {' '.join(machine.faiss_wheels)}; pip install {wheel}",
     )
 
@@ -190,22 +190,22 @@ def _several_wheels(machine: Machine) -> Problem | None:
 def _unused_gpu(machine: Machine) -> Problem | None:
     if not machine.gpus or machine.gpus[0].faiss:
         return None
-    meanwhile = "until then the bank searches with the torch engine"
+    meanwhile = "until then, the bank uses the torch engine"
     if not machine.faiss_cuda and machine.system != _WITH_GPU_WHEEL:
         return Problem(
-            what=f"FAISS cannot use the GPU: for {machine.system} there is no faiss-gpu",
-            remedy="none is needed: the bank searches with the torch engine",
+            what=f"FAISS cannot use the GPU: faiss-gpu is not published for {machine.system}",
+            remedy="nothing to do: the bank uses the torch engine",
         )
     if not machine.faiss_cuda:
         wheels = " ".join(machine.faiss_wheels) or "faiss-cpu"
         return Problem(
-            what=f"torch sees a GPU, and this build of FAISS ({wheels}) has no CUDA",
+            what=f"torch sees a GPU, but FAISS ({wheels}) was built without CUDA",
             remedy=f"pip uninstall {wheels}; pip install faiss-gpu; {meanwhile}",
         )
     return Problem(
-        what="torch sees a GPU and FAISS does not, though this build of it has CUDA",
-        remedy="update the NVIDIA driver (nvidia-smi shows the CUDA version that it supports, and FAISS needs 12), or "
-        f"install FAISS again: pip install --force-reinstall faiss-gpu; {meanwhile}",
+        what="torch sees a GPU, but FAISS does not, although it was built with CUDA",
+        remedy="update the NVIDIA driver (FAISS needs CUDA 12; nvidia-smi shows what the driver supports), or "
+        f"reinstall FAISS: pip install --force-reinstall faiss-gpu; {meanwhile}",
     )
 
 
@@ -213,8 +213,8 @@ def _torch_without_gpu(machine: Machine) -> Problem | None:
     if machine.gpus or not machine.faiss_gpus:
         return None
     return Problem(
-        what=f"FAISS sees a GPU and torch {machine.versions['torch']} does not, so training runs on the CPU",
-        remedy="install a build of torch for the CUDA version that nvidia-smi shows: https://pytorch.org/get-started",
+        what=f"FAISS sees a GPU, but torch {machine.versions['torch']} does not, so training runs on the CPU",
+        remedy="install torch for the CUDA version that nvidia-smi shows: https://pytorch.org/get-started",
     )
 
 
@@ -222,9 +222,9 @@ def _slow_blas(machine: Machine) -> Problem | None:
     if machine.blas is None or machine.blas_best is None or machine.blas.lower() in _AS_FAST[machine.blas_best]:
         return None
     return Problem(
-        what=f"OPENBLAS_CORETYPE is {machine.blas!r}, and this processor can do {machine.blas_best}: on the CPU "
-        "FAISS may take twice as long, or more",
-        remedy="unset OPENBLAS_CORETYPE, and msf-faiss chooses",
+        what=f"OPENBLAS_CORETYPE is {machine.blas!r}, but this processor supports {machine.blas_best}: FAISS may take "
+        "twice as long on the CPU, or more",
+        remedy="unset OPENBLAS_CORETYPE; msf-faiss then sets the best value",
     )
 
 
@@ -232,7 +232,7 @@ def _too_many_threads(machine: Machine) -> Problem | None:
     if max(machine.torch_threads, machine.faiss_threads) <= machine.cores:
         return None
     return Problem(
-        what=f"torch has {machine.torch_threads} threads and FAISS {machine.faiss_threads}, and this process may use "
+        what=f"torch has {machine.torch_threads} threads and FAISS {machine.faiss_threads}, but this process may use "
         f"only {machine.cores} cores: a search may take several times as long",
         remedy=f"set OMP_NUM_THREADS={machine.cores}, or train.threads in the config",
     )
@@ -242,13 +242,13 @@ def _too_few_threads(machine: Machine) -> Problem | None:
     if machine.omp_num_threads is None or machine.faiss_threads >= machine.cores:
         return None
     return Problem(
-        what=f"OMP_NUM_THREADS is {machine.omp_num_threads}, and this process may use {machine.cores} cores",
-        remedy="unset OMP_NUM_THREADS, or set train.threads in the config, unless the others are for other processes",
+        what=f"OMP_NUM_THREADS is {machine.omp_num_threads}, but this process may use {machine.cores} cores",
+        remedy="unset OMP_NUM_THREADS, or set train.threads in the config, unless other processes need the cores",
     )
 
 
 def _processor() -> tuple[str | None, dict[str, bool] | None]:
-    """Model and instruction sets of the processor; None where Linux does not tell."""
+    """Model and instruction sets of the processor; None if /proc/cpuinfo does not have them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -267,7 +267,7 @@ def _cores() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    if not torch.cuda.is_available():  # a driver that is too old has devices, and no properties
+    if not torch.cuda.is_available():  # with an outdated driver there are devices, but no properties
         return ()
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return tuple(

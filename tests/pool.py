@@ -1,4 +1,4 @@
-"""Processes connected by gloo, for tests of several ranks: started once, since starting takes seconds."""
+"""Processes connected by gloo, for tests with several ranks; started once, because starting takes seconds."""
 
 import multiprocessing
 import traceback
@@ -15,21 +15,21 @@ import torch.distributed as dist
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.search.faiss_setup import set_threads
 
-_PATIENCE = 60.0  # seconds, after which a test that hangs is given up
+_TIMEOUT = 60.0  # seconds
 
 
 class RankPool:
-    """Runs functions of a module on so many ranks; each number of ranks has processes of its own."""
+    """Runs functions on any number of ranks; there is one set of processes for each number."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._started = folder, 0
         self._members: dict[int, list[tuple[BaseProcess, Connection]]] = {}
 
     def run(self, size: int, function: Callable[..., Any], *arguments: object) -> list[Any]:
-        """What `function(ranks, *arguments)` returns on each of `size` ranks.
+        """Call `function(ranks, *arguments)` on each of `size` ranks; return the results by rank.
 
         Raises:
-            AssertionError: with the traceback, if it raises on one.
+            AssertionError: if it raises on a rank, with the traceback.
         """
         if size not in self._members:
             self._start(size)
@@ -39,18 +39,18 @@ class RankPool:
             waiting[pipe] = rank
         answers: dict[int, Any] = {}
         while waiting:
-            ready = wait([pipe for _, pipe in self._members[size] if pipe in waiting], timeout=_PATIENCE)
+            ready = wait([pipe for _, pipe in self._members[size] if pipe in waiting], timeout=_TIMEOUT)
             if not ready:
                 self._end(size)
-                raise AssertionError(f"ranks {sorted(waiting.values())} of {size} have hung in {function.__name__}")
+                raise AssertionError(f"ranks {sorted(waiting.values())} of {size} hang in {function.__name__}")
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
                 try:
-                    well, answer = pipe.recv()
+                    succeeded, answer = pipe.recv()
                 except EOFError:
-                    well, answer = False, "the process died"
-                if not well:
+                    succeeded, answer = False, "the process died"
+                if not succeeded:
                     self._end(size)  # the others may wait for this one
                     raise AssertionError(f"on rank {rank} of {size}:\n{answer}")
                 answers[rank] = answer

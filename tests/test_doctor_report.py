@@ -1,4 +1,4 @@
-"""What `doctor` finds: on this machine, and on machines that are described to it."""
+"""Diagnostics of this machine, and of machines described by a `Machine`."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from msf_faiss import doctor as diagnosis
-from msf_faiss.doctor import Gpu, Machine, Problem, Search, diagnose, examine, find_problems, time_search
+from msf_faiss.doctor import Gpu, Machine, Problem, SearchTiming, diagnose, find_problems, inspect_machine, time_search
 from msf_faiss.search import faiss_setup
 from msf_faiss.search.autotune import engines
 
@@ -28,12 +28,12 @@ HEALTHY = Machine(
     cpu="AMD EPYC",
     cpu_flags={"avx2": True, "avx512f": True},
     cores=4,
-    torch_threads=2,  # torch leaves out the second thread of a core
+    torch_threads=2,  # torch counts physical cores
     faiss_threads=4,
     omp_num_threads=None,
     memory=16 << 30,
 )
-TIMED = Search(
+TIMED = SearchTiming(
     device="cpu",
     dtype="float32",
     rows=64,
@@ -47,12 +47,12 @@ TIMED = Search(
 CPUINFO = "processor : 0\nmodel name : Some CPU: fast @ 3 GHz\nflags : fpu avx2 avx512f amx_tile\n\nprocessor : 1\n"
 
 
-def problems(search: Search = TIMED, **changes: Any) -> tuple[Problem, ...]:
+def problems(search: SearchTiming = TIMED, **changes: Any) -> tuple[Problem, ...]:
     return find_problems(dataclasses.replace(HEALTHY, **changes), search)
 
 
-def pretend_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    """Give /proc/cpuinfo another content, or none as on macOS and Windows."""
+def fake_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """Replace the content of /proc/cpuinfo; None: no such file, as on macOS and Windows."""
     read = Path.read_text
 
     def read_text(path: Path, *arguments: Any, **options: Any) -> str:
@@ -65,9 +65,9 @@ def pretend_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
     monkeypatch.setattr(Path, "read_text", read_text)
 
 
-def test_this_machine_is_examined_and_timed() -> None:
+def test_diagnose_this_machine() -> None:
     found = diagnose(device=torch.device("cpu"), dtype=torch.bfloat16, rows=300, dim=16, batch=7, k=5)
-    assert found.machine == examine()
+    assert found.machine == inspect_machine()
     assert found.machine.versions["torch"] == torch.__version__
     assert found.machine.faiss_wheels in {("faiss-gpu",), ("faiss-cpu",)}
     assert found.machine.cores >= 1
@@ -82,7 +82,7 @@ def test_this_machine_is_examined_and_timed() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_is_examined_and_timed() -> None:
+def test_diagnose_a_gpu() -> None:
     device = torch.device("cuda", 0)
     found = diagnose(device=device, dtype=torch.bfloat16, rows=4096, dim=64, batch=32, k=5)
     assert len(found.machine.gpus) == torch.cuda.device_count()
@@ -90,16 +90,16 @@ def test_a_gpu_is_examined_and_timed() -> None:
     assert set(found.search.engine_ms) == set(engines(device))
 
 
-def test_a_driver_that_is_too_old_for_torch_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch then counts devices and cannot use them."""
+def test_outdated_driver_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch then counts devices that it cannot use."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert examine().gpus == ()
+    assert inspect_machine().gpus == ()
 
 
-def test_the_processor_is_read_from_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cpuinfo(monkeypatch, CPUINFO)
-    machine = examine()
+def test_processor_is_read_from_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cpuinfo(monkeypatch, CPUINFO)
+    machine = inspect_machine()
     assert machine.cpu == "Some CPU: fast @ 3 GHz"
     assert machine.cpu_flags == {
         "avx2": True,
@@ -110,17 +110,17 @@ def test_the_processor_is_read_from_linux(monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
-def test_a_processor_that_is_no_x86_has_no_such_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cpuinfo(monkeypatch, "processor : 0\nFeatures : fp asimd sve\n")
-    machine = examine()
+def test_processor_other_than_x86_has_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cpuinfo(monkeypatch, "processor : 0\nFeatures : fp asimd sve\n")
+    machine = inspect_machine()
     assert (machine.cpu, machine.cpu_flags) == (None, None)
 
 
-def test_a_system_without_cpuinfo_is_examined_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cpuinfo(monkeypatch, None)
+def test_system_without_cpuinfo_is_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cpuinfo(monkeypatch, None)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "sysconf", raising=False)
-    machine = examine()
+    machine = inspect_machine()
     assert (machine.cpu, machine.cpu_flags, machine.blas_best, machine.memory) == (None, None, None, None)
     assert machine.cores == os.cpu_count()
     assert not [problem for problem in find_problems(machine, TIMED) if "OPENBLAS" in problem.what]
@@ -138,7 +138,7 @@ def test_a_system_without_cpuinfo_is_examined_all_the_same(monkeypatch: pytest.M
         ("arm64", None, "ARMV8", ("ARMV8", "user")),
     ],
 )
-def test_who_chose_the_blas_family(
+def test_choose_blas_family(
     monkeypatch: pytest.MonkeyPatch,
     machine: str,
     cpuinfo: str | None,
@@ -146,7 +146,7 @@ def test_who_chose_the_blas_family(
     family: tuple[str | None, str],
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    pretend_cpuinfo(monkeypatch, cpuinfo)
+    fake_cpuinfo(monkeypatch, cpuinfo)
     if setting is None:
         monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     else:
@@ -154,7 +154,7 @@ def test_who_chose_the_blas_family(
     assert faiss_setup.choose_blas_family() == family
 
 
-def test_a_search_that_fails_is_a_problem_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_search_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> dict[str, float]:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nC++ stack trace")
 
@@ -162,7 +162,9 @@ def test_a_search_that_fails_is_a_problem_and_no_crash(monkeypatch: pytest.Monke
     search = time_search(device=torch.device("cpu"), dtype=torch.float32, rows=64, dim=8, batch=4, k=5)
     assert (search.engine_ms, search.engine) == ({}, None)
     (problem,) = problems(search)
-    assert "64 entries of 8 float32 on cpu failed: CUDA out of memory. Tried to allocate 2 GiB." in problem.what
+    assert (
+        "64 float32 entries of 8 dimensions on cpu failed: CUDA out of memory. Tried to allocate 2 GiB." in problem.what
+    )
     assert "stack trace" not in problem.what
 
 
@@ -178,7 +180,7 @@ def test_a_search_that_fails_is_a_problem_and_no_crash(monkeypatch: pytest.Monke
         {"system": "Darwin arm64", "faiss_wheels": ("faiss-cpu",), "faiss_cuda": False},
     ],
 )
-def test_a_machine_that_is_well_has_no_problems(changes: dict[str, Any]) -> None:
+def test_healthy_machine_has_no_problems(changes: dict[str, Any]) -> None:
     assert problems(**changes) == ()
 
 
@@ -190,34 +192,34 @@ UNUSED = {"gpus": (dataclasses.replace(H100, faiss=False),)}
     [
         (
             {"faiss_wheels": ("faiss-cpu", "faiss-gpu")},
-            "faiss-cpu and faiss-gpu are installed side by side",
+            "faiss-cpu and faiss-gpu are both installed",
             "pip uninstall faiss-cpu faiss-gpu; pip install faiss-gpu",
         ),
         (
             {"faiss_wheels": ("faiss-cpu",), "faiss_cuda": False, **UNUSED},
-            "torch sees a GPU, and this build of FAISS (faiss-cpu) has no CUDA",
+            "torch sees a GPU, but FAISS (faiss-cpu) was built without CUDA",
             "pip uninstall faiss-cpu; pip install faiss-gpu; until then",
         ),
         (
             {"faiss_wheels": ("faiss-cpu",), "faiss_cuda": False, "system": "Linux aarch64", **UNUSED},
-            "for Linux aarch64 there is no faiss-gpu",
-            "the bank searches with the torch engine",
+            "faiss-gpu is not published for Linux aarch64",
+            "the bank uses the torch engine",
         ),
-        (UNUSED, "torch sees a GPU and FAISS does not, though", "update the NVIDIA driver"),
-        ({"faiss_gpus": 1}, "FAISS sees a GPU and torch 2.14.1 does not", "install a build of torch"),
-        ({"blas": "Haswell", "blas_chosen_by": "user"}, "'Haswell', and this processor can do SkylakeX", "unset"),
+        (UNUSED, "torch sees a GPU, but FAISS does not", "update the NVIDIA driver"),
+        ({"faiss_gpus": 1}, "FAISS sees a GPU, but torch 2.14.1 does not", "install torch for the CUDA version"),
+        ({"blas": "Haswell", "blas_chosen_by": "user"}, "'Haswell', but this processor supports SkylakeX", "unset"),
         ({"blas": "", "blas_chosen_by": "user"}, "OPENBLAS_CORETYPE is ''", "unset"),
-        ({"blas": "Barcelona", "blas_best": "Haswell"}, "this processor can do Haswell", "unset"),
+        ({"blas": "Barcelona", "blas_best": "Haswell"}, "this processor supports Haswell", "unset"),
         ({"torch_threads": 8}, "torch has 8 threads and FAISS 4", "set OMP_NUM_THREADS=4"),
         ({"faiss_threads": 1, "omp_num_threads": "1"}, "OMP_NUM_THREADS is 1", "unset OMP_NUM_THREADS"),
     ],
 )
-def test_each_problem_comes_with_its_remedy(changes: dict[str, Any], what: str, remedy: str) -> None:
+def test_each_problem_has_a_remedy(changes: dict[str, Any], what: str, remedy: str) -> None:
     (problem,) = problems(**changes)
     assert what in problem.what
     assert remedy in problem.remedy
 
 
-def test_threads_do_not_matter_to_a_bank_on_a_gpu() -> None:
+def test_threads_are_no_problem_on_a_gpu() -> None:
     on_gpu = dataclasses.replace(TIMED, device="cuda:0")
     assert problems(on_gpu, gpus=(H100,), faiss_gpus=1, faiss_threads=1, omp_num_threads="1") == ()

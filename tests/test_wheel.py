@@ -1,4 +1,4 @@
-"""What `pip install` of the wheel gives: built from the source distribution, installed out of any checkout's sight."""
+"""The wheel, built from the source distribution and installed where no checkout is visible."""
 
 import email
 import os
@@ -19,12 +19,12 @@ from msf_faiss_cli.main import _COMMANDS
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
-MADE = {"build", "data", "dist", "runs", "site"}  # folders that a checkout may hold and that are no part of it
-UNWANTED = shutil.ignore_patterns("__pycache__", "*.py[cod]", ".env")
+GENERATED = {"build", "data", "dist", "runs", "site"}  # folders of a checkout that are not in git
+IGNORED = shutil.ignore_patterns("__pycache__", "*.py[cod]", ".env")
 
 
 class Built(NamedTuple):
-    source: Path  # what it was built from, a copy of the tree
+    source: Path  # the copy of the tree that they were built from
     sdist: Path
     wheel: Path
 
@@ -35,17 +35,17 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Source distribution and wheel of a copy of the tree, without a network. What an earlier build left is not copied:
-    setuptools believes its list of files."""
+    """Source distribution and wheel of a copy of the tree, built offline. Files of an earlier build are not copied,
+    because setuptools would trust its list of files."""
     work = tmp_path_factory.mktemp("built")
     source = work / "source"
     source.mkdir()
     for path in ROOT.iterdir():
         hidden = path.name.startswith(".") and path.name != ".ci"
-        if path.is_symlink() or hidden or path.name in MADE or path.suffix == ".egg-info":
+        if path.is_symlink() or hidden or path.name in GENERATED or path.suffix == ".egg-info":
             continue
         if path.is_dir():
-            shutil.copytree(path, source / path.name, ignore=UNWANTED)
+            shutil.copytree(path, source / path.name, ignore=IGNORED)
         else:
             shutil.copy(path, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(work), str(source)]
@@ -55,8 +55,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(source, sdist, wheel)
 
 
-def test_the_wheel_holds_the_packages_whole_and_nothing_else(built: Built) -> None:
-    """Every module, template, style sheet, script and config of the tree: what package-data forgets is missed here."""
+def test_wheel_contains_exactly_the_packages(built: Built) -> None:
+    """Every module, template, style sheet, script and config: none is missing from package-data."""
     in_tree = {f"{package}/{name}" for package, folder in PACKAGES.items() for name in files(built.source / folder)}
     with zipfile.ZipFile(built.wheel) as archive:
         in_wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -64,36 +64,36 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(built: Built) -> No
     assert "msf_faiss/py.typed" in in_wheel
 
 
-def test_the_wheel_says_what_it_is(built: Built) -> None:
+def test_wheel_metadata(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         (info,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
-        told = email.message_from_string(archive.read(f"{info}/METADATA").decode())
+        metadata = email.message_from_string(archive.read(f"{info}/METADATA").decode())
         licence = archive.read(f"{info}/licenses/LICENSE")
     project = PROJECT["project"]
-    assert (told["Name"], told["Version"], told["Summary"]) == (
+    assert (metadata["Name"], metadata["Version"], metadata["Summary"]) == (
         project["name"],
         project["version"],
         project["description"],
     )
-    assert told["License-Expression"] == project["license"]
-    assert told["License-File"] == "LICENSE"
+    assert metadata["License-Expression"] == project["license"]
+    assert metadata["License-File"] == "LICENSE"
     assert licence == (ROOT / "LICENSE").read_bytes()
-    assert told["Requires-Python"] == project["requires-python"]
-    assert set(told.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
-    assert str(told.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert metadata["Requires-Python"] == project["requires-python"]
+    assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
+    assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
-def test_the_source_distribution_holds_all_that_make_check_needs(built: Built) -> None:
+def test_source_distribution_contains_the_whole_tree(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    made = {"PKG-INFO", "setup.cfg", *(name for name in names if ".egg-info/" in name)}
-    assert names - made == files(built.source) - {name for name in made if ".egg-info/" in name}
+    added = {"PKG-INFO", "setup.cfg", *(name for name in names if ".egg-info/" in name)}
+    assert names - added == files(built.source) - {name for name in added if ".egg-info/" in name}
 
 
 @pytest.fixture(scope="module")
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, and in sight of it this one's other packages. Its editable msf-faiss is not among
-    them: a finder, which only this environment's own start-up would read."""
+    """An environment with the wheel and, through a .pth file, this environment's other packages; not its editable
+    msf-faiss, which an import hook provides that only this environment loads."""
     environment = tmp_path_factory.mktemp("installed") / "environment"
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
@@ -107,7 +107,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(environment: Path, *command: str | Path, cwd: Path) -> str:
-    """What a program of the environment prints; it knows of no checkout."""
+    """The stdout of a program of the environment, which no PYTHON variable leads to a checkout."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
         "COLUMNS": "100"
     }
@@ -117,7 +117,7 @@ def run(environment: Path, *command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def test_what_is_installed_gives_every_command_and_config(installed: Path, tmp_path: Path) -> None:
+def test_installed_wheel_has_every_command_and_config(installed: Path, tmp_path: Path) -> None:
     script = """
 import contextlib, io, sys
 import msf_faiss, msf_faiss_cli, msf_faiss_configs
@@ -127,32 +127,32 @@ for package in (msf_faiss, msf_faiss_cli, msf_faiss_configs):
     print("from", package.__file__)
 commands, configs = (words.split(",") for words in sys.argv[1:])
 for name in commands:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert cli.main([name, "--help"], prog_name="msf-faiss", standalone_mode=False) == 0
-    assert f"Usage: msf-faiss {name}" in told.getvalue(), name
+    assert f"Usage: msf-faiss {name}" in output.getvalue(), name
 for name in configs:
     load_config(name)
 """
     names = ",".join(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-    told = run(installed, "python", "-c", script, ",".join(_COMMANDS), names, cwd=tmp_path)
-    places = [line.removeprefix("from ") for line in told.splitlines() if line.startswith("from ")]
+    output = run(installed, "python", "-c", script, ",".join(_COMMANDS), names, cwd=tmp_path)
+    places = [line.removeprefix("from ") for line in output.splitlines() if line.startswith("from ")]
     assert len(places) == 3
     assert all(Path(place).is_relative_to(installed) for place in places), places
 
 
-def test_the_command_itself_is_installed(installed: Path, tmp_path: Path) -> None:
-    told = run(installed, "msf-faiss", "--help", cwd=tmp_path)
-    for name, does in _COMMANDS.items():
-        assert f"  {name} " in told
-        assert does.split()[0] in told
+def test_msf_faiss_command_is_installed(installed: Path, tmp_path: Path) -> None:
+    output = run(installed, "msf-faiss", "--help", cwd=tmp_path)
+    for name, summary in _COMMANDS.items():
+        assert f"  {name} " in output
+        assert summary.split()[0] in output
     assert (
         run(installed, "msf-faiss", "--version", cwd=tmp_path).strip() == f"msf-faiss {PROJECT['project']['version']}"
     )
 
 
 @pytest.mark.slow
-def test_what_is_installed_trains_evaluates_and_shows(installed: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_evaluates_and_inspects(installed: Path, tmp_path: Path) -> None:
     small = "data.images=64 data.test_images=32 train.batch_size=16 train.max_steps=4 optimizer.warmup_epochs=0"
     settings = [part for setting in small.split() for part in ("--set", setting)]
     run(installed, "msf-faiss", "pretrain", "demo", *settings, "--out", "run", cwd=tmp_path)

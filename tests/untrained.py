@@ -1,4 +1,4 @@
-"""Checkpoints of networks that were never trained, but have batch statistics and biases as if they were."""
+"""Checkpoints of untrained networks whose BatchNorm statistics and biases look trained."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from msf_faiss.models import build_model
 
 
 def save_untrained(config: Config, run_dir: Path, *, images: int, bank: Bank | None = None) -> Path:
-    """Step 12 of a run on so many `images`."""
+    """Save a checkpoint of step 12, of a run on a data set of `images` images."""
     model = build_model(config.model, seed=3)
     generator = torch.Generator().manual_seed(0)
     size = config.views.size
@@ -21,7 +21,7 @@ def save_untrained(config: Config, run_dir: Path, *, images: int, bank: Bank | N
             for encoder in (model.online, model.target):
                 encoder(torch.randn(4, 3, size, size, generator=generator))
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # weights and biases of batch norms begin as ones and zeros
+            if parameter.ndim == 1:  # weights and biases of batch norms start as ones and zeros
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     tensors: dict[str, dict[str, Tensor]] = {"model": model.state_dict()}
     if bank is not None:

@@ -1,65 +1,31 @@
 """The configuration of a run: its models, and loading it from YAML and overrides."""
 
-from msf_faiss.config.schema import (
-    BackboneConfig,
-    BankConfig,
-    CachedSource,
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    DemoData,
-    FlatBankConfig,
-    FolderData,
-    HuggingFaceData,
-    IvfBankConfig,
-    IvfConfig,
-    KnnConfig,
-    ModelConfig,
-    NarrowBackbone,
-    OptimizerConfig,
-    ParquetData,
-    RecallCheckConfig,
-    ReferenceBankConfig,
-    ScanBankConfig,
-    SourceConfig,
-    StrongView,
-    TargetConfig,
-    TorchvisionBackbone,
-    TorchvisionData,
-    TrainConfig,
-    ViewsConfig,
-    WeakView,
-    WebDatasetData,
-)
-
-__all__ = [
-    "BackboneConfig",
-    "BankConfig",
-    "CachedSource",
-    "CheckpointConfig",
-    "Config",
-    "DataConfig",
-    "DemoData",
-    "FlatBankConfig",
-    "FolderData",
-    "HuggingFaceData",
-    "IvfBankConfig",
-    "IvfConfig",
-    "KnnConfig",
-    "ModelConfig",
-    "NarrowBackbone",
-    "OptimizerConfig",
-    "ParquetData",
-    "RecallCheckConfig",
-    "ReferenceBankConfig",
-    "ScanBankConfig",
-    "SourceConfig",
-    "StrongView",
-    "TargetConfig",
-    "TorchvisionBackbone",
-    "TorchvisionData",
-    "TrainConfig",
-    "ViewsConfig",
-    "WeakView",
-    "WebDatasetData",
-]
+from msf_faiss.config.schema import BackboneConfig as BackboneConfig
+from msf_faiss.config.schema import BankConfig as BankConfig
+from msf_faiss.config.schema import CachedSource as CachedSource
+from msf_faiss.config.schema import CheckpointConfig as CheckpointConfig
+from msf_faiss.config.schema import Config as Config
+from msf_faiss.config.schema import DataConfig as DataConfig
+from msf_faiss.config.schema import DemoData as DemoData
+from msf_faiss.config.schema import FlatBankConfig as FlatBankConfig
+from msf_faiss.config.schema import FolderData as FolderData
+from msf_faiss.config.schema import HuggingFaceData as HuggingFaceData
+from msf_faiss.config.schema import IvfBankConfig as IvfBankConfig
+from msf_faiss.config.schema import IvfConfig as IvfConfig
+from msf_faiss.config.schema import KnnConfig as KnnConfig
+from msf_faiss.config.schema import ModelConfig as ModelConfig
+from msf_faiss.config.schema import NarrowBackbone as NarrowBackbone
+from msf_faiss.config.schema import OptimizerConfig as OptimizerConfig
+from msf_faiss.config.schema import ParquetData as ParquetData
+from msf_faiss.config.schema import RecallCheckConfig as RecallCheckConfig
+from msf_faiss.config.schema import ReferenceBankConfig as ReferenceBankConfig
+from msf_faiss.config.schema import ScanBankConfig as ScanBankConfig
+from msf_faiss.config.schema import SourceConfig as SourceConfig
+from msf_faiss.config.schema import StrongView as StrongView
+from msf_faiss.config.schema import TargetConfig as TargetConfig
+from msf_faiss.config.schema import TorchvisionBackbone as TorchvisionBackbone
+from msf_faiss.config.schema import TorchvisionData as TorchvisionData
+from msf_faiss.config.schema import TrainConfig as TrainConfig
+from msf_faiss.config.schema import ViewsConfig as ViewsConfig
+from msf_faiss.config.schema import WeakView as WeakView
+from msf_faiss.config.schema import WebDatasetData as WebDatasetData

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -99,17 +100,5 @@ def _or(words: Sequence[str], conjunction: str = "or") -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as the user would write it."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
-        case dict():
-            return "a section"
-        case list():
-            return f"[{', '.join(_show(item) for item in value)}]"
-        case str():
-            return repr(value)
-        case _:
-            return str(value)
+    """A value as in YAML, or what it is."""
+    return "a section" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)

@@ -20,6 +20,7 @@ def _expand_home(path: Path) -> Path:
         return path
 
 
+_IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 _MEMORY = r"^\d+(\.\d+)?(MiB|GiB|TiB|MB|GB|TB)$"
 
 
@@ -36,6 +37,7 @@ def _broken_rule(problem: str, *keys: str) -> PydanticCustomError:
 
 UserPath = Annotated[Path, AfterValidator(_expand_home)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+AboveZero = Annotated[float, Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
 Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_check_memory)]
 
@@ -121,17 +123,7 @@ class WebDatasetData(CachedSource):
     """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar."""
     test_path: UserPath | None = None
     """The same for held-out images. null: none."""
-    image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "jpg",
-        "jpeg",
-        "png",
-        "webp",
-        "bmp",
-        "ppm",
-        "pgm",
-        "tif",
-        "tiff",
-    )
+    image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = _IMAGE_KEYS
     """Extensions of image files. Of several images in a sample, the one whose extension comes first here is used;
     samples without an image are left out."""
     label_key: str | None = "cls"
@@ -211,7 +203,7 @@ class StrongView(WeakView):
     """Probability of conversion to grayscale."""
     blur: Fraction = 0.5
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.1, 2.0)
+    blur_sigma: tuple[AboveZero, AboveZero] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     @model_validator(mode="after")
@@ -238,11 +230,7 @@ class ViewsConfig(Section):
     for 224, as in the paper), and `size` below that."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue (from 0 to 1), which is subtracted; by default ImageNet's."""
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        0.229,
-        0.224,
-        0.225,
-    )
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue, by which they are divided; by default ImageNet's."""
 
     @property
@@ -417,7 +405,7 @@ class OptimizerConfig(Section):
     kind: Literal["sgd", "lars"] = "sgd"
     """"lars" (You et al., 2017): the update of each weight tensor is proportional to its norm, which keeps batches of
     thousands of images stable; needs the extra `lars`."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    learning_rate: AboveZero = 0.05
     """Peak learning rate, for `train.batch_size` images or, if it is set, for `base_batch_size` images."""
     base_batch_size: Positive | None = None
     """Scale the learning rate by `train.batch_size` / `base_batch_size` (Goyal et al., 2017). null: do not scale it."""
@@ -426,7 +414,7 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """With sgd it applies to all parameters (as in the authors' code); with lars not to biases and batch norms, whose
     updates are not made proportional to their norms either (as in BYOL and SimCLR)."""
-    trust: Annotated[float, Field(gt=0)] = 0.001
+    trust: AboveZero = 0.001
     """Trust coefficient of lars: norm of an update at learning rate 1, relative to the norm of the weight tensor."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """"epoch" (as in the paper) or "step": cosine decay to zero, updated once per epoch or per step. "constant": no
@@ -475,7 +463,7 @@ class TrainConfig(Section):
     """CPU threads of torch and FAISS. null: one per core."""
     log_every: Positive = 10
     """Steps between two reports on the terminal, in metrics.jsonl and in TensorBoard."""
-    hang_seconds: Annotated[float, Field(gt=0)] | None = None
+    hang_seconds: AboveZero | None = None
     """End the process with exit code 75 (start again) if a step takes longer than this. null: never."""
 
     @model_validator(mode="after")
@@ -494,7 +482,7 @@ class CheckpointConfig(Section):
 
     every_epochs: Positive = 10
     """Epochs between two checkpoints; the end of the run always writes one."""
-    every_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    every_minutes: AboveZero | None = 30.0
     """Also write a checkpoint at the first step that is this many minutes after the last one. null: only after
     epochs."""
     background: bool = True

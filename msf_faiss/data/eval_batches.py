@@ -6,6 +6,7 @@ Shapes: N images, B images of a batch, S pixels of a view's side.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -47,16 +48,8 @@ def eval_batches(
 ) -> Generator[EvalBatch, None, None]:
     """Batches of the images `ids` [N], in order, without unreadable images and empty batches.
 
-    Closing the generator ends the workers.
-
-    Args:
-        source: the images.
-        ids: which of them.
-        config: of the run.
-        device: where the views go; batches for a GPU are in pinned memory, and random views are augmented there.
-        batch_size: images in a batch.
-        view: kind of the random views, drawn from the config's seed, `epoch` and the id; None: center views.
-        epoch: see `view`.
+    With `view`, random views, drawn from the config's seed, `epoch` and the id; without, center views. Random views for
+    a GPU `device` are augmented there. Closing the generator ends the workers.
 
     Raises:
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all.
@@ -64,9 +57,11 @@ def eval_batches(
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     # A worker for a single batch would take longer to start than to work.
     workers = min(worker_count(source, config, device), len(chunks) // 2)
-    maker = _EvalBatchMaker(source, config, view, epoch, device)
+    work = partial(_center_views, source, config)
+    if view is not None:
+        work = partial(_random_views, ViewMaker(source, config, {EVAL: view}, device), epoch)
     unreadable: dict[int, str] = {}
-    for batch in load(maker, chunks, workers=workers, pin_memory=device.type == "cuda"):
+    for batch in load(work, chunks, workers=workers, pin_memory=device.type == "cuda"):
         add_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids):
             yield batch
@@ -74,16 +69,11 @@ def eval_batches(
         raise UserError(f"none of the {len(ids)} images can be read; the first: {next(iter(unreadable.values()))}")
 
 
-class _EvalBatchMaker:
-    """Makes the batch of some ids. Picklable."""
+def _center_views(source: Source, config: Config, ids: NDArray[np.int64]) -> EvalBatch:
+    ids, images, unreadable = decode_readable(source, ids, config.data)
+    return EvalBatch(ids, Crops(center_crop(images, config.views), None), unreadable)
 
-    def __init__(self, source: Source, config: Config, view: WeakView | None, epoch: int, device: torch.device) -> None:
-        self._source, self._config, self._epoch = source, config, epoch
-        self._make = None if view is None else ViewMaker(source, config, {EVAL: view}, device)
 
-    def __call__(self, ids: NDArray[np.int64]) -> EvalBatch:
-        if self._make is None:
-            ids, images, unreadable = decode_readable(self._source, ids, self._config.data)
-            return EvalBatch(ids, Crops(center_crop(images, self._config.views), None), unreadable)
-        ids, views, unreadable = self._make(ids, self._epoch)
-        return EvalBatch(ids, views[EVAL], unreadable)
+def _random_views(make: ViewMaker, epoch: int, ids: NDArray[np.int64]) -> EvalBatch:
+    ids, views, unreadable = make(ids, epoch)
+    return EvalBatch(ids, views[EVAL], unreadable)

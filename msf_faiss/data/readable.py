@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import SourceConfig
-from msf_faiss.data.source import Reduce, Source, UnreadableImageError
+from msf_faiss.data.source import Source, UnreadableImageError
 from msf_faiss.errors import UserError
 
 _SHOWN = 5  # unreadable images that an error lists
@@ -24,26 +26,24 @@ class Decoded(NamedTuple):
 
 
 def decode_readable(
-    source: Source, ids: NDArray[np.int64], config: SourceConfig, reduce: Reduce | None = None
+    source: Source, ids: NDArray[np.int64], config: SourceConfig, reduce: Callable[[int, int, int], int] | None = None
 ) -> Decoded:
-    """Decode the images `ids`; `reduce` as in `Source.decode`.
+    """Decode the images `ids`. `reduce`: a `source.Reduce` with the image's id as an additional first argument.
 
     Raises:
         UnreadableImageError: with `unreadable: error`, for the first unreadable image.
     """
-    try:
-        return Decoded(ids, source.decode(ids.tolist(), reduce), {})
-    except UnreadableImageError as error:
-        if config.unreadable == "error":
-            raise UnreadableImageError(f"{error}; repair or remove it, or set data.unreadable=skip") from error
-    images, unreadable = {}, {}
+    readable, images, unreadable = [], [], {}
     for index in ids.tolist():
         try:
-            images[index] = source.decode([index], reduce)[0]
+            images.append(source.decode(index, reduce and partial(reduce, index)))
         except UnreadableImageError as error:
+            if config.unreadable == "error":
+                raise UnreadableImageError(f"{error}; repair or remove it, or set data.unreadable=skip") from error
             unreadable[index] = str(error)
-    readable = [index for index in ids.tolist() if index in images]
-    return Decoded(np.array(readable, np.int64), [images[index] for index in readable], unreadable)
+        else:
+            readable.append(index)
+    return Decoded(np.array(readable, np.int64), images, unreadable)
 
 
 def add_unreadable(known: dict[int, str], new: dict[int, str], config: SourceConfig) -> None:

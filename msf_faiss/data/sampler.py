@@ -50,14 +50,9 @@ def steps_per_epoch(images: int, batch_size: int, *, ranks: int = 1) -> int:
 
 
 class BatchStream:
-    """Endless batches of ids, epoch after epoch, from a given step on.
+    """Endless batches of ids, epoch after epoch, after `start_step` completed steps.
 
-    Args:
-        images: number of training images.
-        batch_size: images in a whole batch.
-        seed: of the order.
-        start_step: number of completed steps.
-        share: from a batch size to the slice of the batch that this rank gets; the whole batch by default.
+    `share`: from a batch size to the slice of the batch that this rank gets; the whole batch by default.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ Shapes: N images; H, W height and width of a decoded image in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from msf_faiss.errors import UserError
 
-Reduce = Callable[[int, int, int], int]
-"""From an image's id, height and width to the factor (1, 2, 4 or 8) by which the decoder may reduce both."""
-ReduceOne = Callable[[int, int], int]
-"""The same for one image, without its id."""
+Reduce = Callable[[int, int], int]
+"""From the height and width of an image to the factor (1, 2, 4 or 8) by which the decoder may reduce both."""
 
 
 class UnreadableImageError(UserError):
@@ -51,11 +49,11 @@ class Source(Protocol):
         Of files, path, size and time of modification count.
         """
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        """Decode images to uint8 RGB [3, H, W], in the order of `ids`.
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        """Decode an image to uint8 RGB [3, H, W].
 
-        `reduce` is called for each image that the decoder can reduce; both sides are then divided, rounding up.
+        `reduce` is called if the decoder can reduce the image; both sides are then divided, rounding up.
 
         Raises:
-            UnreadableImageError: at the first image that cannot be decoded.
+            UnreadableImageError: if it cannot be decoded.
         """

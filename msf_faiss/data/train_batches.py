@@ -6,6 +6,7 @@ Shapes: B images, S pixels of a view's side.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def training_batches(
         config: of the run.
         device: where the batches go; a CUDA device augments the views itself.
         start_step: number of completed steps.
-        ranks: yield only this rank's part of each batch; None: the whole batch.
+        ranks: to yield only this rank's part of each batch.
         unreadable: problems of images already known to be unreadable, by id; updated with those of each batch.
 
     Raises:
@@ -73,10 +74,12 @@ def training_batches(
     stream = BatchStream(
         len(source), config.train.batch_size, seed=config.seed, start_step=start_step, share=ranks.slice_of
     )
-    maker = _BatchMaker(source, config, device)
+    kinds = {"weak": config.views.weak, "strong": config.views.strong}
+    views = {ONLINE: kinds[config.views.online], TARGET: kinds[config.views.target]}
+    make = ViewMaker(source, config, views, device)
     unreadable = {} if unreadable is None else unreadable
     workers = worker_count(source, config, device, processes=ranks.local_size)
-    for batch in load(maker, stream, workers=workers, pin_memory=device.type == "cuda"):
+    for batch in load(partial(_make_batch, make), stream, workers=workers, pin_memory=device.type == "cuda"):
         add_unreadable(unreadable, batch.unreadable, config.data)
         if len(batch.ids) < FEWEST_IMAGES:
             raise UserError(
@@ -86,14 +89,6 @@ def training_batches(
         yield batch
 
 
-class _BatchMaker:
-    """Makes the batch at a position of the stream. Picklable."""
-
-    def __init__(self, source: Source, config: Config, device: torch.device) -> None:
-        views = config.views
-        kinds = {"weak": views.weak, "strong": views.strong}
-        self._make = ViewMaker(source, config, {ONLINE: kinds[views.online], TARGET: kinds[views.target]}, device)
-
-    def __call__(self, position: Position) -> Batch:
-        ids, views, unreadable = self._make(position.ids, position.epoch)
-        return Batch(position.epoch, torch.from_numpy(ids), views[ONLINE], views[TARGET], unreadable)
+def _make_batch(make: ViewMaker, position: Position) -> Batch:
+    ids, views, unreadable = make(position.ids, position.epoch)
+    return Batch(position.epoch, torch.from_numpy(ids), views[ONLINE], views[TARGET], unreadable)

@@ -84,7 +84,7 @@ class ViewMaker:
 
 
 class Reduction:
-    """A `source.Reduce`: reduces an image as far as all its crops still have at least the pixels of a view."""
+    """Reduces an image as far as all its crops still have at least the pixels of a view (see `decode_readable`)."""
 
     def __init__(self, draw_boxes: Callable[[int, tuple[int, int]], list[list[int]]], size: int) -> None:
         """`draw_boxes`: from an id and a full (height, width) to the crop boxes of all views; `size`: S."""

@@ -317,7 +317,7 @@ def _thumbnails(gallery: Gallery, records: Sequence[QueryRecord], queries: Queri
     ids = sorted({neighbor.id for query in records for neighbor in query.neighbors})
     images: dict[int, Image.Image] = {}
     for part in _parts(ids):
-        crops = center_crop(gallery.source.decode(part), gallery.config.views)
+        crops = center_crop([gallery.source.decode(index) for index in part], gallery.config.views)
         images |= zip(part, map(thumbnail, crops), strict=True)
     asked = tuple(map(thumbnail, queries.crops))
     return Thumbnails(side=asked[0].width, queries=asked, images=images)

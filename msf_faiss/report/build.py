@@ -22,12 +22,12 @@ import msf_faiss
 from msf_faiss.config.yaml_subset import dump
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import Result
-from msf_faiss.neighbors.page import csp_hash, html_environment
+from msf_faiss.neighbors.page_html import csp_hash, html_environment
 from msf_faiss.neighbors.records import Inspection, write_output
 from msf_faiss.report import charts
 from msf_faiss.report.charts import Chart, Scale, chart_data, format_value, last_step, step_ticks
 from msf_faiss.report.metrics import SMOOTHING_WINDOW, Curve, thin
-from msf_faiss.report.record import RunRecord, format_time, read_runs
+from msf_faiss.report.run_record import RunRecord, format_time, read_runs
 from msf_faiss.report.tables import config_sections, differ, differences, score_tables
 from msf_faiss.run.directory import CONFIG, REPORT
 from msf_faiss.run.status import Status

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msf_faiss.evaluate.comparison import TITLES, Comparison, describe_data
-from msf_faiss.report.record import RunRecord
+from msf_faiss.report.run_record import RunRecord
 
 Rows = dict[str, list[str | None]]
 """By setting: its value in each run with a readable config, or None if the run has no such setting."""

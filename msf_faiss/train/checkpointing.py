@@ -20,13 +20,9 @@ from msf_faiss.train.state import TrainState
 
 
 class Checkpointer:
-    """The checkpoints of a run. All ranks call `save` and `resume_from` together.
+    """Saves and restores state and monitors of a run. All ranks call `save` and `resume_from` together.
 
     Args:
-        run_dir: where `checkpoints/` is.
-        state: saved, and restored.
-        monitors: saved, and restored.
-        schedule: of the run, with its config.
         images: number of training images, which must not change within a run.
     """
 
@@ -71,7 +67,7 @@ class Checkpointer:
         tensors = self._state.tensors()
         if self._ranks.is_main:
             tensors["monitor"] = monitors
-        self._saver.save(self._state.step, self._state.step / self._schedule.steps_per_epoch, tensors)
+        self._saver.save(self._state.step, self._schedule.epoch(self._state.step), tensors)
         self._saved_step, self._saved_at = self._state.step, time.perf_counter()
 
     def wait(self) -> None:

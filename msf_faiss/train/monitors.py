@@ -6,7 +6,7 @@ Shapes: B queries, K neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,60 +25,55 @@ _MIN_STD, _MIN_RANK = 0.1, 2.0  # below either, embeddings are collapsing
 _LOW_IN_A_ROW = 3
 
 
-class Monitor(Protocol):
-    """A measurement in progress, which a checkpoint saves so that a resumed run reports the same numbers."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-
-
 class Monitors:
-    """The monitors of a run, whose states are saved together.
+    """The monitors of a run. A checkpoint saves them, so that a resumed run reports the same metrics.
 
     Args:
         config: of the run.
-        source: the training data, whose labels are compared.
+        source: the training data.
         device: of the bank.
-        ranks: all take part in every method that returns something.
+        ranks: all save, load and summarize together.
     """
 
     def __init__(self, config: Config, source: Source, device: torch.device, ranks: Ranks) -> None:
         self._ranks = ranks
         self.labelled = source.labels is not None and bool((source.labels >= 0).any())
         self.neighbors = NeighborMonitor(source.labels if self.labelled else None, device, ranks)
-        self.loss = LossMonitor(ranks)
-        self.collapse = CollapseMonitor()
-        self.recall = _recall_monitor(config, ranks)
-        self.unreadable: dict[int, str] = {}  # images that this rank has skipped: what is wrong, by id
-
-    @property
-    def _by_name(self) -> dict[str, Monitor]:
-        monitors: dict[str, Monitor] = {"neighbors": self.neighbors, "loss": self.loss, "collapse": self.collapse}
-        return monitors | ({"recall": self.recall} if self.recall else {})
+        self.loss, self.collapse = LossMonitor(ranks), CollapseMonitor()
+        self.recall: RecallMonitor | None = None
+        if isinstance(config.bank, ScanBankConfig | IvfBankConfig):
+            check, least = config.bank.recall_check, config.bank.min_recall
+            self.recall = RecallMonitor(
+                every_steps=check.every_steps, queries=check.queries, min_recall=least, total=ranks.sum
+            )
+        self.unreadable: dict[int, str] = {}  # defects of the images that this rank has skipped, by id
 
     def state_dict(self) -> dict[str, Tensor]:
         """The states of all monitors, summed over the ranks."""
-        state = {
-            f"{monitor}.{name}": tensor
-            for monitor, each in self._by_name.items()
-            for name, tensor in each.state_dict().items()
-        }
         skipped = sorted(set().union(*self._ranks.gather_objects(set(self.unreadable))))
-        return {**state, "unreadable": torch.tensor(skipped, dtype=torch.int64)}
+        states = {
+            "neighbors": self.neighbors.state_dict(),
+            "loss": self.loss.state_dict(),
+            "collapse": self.collapse.state_dict(),
+            "recall": self.recall.state_dict() if self.recall else {},
+            "unreadable": {"ids": torch.tensor(skipped, dtype=torch.int64)},
+        }
+        return {f"{monitor}.{name}": tensor for monitor, state in states.items() for name, tensor in state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *, bank_changed: bool = False) -> None:
-        """Continue from `state_dict`, of any number of ranks.
-
-        Args:
-            state: of an earlier run.
-            bank_changed: the bank is not the one whose recall was measured.
-        """
-        for monitor, each in self._by_name.items():
-            if monitor != "recall" or not bank_changed:
-                prefix = f"{monitor}."
-                each.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+    def load_state_dict(self, tensors: Mapping[str, Tensor], *, bank_changed: bool = False) -> None:
+        """Continue from `state_dict`, of any number of ranks; forget the recall if `bank_changed`."""
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            monitor, _, key = name.partition(".")
+            states.setdefault(monitor, {})[key] = tensor
+        self.neighbors.load_state_dict(states["neighbors"])
+        self.loss.load_state_dict(states["loss"])
+        self.collapse.load_state_dict(states["collapse"])
+        if self.recall is not None and not bank_changed:
+            self.recall.load_state_dict(states["recall"])
         if self._ranks.is_main:
-            self.unreadable = {index: f"image {index}, skipped earlier" for index in state["unreadable"].tolist()}
+            skipped = states["unreadable"]["ids"].tolist()
+            self.unreadable = {index: f"image {index}, skipped earlier" for index in skipped}
 
 
 class NeighborStats(NamedTuple):
@@ -252,18 +247,6 @@ class CollapseMonitor:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._since, self._low = state["counters"].tolist()
-
-
-def _recall_monitor(config: Config, ranks: Ranks) -> RecallMonitor | None:
-    """None for an exact bank."""
-    match config.bank:
-        case ScanBankConfig() | IvfBankConfig() as bank:
-            check = bank.recall_check
-            return RecallMonitor(
-                every_steps=check.every_steps, queries=check.queries, min_recall=bank.min_recall, total=ranks.sum
-            )
-        case _:
-            return None
 
 
 def _on_main_only(counts: Tensor, ranks: Ranks) -> Tensor:

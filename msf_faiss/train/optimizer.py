@@ -29,8 +29,12 @@ class Schedule:
         """Length of the run, which `train.max_steps` may end before its schedules."""
         return min(self.scheduled_steps, self.config.train.max_steps or self.scheduled_steps)
 
+    def epoch(self, finished: int) -> float:
+        """Epochs in `finished` steps."""
+        return finished / self.steps_per_epoch
+
     def is_due(self, finished: int, every_epochs: int | None) -> bool:
-        """Whether a task of every `every_epochs` epochs, and of the end of the run, is due after `finished` steps."""
+        """Whether a task due every `every_epochs` epochs and at the end of the run is due after `finished` steps."""
         if every_epochs is None:
             return False
         return finished == self.total_steps or finished % (every_epochs * self.steps_per_epoch) == 0

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from msf_faiss.data.source import Source
-from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.run.events import CollapseDetected, RunStarted, TrainingProgress
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import Monitors, measure_spread
@@ -21,15 +20,7 @@ _SPREAD_OVER = 256  # newest embeddings
 
 
 class Progress:
-    """Reports the progress of a run since the last report. All ranks call `report` together.
-
-    Args:
-        state: of the run.
-        schedule: of the run.
-        monitors: read and restarted by each report.
-        clock: read and restarted by each report.
-        profiler: gets the readings of the clock.
-    """
+    """Reports the progress of a run since the last report. All ranks call `report` together."""
 
     def __init__(
         self, state: TrainState, schedule: Schedule, monitors: Monitors, clock: Clock, profiler: Profiler | None
@@ -42,7 +33,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the construction of this object."""
+        """Seconds since training began."""
         return time.perf_counter() - self._began
 
     def count(self, images: int) -> None:
@@ -69,8 +60,7 @@ class Progress:
         everyone = ranks.gather_objects((state.bank.metrics(), set(monitors.unreadable)))
         newest = state.bank.reconstruct(state.bank.newest(max(1, _SPREAD_OVER // ranks.size)))
         spread = measure_spread(ranks.gather_rows(newest))
-        collapsed = monitors.collapse.update(spread, step)
-        epoch = step / self._schedule.steps_per_epoch
+        collapsed, epoch = monitors.collapse.update(spread, step), self._schedule.epoch(step)
         yield TrainingProgress(
             step=step,
             epoch=epoch,
@@ -97,12 +87,9 @@ class Progress:
             unreadable_images=len(set().union(*(ids for _, ids in everyone))),
         )
         if collapsed and monitors.collapse.since is not None:
+            std, rank = spread
             yield CollapseDetected(
-                step=step,
-                epoch=epoch,
-                since=monitors.collapse.since,
-                embedding_std=spread.std,
-                effective_rank=spread.effective_rank,
+                step=step, epoch=epoch, since=monitors.collapse.since, embedding_std=std, effective_rank=rank
             )
 
 
@@ -110,18 +97,22 @@ def run_started(
     run_dir: Path, source: Source, state: TrainState, schedule: Schedule, *, labelled: bool, notes: tuple[str, ...]
 ) -> RunStarted:
     """The first event of a run."""
-    model = state.model
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model, bank = state.model, state.bank
+    device = str(state.device)
+    if state.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(state.device)})"
+    else:
+        device += f" ({torch.get_num_threads()} threads)"
     return RunStarted(
         run_dir=run_dir,
-        device=_describe(state.device, state.ranks),
+        device=device + (f", on each of {state.ranks.size} ranks" if state.ranks.size > 1 else ""),
         images=len(source),
         classes=len(source.classes) if labelled and source.classes is not None else None,
-        parameters=sum(parameter.numel() for parameter in trained),
+        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         feature_dim=model.online.feature_dim,
         embedding_dim=model.online.dim,
-        bank=repr(state.bank),
-        engine_ms=state.bank.engine_ms,
+        bank=repr(bank),
+        engine_ms=bank.engine_ms,
         notes=notes,
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
@@ -134,11 +125,3 @@ def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for each in metrics for name in each)
     values = {name: [each[name] for each in metrics if name in each] for name in names}
     return {name: sum(each) / len(each) for name, each in values.items()}
-
-
-def _describe(device: torch.device, ranks: Ranks) -> str:
-    if device.type == "cuda":
-        text = f"{device} ({torch.cuda.get_device_name(device)})"
-    else:
-        text = f"{device} ({torch.get_num_threads()} threads)"
-    return text if ranks.size == 1 else f"{text}, on each of {ranks.size} ranks"

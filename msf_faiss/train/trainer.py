@@ -14,7 +14,6 @@ import torch
 from msf_faiss.config import Config
 from msf_faiss.data.decoded_cache import cache_decoded, cache_size
 from msf_faiss.data.sampler import steps_per_epoch
-from msf_faiss.data.source import Source
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.data.train_batches import Batch, training_batches
 from msf_faiss.data.workers import warm_up, worker_count
@@ -99,8 +98,9 @@ def _lock(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterat
 
 
 class _Agreement(NamedTuple):
-    """What all ranks must agree on before a step."""
+    """What all ranks know before a step."""
 
+    batch: Batch  # of this rank
     images: list[int]  # per rank
     stop: bool
     save: bool
@@ -118,8 +118,9 @@ class _Trainer:
             set_threads(max(1, torch.get_num_threads() // ranks.local_size))
         with ranks.main_first():  # rank 0 downloads and unpacks, and reports errors
             self.device = select_device(config.train.device)
-            self.source = _open_training_source(config)
-            self.test_source = open_source(config.data, "test")
+            source, self.test_source = open_source(config.data, "train"), open_source(config.data, "test")
+            assert source is not None, "every config names training data"
+            self.source = source
             steps = steps_per_epoch(len(self.source), config.train.batch_size, ranks=ranks.size)
         self.schedule = Schedule(config, steps)
         if worker_count(self.source, config, self.device, processes=ranks.local_size):
@@ -131,23 +132,21 @@ class _Trainer:
         self.watchdog = Watchdog(config.train.hang_seconds)
         self.notes: tuple[str, ...] = ()
 
-    @property
-    def epoch(self) -> float:
-        return self.state.step / self.schedule.steps_per_epoch
-
     def resume(self, resume: Resume, allow_changes: Sequence[str]) -> None:
         point = find_resume_point(self.run_dir, resume, self.ranks)
         if point is not None:
             self.notes = self.checkpointer.resume_from(point, allow_changes)
 
     def train(self, profile: int | None) -> Iterator[Event]:
-        self.clock = Clock(self.device)
-        self.profiler = self._create_profiler(profile)
+        clock, total_steps = Clock(self.device), self.schedule.total_steps
+        self.clock, self.profiler = clock, None
+        if profile is not None:
+            self.profiler = Profiler(profile, first_step=self.state.step, last_step=total_steps, clock=clock)
         yield run_started(
             self.run_dir, self.source, self.state, self.schedule, labelled=self.monitors.labelled, notes=self.notes
         )
         yield from self._cache_images()
-        self.progress = Progress(self.state, self.schedule, self.monitors, self.clock, self.profiler)
+        self.progress = Progress(self.state, self.schedule, self.monitors, clock, self.profiler)
         stopped = False
         batches = training_batches(
             self.source,
@@ -158,15 +157,12 @@ class _Trainer:
             unreadable=self.monitors.unreadable,
         )
         with contextlib.closing(batches), self.checkpointer.saving(), self.watchdog.watching():
-            while self.state.step < self.schedule.total_steps:
-                with self.clock.on_host("data"):
-                    batch = _next(batches)
-                images, stopped, save = self._agree(batch)
+            while self.state.step < total_steps:
+                batch, images, stopped, save = self._agree(batches)
                 if save:
                     self._save()
                 if stopped:
                     break
-                assert isinstance(batch, Batch), "an error has ended the run"
                 with self.ranks.known_row_counts(images):
                     adjustment = self._step(batch, images)
                 yield from self._after_step(adjustment)
@@ -177,16 +173,11 @@ class _Trainer:
         assert self.checkpointer.latest is not None, "the last step is saved"
         yield RunEnded(
             step=self.state.step,
-            epoch=self.epoch,
+            epoch=self.schedule.epoch(self.state.step),
             reason="interrupted" if stopped else "finished",
             checkpoint=self.checkpointer.latest,
             seconds=self.progress.seconds,
         )
-
-    def _create_profiler(self, steps: int | None) -> Profiler | None:
-        if steps is None:
-            return None
-        return Profiler(steps, first_step=self.state.step, last_step=self.schedule.total_steps, clock=self.clock)
 
     def _cache_images(self) -> Iterator[CachingImages]:
         if self.state.step >= self.schedule.total_steps:
@@ -200,12 +191,18 @@ class _Trainer:
             if memory:
                 self.source = cache_decoded(self.source, self.config, processes=processes)
 
-    def _agree(self, batch: Batch | UserError) -> _Agreement:
-        """The only exchange between ranks in a step that the host waits for.
+    def _agree(self, batches: Iterator[Batch]) -> _Agreement:
+        """Get the next batch, and agree on what to do: the only exchange of a step that the host waits for.
 
         Raises:
-            UserError: `batch`, if it is one; a `PeerError` if another rank has one.
+            UserError: if there is no batch because of one; a `PeerError` if another rank has none.
         """
+        batch: Batch | UserError
+        with self.clock.on_host("data"):
+            try:
+                batch = next(batches)
+            except UserError as error:
+                batch = error
         # A stop on any rank stops all; the clock of rank 0 decides when to save.
         save = self.ranks.is_main and self.checkpointer.is_overdue
         images = 0 if isinstance(batch, UserError) else len(batch.ids)
@@ -216,7 +213,7 @@ class _Trainer:
             raise batch
         if rows[:, 1].any():
             raise PeerError(f"rank {int(rows[:, 1].argmax())} failed and reports why")
-        return _Agreement(images=rows[:, 0].tolist(), stop=bool(rows[:, 2].any()), save=bool(rows[:, 3].any()))
+        return _Agreement(batch, rows[:, 0].tolist(), stop=bool(rows[:, 2].any()), save=bool(rows[:, 3].any()))
 
     def _step(self, batch: Batch, images: list[int]) -> str | None:
         """Take one step; returns the bank's adjustment if its recall was too low."""
@@ -249,7 +246,7 @@ class _Trainer:
 
     def _after_step(self, adjustment: str | None) -> Iterator[Event]:
         """Report, evaluate and save what is due after the step."""
-        step, config = self.state.step, self.config
+        step, epoch, config = self.state.step, self.schedule.epoch(self.state.step), self.config
         evaluate = self.monitors.labelled and self.schedule.is_due(step, config.knn.every_epochs)
         save = self.schedule.is_due(step, config.checkpoint.every_epochs)
         profile = self.profiler is not None and self.profiler.is_due(step)
@@ -261,7 +258,7 @@ class _Trainer:
         if self.profiler is not None and self.profiler.trace(step):
             yield self._profiled(self.profiler)
         if adjustment is not None:
-            yield BankAdjusted(step=step, epoch=self.epoch, text=adjustment)
+            yield BankAdjusted(step=step, epoch=epoch, text=adjustment)
         if evaluate:
             yield self._evaluate()
         if save:
@@ -276,7 +273,7 @@ class _Trainer:
         with self.clock.paused():
             return StepProfiled(
                 step=self.state.step,
-                epoch=self.epoch,
+                epoch=self.schedule.epoch(self.state.step),
                 steps=profiler.steps,
                 seconds=profiler.seconds,
                 parts=profiler.parts,
@@ -301,23 +298,9 @@ class _Trainer:
             )
         return KnnEvaluated(
             step=self.state.step,
-            epoch=self.epoch,
+            epoch=self.schedule.epoch(self.state.step),
             k=self.config.knn.k,
             accuracy=score.accuracy,
             leave_one_out=score.leave_one_out,
             seconds=time.perf_counter() - began,
         )
-
-
-def _open_training_source(config: Config) -> Source:
-    source = open_source(config.data, "train")
-    assert source is not None, "every config names training data"
-    return source
-
-
-def _next(batches: Iterator[Batch]) -> Batch | UserError:
-    """The next batch, or the error instead of it, which the other ranks must hear of first."""
-    try:
-        return next(batches)
-    except UserError as error:
-        return error

@@ -87,15 +87,9 @@ def draw(
     stream: int,
     sizes: Sequence[tuple[int, int]] | NDArray[np.int64],
 ) -> ViewParameters:
-    """Draw the parameters of one view of each image, on the CPU.
+    """Draw the parameters of one view of each image of `ids` [B] and `sizes` [B, 2] (H, W), on the CPU.
 
-    Args:
-        view: kind of view.
-        seed: of the run.
-        epoch: from 0.
-        ids: [B] data-set indices of the images.
-        stream: ONLINE, TARGET, EVAL or another integer >= 0; views of different streams are independent.
-        sizes: [B, 2] height and width of the images in pixels.
+    `stream`: ONLINE, TARGET, EVAL or another integer >= 0; views of different streams are independent.
     """
     strong = isinstance(view, StrongView)
     ids = np.asarray(ids, np.int64)
@@ -189,14 +183,9 @@ def center_crop(images: Sequence[Tensor], config: ViewsConfig) -> Tensor:
 
 
 def normalize(images: Tensor, config: ViewsConfig) -> Tensor:
-    """Subtract the config's mean and divide by its standard deviation, channel by channel.
+    """Subtract the mean and divide by the standard deviation of each channel: float32 [B, 3, S, S].
 
-    Args:
-        images: [B, 3, S, S], either float32 from 0 to 1, normalized in place, or uint8.
-        config: with the mean and the standard deviation.
-
-    Returns:
-        float32 [B, 3, S, S]; for uint8 images on a CPU in their memory layout.
+    `images` [B, 3, S, S] are either float32 from 0 to 1, and changed in place, or uint8; on a CPU their layout is kept.
     """
     if images.dtype == torch.uint8:
         if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):

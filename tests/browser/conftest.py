@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from msf_faiss.neighbors.page import write_page
 from msf_faiss.neighbors.page_content import Explorer
+from msf_faiss.neighbors.page_html import write_page
 
 Visit = Callable[..., Page]
 

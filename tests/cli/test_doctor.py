@@ -1,5 +1,3 @@
-"""`msf-faiss doctor`, in this process but for one test: it starts in milliseconds rather than seconds."""
-
 import dataclasses
 import json
 import re
@@ -23,44 +21,46 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(command, [*SMALL, *arguments], catch_exceptions=False)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, problems: tuple[Problem, ...] = (), **changes: object) -> None:
-    """Let this machine be another one, with exactly these problems."""
-    machine = dataclasses.replace(diagnosis.examine(), **changes)
-    monkeypatch.setattr(diagnosis, "examine", lambda: machine)
+def fake_machine(monkeypatch: pytest.MonkeyPatch, problems: tuple[Problem, ...] = (), **changes: object) -> None:
+    """Change facts about this machine, and give it exactly these problems."""
+    machine = dataclasses.replace(diagnosis.inspect_machine(), **changes)
+    monkeypatch.setattr(diagnosis, "inspect_machine", lambda: machine)
     monkeypatch.setattr(diagnosis, "find_problems", lambda machine, search: problems)
 
 
-def test_it_shows_what_decides_the_speed() -> None:
+def test_doctor_prints_versions_and_timings() -> None:
     result = invoke("--dtype", "bfloat16", "-k", "3")
     assert result.exit_code == 0
-    machine = diagnosis.examine()
+    machine = diagnosis.inspect_machine()
     for version in machine.versions.values():
         assert version in result.stdout
-    assert f"{machine.cores} for this process (threads: torch 1, FAISS 1)" in result.stdout
-    assert "300 entries of 16 bfloat16 by 8 queries, k = 3" in result.stdout
+    assert f"{machine.cores} available (threads: torch 1, FAISS 1)" in result.stdout
+    assert "300 bfloat16 entries of 16 dimensions, 8 queries, k = 3" in result.stdout
     lines = [line for line in result.stdout.splitlines() if " ms" in line]
     assert {line.split()[0] for line in lines} >= {"faiss", "torch"}
-    assert lines[0].endswith("bank.engine: auto takes it")
+    assert lines[0].endswith("chosen by bank.engine=auto")
     assert "auto" not in lines[1]
 
 
-def test_json_is_one_object_with_the_same_facts() -> None:
+def test_json_has_the_same_content() -> None:
     result = invoke("--json")
     assert result.exit_code == 0
     assert result.stderr == ""
     found = json.loads(result.stdout)
-    assert found["machine"] == json.loads(json.dumps(dataclasses.asdict(diagnosis.examine())))
+    assert found["machine"] == json.loads(json.dumps(dataclasses.asdict(diagnosis.inspect_machine())))
     assert found["search"]["engine"] in found["search"]["engine_ms"]
     assert {tuple(problem) for problem in found["problems"]} <= {("what", "remedy")}
 
 
-def test_no_problem_is_a_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
+def test_doctor_says_if_there_are_no_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_machine(monkeypatch)
     assert invoke().stdout.splitlines()[-1] == "no problems found"
 
 
-def test_problems_come_last_each_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, (Problem(what="it [rains]", remedy="an umbrella"), Problem(what="it pours", remedy="a roof")))
+def test_problems_are_printed_last_with_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_machine(
+        monkeypatch, (Problem(what="it [rains]", remedy="an umbrella"), Problem(what="it pours", remedy="a roof"))
+    )
     result = invoke()
     assert result.exit_code == 0
     assert result.stdout.endswith(
@@ -71,7 +71,7 @@ def test_problems_come_last_each_with_its_remedy(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"gpus": ()}, "GPU        none that torch sees"),
+        ({"gpus": ()}, "GPU        none visible to torch"),
         (
             {
                 "gpus": (
@@ -82,27 +82,25 @@ def test_problems_come_last_each_with_its_remedy(monkeypatch: pytest.MonkeyPatch
             "GPU 0      NVIDIA H100, 80.0 GiB, capability 9.0, usable by FAISS\n"
             "GPU 1      NVIDIA L4, 24.0 GiB, capability 8.9, not usable by FAISS",
         ),
-        ({"cpu": None, "cpu_flags": None}, "processor  model not known, instruction sets not known"),
+        ({"cpu": None, "cpu_flags": None}, "processor  unknown model, unknown instruction sets"),
         (
             {"cpu": "EPYC", "cpu_flags": {"avx2": True, "avx512f": True, "amx": False}},
             "processor  EPYC, avx2, avx512f, no amx",
         ),
-        ({"memory": None}, "memory     not known"),
+        ({"memory": None}, "memory     unknown"),
         ({"blas": "Zen", "blas_chosen_by": "user"}, "BLAS       Zen, set by OPENBLAS_CORETYPE"),
         ({"blas": "SkylakeX", "blas_chosen_by": "msf-faiss"}, "BLAS       SkylakeX, chosen for this processor"),
-        ({"blas": None, "blas_chosen_by": "OpenBLAS"}, "BLAS       not known, OpenBLAS chose"),
+        ({"blas": None, "blas_chosen_by": "OpenBLAS"}, "BLAS       unknown, chosen by OpenBLAS"),
         ({"faiss_wheels": ("faiss-cpu",), "faiss_cuda": False}, " from faiss-cpu, without CUDA"),
-        ({"faiss_wheels": (), "faiss_cuda": True}, " from no wheel, with CUDA"),
+        ({"faiss_wheels": (), "faiss_cuda": True}, " from no package, with CUDA"),
     ],
 )
-def test_every_kind_of_machine_can_be_shown(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], line: str
-) -> None:
-    pretend(monkeypatch, **changes)
+def test_doctor_prints_any_machine(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], line: str) -> None:
+    fake_machine(monkeypatch, **changes)
     assert f"{line}\n" in invoke().stdout
 
 
-def test_a_search_that_failed_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_search_leaves_the_rest_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> dict[str, float]:
         raise RuntimeError("no kernel image is available")
 
@@ -121,25 +119,23 @@ def test_a_search_that_failed_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -
         (["--batch", "0"], "'--batch': 0 is not in the range"),
         (["-k", "0"], "'--k' / '-k': 0 is not in the range"),
         (["--rows", "65537"], "'--rows': 65537 is not in the range"),
-        (["--rows", "4"], "'--k': 5 neighbours are more than the 4 entries of --rows"),
+        (["--rows", "4"], "'--k': 5 neighbours, but only 4 entries (--rows)"),
         (["--dtype", "int8"], "'--dtype': 'int8' is not one of"),
     ],
 )
-def test_bad_values_are_mistakes(arguments: list[str], complaint: str) -> None:
+def test_invalid_options_are_usage_errors(arguments: list[str], complaint: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert result.stdout == ""
 
 
-def test_all_the_rows_that_are_asked_for_are_timed() -> None:
+def test_rows_option_allows_what_is_timed() -> None:
     (rows,) = [option for option in command.params if option.name == "rows"]
     assert rows.type.max == choice._CPU_ROWS
 
 
-def test_a_missing_package_is_told_in_words(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for module in ("msf_faiss.doctor", "msf_faiss.search.faiss_setup"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -153,7 +149,7 @@ def test_a_missing_package_is_told_in_words(
     assert "Traceback" not in captured.err
 
 
-def test_the_command_line_as_a_whole(msf_faiss: Cli, tmp_path: Path) -> None:
+def test_doctor_in_a_process_of_its_own(msf_faiss: Cli, tmp_path: Path) -> None:
     done = msf_faiss("doctor", *SMALL, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -35,7 +35,7 @@ def test_export(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "timm").exists()
 
 
-def test_embed_a_folder(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+def test_embed_folder(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.parquet"
     done = invoke("embed", tiny_run, "--data", photos, "--out", out, "--normalize")
     assert (done.code, done.stdout) == (0, f"{out}\n"), done.stderr
@@ -62,7 +62,7 @@ def test_embed_held_out_images_and_skip_unreadable_ones(
     assert "skipped 1 unreadable images" in invoke("embed", tiny_run, *skipping).stderr
 
 
-def test_a_file_whose_name_is_not_utf8(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
+def test_output_names_need_not_be_utf8(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.npy")
     assert invoke("embed", tiny_run, "--split", "test", "--out", tmp_path / name).code == 0
     assert invoke("index", tiny_run, "--from-bank", "--out", tmp_path / os.fsdecode(b"\xff.faiss")).code == 0
@@ -95,7 +95,7 @@ def test_index(invoke: Invoke, tiny_run: Path, photos: Path, tmp_path: Path) -> 
         (["index", "--from-bank", "--batch-size", "3", "--out", "e"], "leave out --batch-size"),
     ],
 )
-def test_mistakes_end_with_2_and_words(
+def test_user_errors_exit_with_2(
     invoke: Invoke,
     tiny_run: Path,
     tmp_path: Path,

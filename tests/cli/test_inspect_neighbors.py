@@ -54,7 +54,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> list[Explorer]:
 
     page = ModuleType("page")
     page.write_page = write_page
-    monkeypatch.setitem(sys.modules, "msf_faiss.neighbors.page", page)
+    monkeypatch.setitem(sys.modules, "msf_faiss.neighbors.page_html", page)
     return written
 
 

@@ -13,7 +13,7 @@ COMMANDS = [
 ]
 
 
-def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+def test_help_lists_commands_and_imports_nothing_heavy() -> None:
     code = """
 import sys
 from msf_faiss_cli.main import cli
@@ -30,13 +30,13 @@ except SystemExit:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(msf_faiss: Cli, command: str) -> None:
+def test_every_command_has_help(msf_faiss: Cli, command: str) -> None:
     done = msf_faiss(command, "--help")
     assert done.returncode == 0
     assert f"Usage: msf-faiss {command}" in done.stdout
 
 
-def test_a_mistyped_command_or_option_is_a_mistake(msf_faiss: Cli) -> None:
+def test_unknown_commands_and_options_are_usage_errors(msf_faiss: Cli) -> None:
     for arguments in (["pretrian"], ["pretrain", "--outt", "x"], ["pretrain", "--resume", "maybe"]):
         done = msf_faiss(*arguments)
         assert done.returncode == 2
@@ -44,7 +44,7 @@ def test_a_mistyped_command_or_option_is_a_mistake(msf_faiss: Cli) -> None:
         assert done.stdout == ""
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_bug_prints_its_traceback() -> None:
     code = """
 import sys
 from msf_faiss_cli import config_schema, main
@@ -58,7 +58,7 @@ main.main()
     assert "Traceback" in done.stderr
 
 
-def test_output_into_a_closed_pipe_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -m msf_faiss_cli config-schema | head -1; exit ${{PIPESTATUS[0]}}",
         shell=True,
@@ -70,6 +70,6 @@ def test_output_into_a_closed_pipe_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_version(msf_faiss: Cli) -> None:
+def test_version(msf_faiss: Cli) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert msf_faiss("--version").stdout == f"msf-faiss {version}\n"

@@ -29,7 +29,7 @@ def test_stdout_is_the_run_directory_and_stderr_is_plain_when_piped(msf_faiss: C
     assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
     names = [part.split()[0] for part in steps[-1].split(" · ")]
     assert names[:4] == ["step", "epoch", "loss", "purity"]
-    assert names[5:] == ["ETA", "time:", "embedding", "bank"]
+    assert names[5:] == ["ETA", "time:", "embedding", "bank", "push", "age", "hubness"]
 
 
 def test_default_run_directory_is_named_by_config_and_time(msf_faiss: Cli, tmp_path: Path) -> None:

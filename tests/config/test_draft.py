@@ -28,7 +28,7 @@ checkpoint: 5
 """
     assert problems(text, "train.epoch=3", "nonsense") == [
         "my.yaml:1: sead: no such key; did you mean seed?",
-        "my.yaml:3: optimizer.learning_rate: must be a number, found 'fast'",
+        'my.yaml:3: optimizer.learning_rate: must be a number, found "fast"',
         "my.yaml:4: optimizer.lerning_rate: no such key; did you mean learning_rate?",
         "my.yaml:6: bank.capacity: must be at least 1, an amount of memory such as 8GiB or dataset, found -5",
         "my.yaml:8: bank.kind: duplicate key (first in line 7); keep one of them",
@@ -83,7 +83,7 @@ def test_a_broken_rule_is_reported_where_one_of_its_keys_was_written(
 
 
 def test_a_rule_is_not_reported_if_one_of_its_keys_is_invalid() -> None:
-    assert problems("bank: {capacity: 3, k: ten}\n") == ["my.yaml:1: bank.k: must be a whole number, found 'ten'"]
+    assert problems("bank: {capacity: 3, k: ten}\n") == ['my.yaml:1: bank.k: must be a whole number, found "ten"']
     assert problems("bank: {capacity: 3}\noptimizer: {warmup_epochs: 3}\ntrain: {epochs: -2}") == [
         "my.yaml:1: bank.k: must be at most capacity (3), found 5",
         "my.yaml:3: train.epochs: must be at least 1, found -2",
@@ -118,7 +118,7 @@ def test_a_text_that_is_not_a_config_is_refused(text: str, problem: str) -> None
         ("? [seed]\n: 5", "?: a key must be a word, not a list or a section"),
         ("seed: !!int x", "seed: has a tag that does not match its value, !!int; remove the tag"),
         ("seed: !!python/name:os.system", "seed: has a tag that does not match its value, !!python/name:os.system; re"),
-        ("seed: !!python/object/apply:os.system ['x']", "seed: must be a whole number, found ['x']"),  # not executed
+        ("seed: !!python/object/apply:os.system ['x']", 'seed: must be a whole number, found ["x"]'),  # not executed
     ],
 )
 def test_unusable_yaml_is_reported_at_its_key(text: str, problem: str) -> None:
@@ -154,7 +154,7 @@ views:
         "my.yaml:4: views.weak.flip: must be at most 1.0, found 3",
         "my.yaml:4: views.strong.flip: must be at most 1.0, found 3",
         "my.yaml:6: views.strong.blur: must be at most 1.0, found 5",
-        "my.yaml:7: views.strong.crop_scale[1]: must be a number, found 'x'",
+        'my.yaml:7: views.strong.crop_scale[1]: must be a number, found "x"',
     ]
 
 

@@ -33,15 +33,11 @@ class FakeSource:
     def identity(self) -> str:
         return "fake"
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        for index in ids:
-            if index in self._bad:
-                raise unreadable(self.name(index), "it is bad")
-        sizes = [(20 + index % 7, 20 + index % 5) for index in ids]
-        return [
-            (torch.arange(3 * height * width) * (index + 1)).to(torch.uint8).view(3, height, width)
-            for index, (height, width) in zip(ids, sizes, strict=True)
-        ]
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        if index in self._bad:
+            raise unreadable(self.name(index), "it is bad")
+        height, width = 20 + index % 7, 20 + index % 5
+        return (torch.arange(3 * height * width) * (index + 1)).to(torch.uint8).view(3, height, width)
 
 
 def config(batch_size: int = 8, *, size: int = 16, online: str = "strong", **data: Any) -> Config:

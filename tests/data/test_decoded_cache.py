@@ -66,7 +66,7 @@ def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
 def test_cached_images_give_the_same_views(photos: FolderSource, size: int, images: int, workers: int) -> None:
     cached = cache_decoded(photos, config(size))
     assert isinstance(cached, Source)
-    assert cached.images == images
+    assert (cached._shapes[:, 0] > 0).sum() == images
     assert_same(some_batches(cached, config(size, workers=workers)), some_batches(photos, config(size)))
     assert len(cached) == 20
     assert cached.name(3) == photos.name(3)
@@ -76,7 +76,7 @@ def test_cached_images_give_the_same_views(photos: FolderSource, size: int, imag
 
 def inode_and_marked(cached: DecodedCache) -> tuple[int, bool]:
     """The inode of the pixels, and whether the first pixel is 77."""
-    return os.fstat(cached._descriptor).st_ino, int(cached.decode([0])[0][0, 0, 0]) == 77
+    return os.fstat(cached._descriptor).st_ino, int(cached.decode(0)[0, 0, 0]) == 77
 
 
 class Inspect:
@@ -91,7 +91,7 @@ def test_workers_share_the_cached_pixels(photos: FolderSource) -> None:
     cached = cache_decoded(photos, config())
     results = load(Inspect(cached), itertools.count(), workers=1)
     before = [next(results) for _ in range(3)]
-    cached.decode([0])[0][0, 0, 0] = 77
+    cached.decode(0)[0, 0, 0] = 77
     assert {inode for inode, _ in before} == {inode_and_marked(cached)[0]}
     assert [next(results)[1] for _ in range(5)][-1]  # two results are prefetched
     results.close()

@@ -19,7 +19,7 @@ def test_center_views_come_in_the_order_of_the_ids() -> None:
     source, ids = FakeSource(30), np.array([5, 29, 5, 0, 7])
     batches = list(eval_batches(source, ids, config=config(), batch_size=2))
     assert [batch.ids.tolist() for batch in batches] == [[5, 29], [5, 0], [7]]
-    expected = center_crop(source.decode(ids.tolist()), config().views)
+    expected = center_crop([source.decode(index) for index in ids.tolist()], config().views)
     assert torch.equal(torch.cat([batch.crops.pixels for batch in batches]), expected)
     assert batches[0].views(CPU, config().views).dtype == torch.float32
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,8 @@ def photos(folder: Path, count: int, height: int, width: int) -> FolderSource:
 class FullSizeSource(FolderSource):
     """Never reduces an image."""
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return super().decode(ids)
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        return super().decode(index)
 
 
 def test_views_of_reduced_jpegs_match_those_of_full_ones(tmp_path: Path) -> None:

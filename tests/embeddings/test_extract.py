@@ -29,10 +29,10 @@ class Undecoded(MemorySource):
         super().__init__(images, labels, None if labels is None else ("a", "b"), title="undecoded")
         self._bad = bad
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        if any(index in self._bad for index in ids):
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        if index in self._bad:
             raise unreadable("undecoded", "bad")
-        return super().decode(ids, reduce)
+        return super().decode(index, reduce)
 
 
 @pytest.fixture

@@ -45,11 +45,10 @@ class Drawn(MemorySource):
         super().__init__(torch.from_numpy(pixels.astype(np.uint8)), labels, classes, title="drawn")
         self.unreadable = set(unreadable)
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        for index in ids:
-            if index in self.unreadable:
-                raise UnreadableImageError(f"{self.name(index)}: broken")
-        return super().decode(ids, reduce)
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        if index in self.unreadable:
+            raise UnreadableImageError(f"{self.name(index)}: broken")
+        return super().decode(index, reduce)
 
 
 class Flat(nn.Module):

@@ -32,7 +32,7 @@ class Named:
         self.calls += 1
         return self.names[index]
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""Runs of the networks that exports are tested with."""
+"""Runs of untrained networks to export."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from msf_faiss.config import (
 
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """The checkpoint of a backbone, made once; `run` names the copy of the run that the test may change."""
+    """Returns the checkpoint of a backbone, saved once; tests must not change it."""
     made: dict[str, Path] = {}
 
     def make(backbone: BackboneConfig | str, *, size: int = 64, **views: Any) -> Checkpoint:
@@ -45,7 +45,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
 @pytest.fixture
 def run_of(checkpoint_of: MakeCheckpoint, tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the run of a backbone, which the test may change."""
+    """Returns a copy of the run of a backbone, which the test may change."""
 
     def copy(*arguments: Any, **options: Any) -> Path:
         run_dir = checkpoint_of(*arguments, **options).run_dir

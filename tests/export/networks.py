@@ -1,4 +1,4 @@
-"""The backbones that exports are tested with."""
+"""Backbones to export."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ from runs_on_disk import HOSTILE, MakeRun, heartbeat, record
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import Result, Score, save_result
 from msf_faiss.report.build import render_report, write_report
-from msf_faiss.report.record import read_runs, short_names
+from msf_faiss.report.run_record import read_runs, short_names
 
 
 class Page(HtmlPage):

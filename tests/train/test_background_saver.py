@@ -1,4 +1,4 @@
-"""Saving beside the training: the step waits for a copy and for nothing else, and one save at a time."""
+"""Background saves: training waits for a copy only, and one save runs at a time."""
 
 import threading
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from msf_faiss.train.background_saver import BackgroundSaver
 
 
 class Disk:
-    """Writes when it is told to, and remembers what it was given."""
+    """A `write` that waits for permission and records its arguments."""
 
     def __init__(self, *, open_at_once: bool = False) -> None:
         self.may_write, self.writing, self.most_writing = threading.Event(), 0, 0
@@ -36,25 +36,25 @@ def state(value: float) -> dict[str, Tensors]:
     return {"model": {"weight": torch.tensor([value])}}
 
 
-def test_training_goes_on_while_a_copy_is_written() -> None:
+def test_a_copy_is_written_while_training_continues() -> None:
     disk = Disk()
     saver = BackgroundSaver(disk, background=True)
     saved = state(1.0)
     saver.save(5, 0.5, saved)
-    saved["model"]["weight"].fill_(2.0)  # the next step, while nothing is on disk yet
+    saved["model"]["weight"].fill_(2.0)  # the next step, before anything is on disk
     assert saver.saved() == []
     assert disk.written == []
     disk.may_write.set()
     saver.wait()
     assert disk.written == [(5, [1.0])]
-    (report,) = saver.saved()
-    assert (report.step, report.epoch, report.path) == (5, 0.5, Path("step-5"))
-    assert 0 <= report.stalled_seconds <= report.seconds
+    (event,) = saver.saved()
+    assert (event.step, event.epoch, event.path) == (5, 0.5, Path("step-5"))
+    assert 0 <= event.stalled_seconds <= event.seconds
     assert saver.saved() == []
     assert disk.threads == ["checkpoint"]
 
 
-def test_a_second_save_waits_for_the_first() -> None:
+def test_second_save_waits_for_the_first() -> None:
     disk = Disk()
     saver = BackgroundSaver(disk, background=True)
     saver.save(1, 0.1, state(1.0))
@@ -69,17 +69,17 @@ def test_a_second_save_waits_for_the_first() -> None:
     assert disk.most_writing == 1
 
 
-def test_without_a_background_the_state_itself_is_written() -> None:
+def test_foreground_save_writes_in_the_calling_thread() -> None:
     disk = Disk(open_at_once=True)
     saver = BackgroundSaver(disk, background=False)
     saver.save(3, 0.3, state(4.0))
     assert disk.written == [(3, [4.0])]
     assert disk.threads == ["MainThread"]
-    assert [report.step for report in saver.saved()] == [3]
+    assert [event.step for event in saver.saved()] == [3]
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_save_that_fails_ends_the_run_once(background: bool) -> None:
+def test_failed_save_raises_once(background: bool) -> None:
     def fail(step: int, epoch: float, tensors: Mapping[str, Tensors]) -> Path:
         raise UserError("the disk is full")
 
@@ -95,7 +95,7 @@ def test_a_save_that_fails_ends_the_run_once(background: bool) -> None:
 
 
 @pytest.mark.parametrize("ending", [None, ValueError])
-def test_a_save_in_progress_is_brought_to_its_end(ending: type[Exception] | None) -> None:
+def test_finishing_completes_the_save_in_progress(ending: type[Exception] | None) -> None:
     disk = Disk()
     saver = BackgroundSaver(disk, background=True)
 
@@ -114,7 +114,7 @@ def test_a_save_in_progress_is_brought_to_its_end(ending: type[Exception] | None
     assert disk.written == [(1, [1.0])]
 
 
-def test_an_end_at_once_waits_for_nothing() -> None:
+def test_finishing_does_not_wait_after_keyboard_interrupt() -> None:
     disk = Disk()
     saver = BackgroundSaver(disk, background=True)
 

@@ -1,4 +1,4 @@
-"""Steps on a GPU: none waits for it, and the bank beside the forward gives the same numbers as the bank in turn."""
+"""Steps on a GPU: none synchronises, and overlapped retrieval returns the numbers of sequential retrieval."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ CONFIG = Config(
 
 
 def steps(config: Config, count: int, *, sequential: bool = False, strict: bool = False) -> TrainState:
-    """The state after so many steps; `strict`: all but the first few must not wait for the device."""
+    """The state after `count` steps. With `strict`, all but the first five fail if they wait for the device."""
     device = torch.device("cuda", torch.cuda.current_device())
     source = open_source(config.data, "train")
     assert source is not None
@@ -90,32 +90,32 @@ def steps(config: Config, count: int, *, sequential: bool = False, strict: bool 
     ids=repr,
 )
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_does_not_wait_for_the_device(bank: BankConfig, precision: str) -> None:
+def test_step_does_not_wait_for_the_device(bank: BankConfig, precision: str) -> None:
     train = CONFIG.train.model_copy(update={"precision": precision})
     steps(CONFIG.model_copy(update={"bank": bank, "train": train}), 20, strict=True)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_side_stream_and_a_thread_give_the_numbers_of_one_after_the_other(accumulate: int) -> None:
+def test_overlapped_retrieval_matches_sequential_retrieval(accumulate: int) -> None:
     torch.backends.cudnn.deterministic = True
     try:
         train = CONFIG.train.model_copy(update={"accumulate": accumulate})
         config = CONFIG.model_copy(update={"train": train})
         on_host = config.model_copy(update={"bank": FlatBankConfig(capacity=4096, device="cpu")})
-        beside, thread, sequential = steps(config, 30), steps(on_host, 30), steps(config, 30, sequential=True)
+        stream, thread, sequential = steps(config, 30), steps(on_host, 30), steps(config, 30, sequential=True)
     finally:
         torch.backends.cudnn.deterministic = False
-    assert isinstance(beside.retrieve, StreamRetriever)
+    assert isinstance(stream.retrieve, StreamRetriever)
     assert isinstance(thread.retrieve, ThreadedRetriever)
     assert thread.bank.device.type == "cpu"
     for name, weight in sequential.model.state_dict().items():
-        assert torch.equal(weight, beside.model.state_dict()[name]), name
-        # A mean over neighbours is added up in another order on the host.
+        assert torch.equal(weight, stream.model.state_dict()[name]), name
+        # The host sums the mean of the neighbours in another order.
         torch.testing.assert_close(weight, thread.model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_profile_of_a_gpu_run(device: str, tmp_path: Path) -> None:
+def test_profile_of_a_gpu_run(device: str, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"bank": FlatBankConfig(capacity=4096, device=device)})
     (profiled,) = [each for each in pretrain(config, tmp_path / "run", profile=10) if isinstance(each, StepProfiled)]
     assert profiled.overlapped

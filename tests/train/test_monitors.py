@@ -13,31 +13,31 @@ from msf_faiss.train.monitors import CollapseMonitor, LossMonitor, NeighborMonit
 CPU = torch.device("cpu")
 
 
-def test_purity_leaves_out_every_entry_of_the_own_image() -> None:
+def test_statistics_exclude_entries_of_the_query_image() -> None:
     monitor = NeighborMonitor(np.array([0, 0, 1, 1]), CPU)
     ids = torch.tensor([0, 2])
-    neighbors = torch.tensor([[0, 1, 0, 2], [2, 0, 3, 3]])  # without the own: one of two right, two of three right
+    neighbors = torch.tensor([[0, 1, 0, 2], [2, 0, 3, 3]])  # own image excluded: one of two, two of three match
     ages = torch.tensor([[1, 10, 100, 20], [0, 30, 40, 50]])
     monitor.update(ids, neighbors, ages, 200)
     found = monitor.summarize()
     assert found.purity == pytest.approx(3 / 5)
     assert found.age_mean == pytest.approx((10 + 20 + 30 + 40 + 50) / 5)
     assert found.age_p95 == 50
-    assert found.hubness == pytest.approx(1 / 2)  # five entries, each found by one of two queries
-    assert monitor.summarize() == (None, 0.0, 0.0, 0.0)  # nothing since
+    assert found.hubness == pytest.approx(1 / 2)  # five entries, each retrieved by one of two queries
+    assert monitor.summarize() == (None, 0.0, 0.0, 0.0)  # starts over
 
 
-def test_hubs_are_entries_not_slots_or_images() -> None:
-    """Ages shift from step to step; it is the same entry all the same."""
+def test_hubness_counts_entries_not_slots_or_images() -> None:
+    """The age of an entry changes with each step."""
     monitor = NeighborMonitor(None, CPU)
     for step in range(4):
         ids = torch.tensor([2 * step, 2 * step + 1]) + 100
-        ages = torch.tensor([[1, 10 + 2 * step], [0, 10 + 2 * step]])  # entry number 89 is found by every query
+        ages = torch.tensor([[1, 10 + 2 * step], [0, 10 + 2 * step]])  # every query retrieves entry number 89
         monitor.update(ids, torch.stack([ids, torch.tensor([7, 8])], dim=1), ages, pushed=100 + 2 * step)
     assert monitor.summarize().hubness == 1.0
 
 
-def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
+def test_percentile_and_hubness_of_the_sample() -> None:
     rng = np.random.default_rng(0)
     monitor, ages_seen, numbers = NeighborMonitor(None, CPU), [], []
     for step in range(5):
@@ -51,7 +51,7 @@ def test_percentile_and_hubs_are_as_over_everything_remembered() -> None:
     assert found.hubness == pytest.approx(sum(ten) / 10 / 320)
 
 
-def test_unlabelled_images_are_not_counted() -> None:
+def test_purity_ignores_unlabelled_images() -> None:
     monitor = NeighborMonitor(np.array([0, -1, 0, 1, -1]), CPU)
     monitor.update(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [0, 4, 2]]), torch.ones(2, 3, dtype=torch.int64), 9)
     assert monitor.summarize()[:2] == (0.5, 1.0)
@@ -60,7 +60,7 @@ def test_unlabelled_images_are_not_counted() -> None:
     assert unlabelled.summarize()[:2] == (None, 5.0)
 
 
-def test_the_first_loss_that_is_not_finite_is_named() -> None:
+def test_first_non_finite_loss_is_named() -> None:
     monitor = LossMonitor()
     for loss in (1.0, 2.0):
         monitor.update(torch.tensor(loss))
@@ -71,7 +71,7 @@ def test_the_first_loss_that_is_not_finite_is_named() -> None:
         monitor.mean(5)
 
 
-def test_the_clock_divides_the_time() -> None:
+def test_clock_attributes_time_to_parts() -> None:
     began = time.perf_counter()
     clock = Clock(CPU)
     with clock.on_host("data"):
@@ -91,7 +91,7 @@ def test_the_clock_divides_the_time() -> None:
     assert clock.read()[1] == {}
 
 
-def test_the_spread_of_embeddings() -> None:
+def test_spread_of_embeddings() -> None:
     rng = torch.Generator().manual_seed(0)
     even = torch.nn.functional.normalize(torch.randn(256, 32, generator=rng), dim=1)
     spread = measure_spread(even)
@@ -103,20 +103,20 @@ def test_the_spread_of_embeddings() -> None:
     assert measure_spread(torch.cat([plane, torch.zeros(256, 30)], dim=1)).effective_rank == pytest.approx(2, abs=0.05)
     wide = torch.nn.functional.normalize(torch.randn(10, 500, generator=rng), dim=1)
     assert 9 < measure_spread(wide).effective_rank <= 10
-    # as by the singular values themselves
+    # the same from the singular values
     values = torch.linalg.svdvals(even.double())
     shares = values / values.sum()
     assert spread.effective_rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-9)
 
 
-def test_a_collapse_is_told_once_with_the_step_where_it_began() -> None:
-    watch, well, low = CollapseMonitor(), Spread(0.9, 20.0), Spread(0.05, 20.0)
-    assert [watch.update(low, step) for step in (10, 20)] == [False, False]
-    assert not watch.update(well, 30)  # the two were chance
-    assert [watch.update(low, step) for step in (40, 50)] == [False, False]
-    assert watch.since is None
+def test_collapse_is_detected_once_with_the_step_where_it_began() -> None:
+    monitor, well, low = CollapseMonitor(), Spread(0.9, 20.0), Spread(0.05, 20.0)
+    assert [monitor.update(low, step) for step in (10, 20)] == [False, False]
+    assert not monitor.update(well, 30)  # two are chance
+    assert [monitor.update(low, step) for step in (40, 50)] == [False, False]
+    assert monitor.since is None
     again = CollapseMonitor()
-    again.load_state_dict(watch.state_dict())
+    again.load_state_dict(monitor.state_dict())
     assert [again.update(Spread(0.9, 1.5), 60), again.update(low, 70)] == [True, False]
     assert again.since == 40
     again.update(well, 80)

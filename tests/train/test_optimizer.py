@@ -26,20 +26,20 @@ def momenta(config: TargetConfig, steps: int) -> list[float]:
     return [schedule.ema_momentum(step) for step in range(steps)]
 
 
-def test_the_papers_cosine_stands_still_within_an_epoch() -> None:
+def test_cosine_by_epoch_is_constant_within_an_epoch() -> None:
     found = rates(OptimizerConfig(learning_rate=0.05), 3, 4)
     expected = [0.05 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(3)]
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_cosine_by_step_falls_every_step_towards_zero() -> None:
+def test_cosine_by_step_decreases_every_step_towards_zero() -> None:
     found = rates(OptimizerConfig(learning_rate=0.1, schedule="step"), 5, 4)
     assert found[0] == 0.1
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
     assert 0 < found[-1] < 0.001
 
 
-def test_a_warm_up_rises_to_the_peak_and_the_cosine_takes_the_rest() -> None:
+def test_warm_up_rises_to_the_peak_and_the_cosine_covers_the_rest() -> None:
     config = OptimizerConfig(learning_rate=0.1, schedule="step", warmup_epochs=1.5)
     found = rates(config, 4, 4)
     assert found[:6] == pytest.approx([0.1 * (step + 1) / 6 for step in range(6)])
@@ -51,12 +51,12 @@ def test_a_warm_up_rises_to_the_peak_and_the_cosine_takes_the_rest() -> None:
     assert len(set(by_epoch[8:12])) == 1
 
 
-def test_a_constant_rate_is_constant_after_its_warm_up() -> None:
+def test_constant_rate_after_warm_up() -> None:
     found = rates(OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_epochs=1), 2, 3)
     assert found == [0.05, 0.1, 0.1, 0.1, 0.1, 0.1]
 
 
-def test_momentum_rises_to_the_final_one() -> None:
+def test_momentum_rises_to_the_final_momentum() -> None:
     assert set(momenta(TargetConfig(), 9)) == {0.99}
     rising = TargetConfig(momentum=0.97, final_momentum=1.0)
     found = momenta(rising, 11)
@@ -67,7 +67,7 @@ def test_momentum_rises_to_the_final_one() -> None:
     assert momenta(rising, 1) == [0.97]
 
 
-def test_the_rate_is_scaled_to_the_batch_if_asked() -> None:
+def test_base_batch_size_scales_the_rate_to_the_batch() -> None:
     plain = OptimizerConfig(learning_rate=0.05, warmup_epochs=1)
     scaled = OptimizerConfig(learning_rate=0.05, warmup_epochs=1, base_batch_size=256)
     assert rates(plain, 3, 4, batch_size=1024) == rates(plain, 3, 4)
@@ -112,7 +112,7 @@ def test_sgd_step_by_step() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 def test_lars_step_by_step(decay: float) -> None:
-    """You et al. 2017, algorithm 1; biases and batch norms by plain SGD without decay."""
+    """You et al. 2017, algorithm 1; biases and batch norms use plain SGD without weight decay."""
     config = OptimizerConfig(kind="lars", learning_rate=RATE, momentum=MOMENTUM, weight_decay=decay, trust=TRUST)
     found = stepped(config, 3)
     for name, weight in model().named_parameters():
@@ -128,7 +128,7 @@ def test_lars_step_by_step(decay: float) -> None:
         torch.testing.assert_close(found[name].double(), weight, rtol=1e-5, atol=1e-6)  # float32 against float64
 
 
-def test_lars_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lars_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 
     def without_timm(name: str, *rest: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whole runs of several ranks: against one rank, resumed by as many, by fewer and by more."""
+"""Runs of several ranks: compared with one rank, and resumed by as many, fewer and more ranks."""
 
 import itertools
 from pathlib import Path
@@ -71,26 +71,26 @@ def config(
 
 
 def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None = None) -> str:
-    """A run, or a part of one, as the command line does it; how it ended."""
+    """Train as the command line does; returns how the run ended."""
     asked = itertools.count()
 
     def should_stop() -> bool:
-        return next(asked) == stop_after and ranks.rank == ranks.size - 1  # one is told, all stop
+        return next(asked) == stop_after and ranks.rank == ranks.size - 1  # all stop when one is asked to
 
     record = Recorder(run_dir)
     try:
         with record:
-            for report in pretrain(settings, run_dir, should_stop=should_stop, ranks=ranks):
+            for event in pretrain(settings, run_dir, should_stop=should_stop, ranks=ranks):
                 if ranks.is_main:
-                    record(report)
-                if isinstance(report, RunStarted):
-                    started = report
+                    record(event)
+                if isinstance(event, RunStarted):
+                    started = event
     except PeerError as error:
-        return f"elsewhere: {error}"
+        return f"peer: {error}"
     except UserError as error:
-        return f"here: {error}"
-    assert isinstance(report, RunEnded)
-    return f"{report.reason} {started.first_step} to {report.step}"
+        return f"own: {error}"
+    assert isinstance(event, RunEnded)
+    return f"{event.reason} {started.first_step} to {event.step}"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,9 @@ def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None 
         (3, config("sharded", bank="ivf")),
         (2, config("replicated", bank="ivf")),
     ],
-    ids=["2-replicated", "2-sharded", "3-sharded-sync-parts", "3-sharded-ivf", "2-replicated-ivf"],
+    ids=["2-replicated", "2-sharded", "3-sharded-sync-accumulate", "3-sharded-ivf", "2-replicated-ivf"],
 )
-def test_ranks_that_are_interrupted_and_resumed_give_the_same_bits(
-    pool: RankPool, tmp_path: Path, size: int, settings: Config
-) -> None:
+def test_interrupted_ranks_resume_bit_for_bit(pool: RankPool, tmp_path: Path, size: int, settings: Config) -> None:
     assert pool.run(size, train, settings, tmp_path / "whole") == ["finished 0 to 12"] * size
     assert pool.run(size, train, settings, tmp_path / "run", 5) == ["interrupted 0 to 5"] * size
     assert pool.run(size, train, settings, tmp_path / "run", 4) == ["interrupted 5 to 9"] * size
@@ -125,7 +123,7 @@ def test_ranks_that_are_interrupted_and_resumed_give_the_same_bits(
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
-def test_two_ranks_with_half_the_batch_do_as_one_does(pool: RankPool, tmp_path: Path, placement: str) -> None:
+def test_two_ranks_match_one_rank(pool: RankPool, tmp_path: Path, placement: str) -> None:
     settings = config(placement, "sync")
     settings = settings.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.005)})
     assert train(ALONE, settings, tmp_path / "one") == "finished 0 to 12"
@@ -134,8 +132,8 @@ def test_two_ranks_with_half_the_batch_do_as_one_does(pool: RankPool, tmp_path: 
     one, two = (load_bank(checkpoint, torch.device("cpu")) for checkpoint in ends)
     slots = torch.arange(50)
     assert torch.equal(one.ids(slots), two.ids(slots))
-    # float32 sums in another order, which 12 steps make larger: at this learning rate relatively 5e-6 was seen, at ten
-    # times this rate 5e-4.
+    # float32 sums in another order; over 12 steps the relative difference reached 5e-6 at this learning rate, and 5e-4
+    # at ten times this rate.
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(one.reconstruct(slots), two.reconstruct(slots), **close)
     weights = [checkpoint.tensors("model") for checkpoint in ends]
@@ -149,10 +147,10 @@ def test_two_ranks_with_half_the_batch_do_as_one_does(pool: RankPool, tmp_path: 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
-def test_another_number_of_ranks_goes_on(
+def test_another_number_of_ranks_resumes(
     pool: RankPool, tmp_path: Path, placement: str, before: int, after: int
 ) -> None:
-    """The same images in the same steps, the same bank; with batch norm over all ranks also the same weights."""
+    """Same images in the same steps, same bank; with synchronised batch norm also the same weights."""
     settings = config(placement, "sync")
 
     def run(size: int, run_dir: Path, stop_after: int | None = None) -> list[str]:
@@ -173,7 +171,7 @@ def test_another_number_of_ranks_goes_on(
     ]
 
 
-def test_shuffled_batch_norm_trains_and_differs_from_one_rank(pool: RankPool, tmp_path: Path) -> None:
+def test_shuffled_batch_norm_differs_from_one_rank(pool: RankPool, tmp_path: Path) -> None:
     pool.run(2, train, config(), tmp_path / "two")
     train(ALONE, config(), tmp_path / "one")
     one, two = (tensors(tmp_path / name, 12) for name in ("one", "two"))
@@ -181,22 +179,22 @@ def test_shuffled_batch_norm_trains_and_differs_from_one_rank(pool: RankPool, tm
     assert not torch.allclose(one["bank.embeddings"], two["bank.embeddings"], atol=1e-3)
 
 
-def test_too_small_a_batch_is_told_once(pool: RankPool, tmp_path: Path) -> None:
-    told = pool.run(3, train, config(batch_size=5), tmp_path / "run")
-    assert told[0].startswith("here: train.batch_size=5 is too small for 3 ranks: each needs at least 2 images")
-    assert all(each.startswith("elsewhere: ") for each in told[1:])
+def test_too_small_batch_is_reported_by_rank_0(pool: RankPool, tmp_path: Path) -> None:
+    ends = pool.run(3, train, config(batch_size=5), tmp_path / "run")
+    assert ends[0].startswith("own: train.batch_size=5 is too small for 3 ranks: each needs at least 2 images")
+    assert all(each.startswith("peer: ") for each in ends[1:])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_is_told_once(pool: RankPool, tmp_path: Path) -> None:
+def test_non_finite_loss_is_reported_by_rank_0(pool: RankPool, tmp_path: Path) -> None:
     settings = config().model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
-    told = pool.run(2, train, settings, tmp_path / "run")
-    assert told[0].startswith("here: the loss of step ")
-    assert told[1] == told[0].replace("here: ", "elsewhere: ")
+    ends = pool.run(2, train, settings, tmp_path / "run")
+    assert ends[0].startswith("own: the loss of step ")
+    assert ends[1] == ends[0].replace("own: ", "peer: ")
 
 
-def test_a_bank_that_cannot_be_sharded_is_named(pool: RankPool, tmp_path: Path) -> None:
+def test_bank_that_cannot_be_sharded(pool: RankPool, tmp_path: Path) -> None:
     settings = config("sharded")
     small = settings.model_copy(update={"bank": FlatBankConfig(capacity=1, k=1, placement="sharded")})
-    told = pool.run(2, train, small, tmp_path / "run")
-    assert all("bank: 1 entries cannot be sharded over 2 ranks" in each for each in told)
+    ends = pool.run(2, train, small, tmp_path / "run")
+    assert all("bank: 1 entries cannot be sharded over 2 ranks" in each for each in ends)

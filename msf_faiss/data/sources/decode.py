@@ -11,19 +11,18 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from msf_faiss.data.source import ReduceOne, UnreadableImageError
+from msf_faiss.data.source import Reduce, UnreadableImageError
 
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def decode_image(encoded: bytes, name: Callable[[], str], reduce: ReduceOne | None = None) -> Tensor:
+def decode_image(encoded: bytes, name: Callable[[], str], reduce: Reduce | None = None) -> Tensor:
     """Decode to uint8 RGB [3, H, W], upright according to the EXIF orientation and without transparency.
 
     Args:
         encoded: contents of an image file.
         name: returns the image's name for messages.
-        reduce: see `ReduceOne`; called with the upright height and width of JPEGs, which are faster to decode when
-            reduced.
+        reduce: see `Reduce`; called for JPEGs, with their upright height and width.
 
     Raises:
         UnreadableImageError: if Pillow cannot read the image completely.
@@ -40,7 +39,7 @@ def decode_image(encoded: bytes, name: Callable[[], str], reduce: ReduceOne | No
     raise unreadable(name(), problem)
 
 
-def decode_file(path: Path, name: Callable[[], str], reduce: ReduceOne | None = None) -> Tensor:
+def decode_file(path: Path, name: Callable[[], str], reduce: Reduce | None = None) -> Tensor:
     """Decode the image in a file; arguments as for `decode_image`.
 
     Raises:
@@ -54,16 +53,9 @@ def decode_file(path: Path, name: Callable[[], str], reduce: ReduceOne | None = 
 
 
 def decode_record(
-    encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str], reduce: ReduceOne | None = None
+    encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str], reduce: Reduce | None = None
 ) -> Tensor:
-    """Decode the image in a row of a table in the Hugging Face convention; arguments as for `decode_image`.
-
-    Args:
-        encoded: its contents, or None.
-        path: if there are no contents, path of its file in `folder`.
-        folder: of the table.
-        name: returns the image's name for messages.
-        reduce: see `decode_image`.
+    """Decode the image in a row of a table: `encoded`, or else the file at `path` in `folder`.
 
     Raises:
         UnreadableImageError: if the row has neither, or Pillow cannot read the image.
@@ -97,7 +89,7 @@ def unreadable(name: str, problem: str) -> UnreadableImageError:
     return UnreadableImageError(f"{name}: cannot read this image: {problem}")
 
 
-def _reduce(image: Image.Image, reduce: ReduceOne) -> None:
+def _reduce(image: Image.Image, reduce: Reduce) -> None:
     """Let the decoder reduce the image as far as `reduce` allows."""
     width, height = image.size
     on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)

@@ -56,18 +56,11 @@ def cached_arrow(
     verb: str,
     size: Callable[[], int] = lambda: 0,
 ) -> Path:
-    """Path of the Arrow file derived from `shard`, written first if it does not exist.
+    """Path of the Arrow file derived from `shard` in the folder `cache`; `write(path)` writes it if it does not exist.
 
-    It is written to a temporary file and then renamed, so concurrent processes do no harm and a killed one leaves
-    nothing that looks valid. A truncated file is written again.
-
-    Args:
-        shard: a file of the data set; its resolved path, size and time of modification are part of the key.
-        variant: the rest of the key.
-        cache: folder of the Arrow file.
-        write: writes the Arrow file to a path.
-        verb: what this does to the shard, in messages.
-        size: returns the number of bytes needed, at least.
+    The shard's resolved path, size and time of modification and `variant` identify it. It is written to a temporary
+    file and then renamed, so concurrent processes do no harm and a killed one leaves nothing that looks valid.
+    `size()`: bytes needed, at least. `verb`: what is done to the shard, in messages.
 
     Raises:
         UserError: if the disk is full or the cache not writable; and whatever `write` raises.

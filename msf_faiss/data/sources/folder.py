@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_file
 from msf_faiss.data.sources.disk_cache import files_identity
 from msf_faiss.data.sources.listing import EXTENSIONS, list_images
@@ -38,12 +38,8 @@ class FolderSource:
         setting: str = "data.path",
         cache: Path | None = None,
     ) -> None:
-        """Args:
-            path: the folder.
-            labels: as in `FolderData`.
-            classes: names of the training images' classes; None: those of this folder.
-            setting: key of `path` in the config, for messages.
-            cache: folder for the list of a large folder; None: do not keep it.
+        """`classes`: names of the training images' classes; None: those of this folder. `setting`: key of `path` in
+        the config. `cache`: folder for the list of a large folder; None: do not cache it.
 
         Raises:
             UserError: if the folder is missing or has no images; with `labels="folders"`, if an image is in no
@@ -110,10 +106,7 @@ class FolderSource:
     def identity(self) -> str:
         return files_identity(map(self.path, range(len(self))))
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._decode(index, reduce and partial(reduce, index)) for index in ids]
-
-    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         path = self.path(index)
         return decode_file(path, partial(printable, path), reduce)
 

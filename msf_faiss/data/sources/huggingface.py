@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import HuggingFaceData
-from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_record
 from msf_faiss.data.sources.disk_cache import files_identity
 from msf_faiss.data.sources.labels import MOST_CLASSES, convert_labels
@@ -33,10 +33,7 @@ class HuggingFaceSource:
     in_memory = False
 
     def __init__(self, config: HuggingFaceData, split: str, *, classes: Sequence[str] | None = None) -> None:
-        """Args:
-            config: of the data set.
-            split: name of a split, or an expression such as train[:80%].
-            classes: names of the training images' classes; None: those of this split.
+        """`classes`: names of the training images' classes; None: those of this split.
 
         Raises:
             UserError: if `datasets` is not installed; if the data set, configuration, split or column does not exist;
@@ -102,10 +99,7 @@ class HuggingFaceSource:
     def identity(self) -> str:
         return files_identity(self._data_files, self._fingerprint)
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
-
-    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         return decode_record(*self._record(index), Path(), partial(self.name, index), reduce)
 
     def _record(self, index: int) -> tuple[bytes | None, str | None]:

@@ -48,5 +48,5 @@ class MemorySource:
         total.update(self._images.contiguous().numpy().data)
         return total.hexdigest()
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._images[index] for index in ids]
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
+        return self._images[index]

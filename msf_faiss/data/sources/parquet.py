@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import ParquetData
-from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_record
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
 from msf_faiss.data.sources.labels import MOST_CLASSES, convert_labels
@@ -34,11 +34,8 @@ class ParquetSource:
     def __init__(
         self, config: ParquetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
     ) -> None:
-        """Args:
-            config: names of the columns, and the cache.
-            path: the file or folder.
-            classes: names of the training images' classes; None: those of this file.
-            setting: key of `path` in the config, for messages.
+        """`classes`: names of the training images' classes; None: those of this file. `setting`: key of `path` in the
+        config.
 
         Raises:
             UserError: if there is no file, or one is damaged; if columns are missing, have other types than in the
@@ -72,10 +69,7 @@ class ParquetSource:
     def identity(self) -> str:
         return files_identity(self._shards, self._column)
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
-
-    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         rows, shard = self._rows(), self._place(index)[0]
         encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
         return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce)

@@ -45,12 +45,10 @@ def _unpacked_size(shard: Path, column: str) -> int:
 def _write(shard: Path, column: str, target: Path) -> None:
     try:
         _copy(shard, column, target)
-    except pa.ArrowInvalid as error:
-        raise damaged(shard, error) from error
-    except OSError as error:
-        if error.errno is not None:
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk
             raise
-        raise damaged(shard, error) from error  # raised by Arrow because of the contents
+        raise damaged(shard, error) from error
 
 
 def _copy(shard: Path, column: str, target: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.config import WebDatasetData
-from msf_faiss.data.source import Reduce, ReduceOne
+from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_image, unreadable
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
 from msf_faiss.data.sources.optional import import_optional
@@ -39,11 +39,8 @@ class WebDatasetSource:
     def __init__(
         self, config: WebDatasetData, path: Path, *, classes: Sequence[str] | None = None, setting: str = "data.path"
     ) -> None:
-        """Args:
-            config: extensions, class names and the cache.
-            path: a file, a folder or a pattern.
-            classes: names of the training images' classes; None: those of the config.
-            setting: key of `path` in the config, for messages.
+        """`classes`: names of the training images' classes; None: those of the config. `setting`: key of `path` in the
+        config.
 
         Raises:
             UserError: if webdataset is not installed; if there is no shard, or one is compressed, damaged or not a tar
@@ -95,10 +92,7 @@ class WebDatasetSource:
     def identity(self) -> str:
         return files_identity((shard.path for shard in self._shards), len(self))
 
-    def decode(self, ids: Sequence[int], reduce: Reduce | None = None) -> list[Tensor]:
-        return [self._decode(int(index), reduce and partial(reduce, int(index))) for index in ids]
-
-    def _decode(self, index: int, reduce: ReduceOne | None) -> Tensor:
+    def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         rows = self._rows()
         offset, size = rows["offset"][index].as_py(), rows["size"][index].as_py()
         try:

@@ -44,4 +44,4 @@ def source(path: Path, root: Path | None = None, **settings: Any) -> WebDatasetS
 
 
 def grays(opened: WebDatasetSource, ids: Any = None) -> list[int]:
-    return [int(image[0, 0, 0]) for image in opened.decode(range(len(opened)) if ids is None else ids)]
+    return [int(image[0, 0, 0]) for image in map(opened.decode, range(len(opened)) if ids is None else ids)]

@@ -49,7 +49,7 @@ def source(path: Path, split: str = "train", **settings: Any) -> HuggingFaceSour
 
 
 def grays(opened: HuggingFaceSource) -> list[int]:
-    return [int(image[0, 0, 0]) for image in opened.decode(range(len(opened)))]
+    return [int(image[0, 0, 0]) for image in map(opened.decode, range(len(opened)))]
 
 
 def test_saved_dataset_dict(tmp_path: Path) -> None:
@@ -146,17 +146,17 @@ def test_unreadable_images_name_their_row(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
     table.save_to_disk(tmp_path / "set")
     opened = source(tmp_path / "set")
-    opened.decode([0])
+    opened.decode(0)
     for index, text in ((1, r"row 1 \(bad\.png\): .*no known image"), (2, "row 2: .*neither")):
         with pytest.raises(UnreadableImageError, match=text):
-            opened.decode([index])
+            opened.decode(index)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "3.png").write_bytes(png(3))
     opened = source(tmp_path / "folder")
     assert grays(opened) == [3]
     (tmp_path / "folder" / "3.png").unlink()
     with pytest.raises(UnreadableImageError, match=r"row 0 \(.*3\.png\): .*No such file"):
-        opened.decode([0])
+        opened.decode(0)
 
 
 def test_sources_are_pickled_without_images(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_memory_source() -> None:
     assert source.in_memory
     assert source.name(2) == "blank[2]"
     for copy in (source, pickle.loads(pickle.dumps(source))):
-        assert [int(image[0, 0, 0]) for image in copy.decode([3, 0, 3])] == [3, 0, 3]
+        assert [int(image[0, 0, 0]) for image in map(copy.decode, [3, 0, 3])] == [3, 0, 3]
         assert copy.labels.tolist() == [0, 1, -1, 1]
         assert copy.classes == ("a", "b")
 

@@ -46,7 +46,7 @@ def source(path: Path, **settings: Any) -> ParquetSource:
 
 
 def grays(opened: Source, ids: list[int]) -> list[int]:
-    return [int(image[0, 0, 0]) for image in opened.decode(ids)]
+    return [int(image[0, 0, 0]) for image in map(opened.decode, ids)]
 
 
 def test_single_file(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_single_file(tmp_path: Path) -> None:
     assert opened.labels is not None
     assert opened.labels.tolist() == [0, 1] * 5
     assert grays(opened, [9, 0, 4, 4]) == [9, 0, 4, 4]
-    assert opened.decode([1])[0].shape == (3, 4, 5)
+    assert opened.decode(1).shape == (3, 4, 5)
     assert opened.name(7) == f"{tmp_path}/set.parquet, row 7 (7.png)"
 
 
@@ -104,16 +104,16 @@ def test_images_in_separate_files(tmp_path: Path) -> None:
     opened = source(tmp_path / "x.parquet")
     assert grays(opened, [0]) == [5]
     with pytest.raises(UnreadableImageError, match=r"x\.parquet, row 1 \(gone\.png\): .*No such file"):
-        opened.decode([1])
+        opened.decode(1)
     with pytest.raises(UnreadableImageError, match=r"row 2: .*neither bytes nor a path"):
-        opened.decode([2])
+        opened.decode(2)
 
 
 def test_unreadable_images_name_their_row(tmp_path: Path) -> None:
     rows = [{"bytes": png(1), "path": "a"}, {"bytes": png(2)[:40], "path": "cut.png"}]
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE)}), tmp_path / "x.parquet")
     with pytest.raises(UnreadableImageError, match=r"x\.parquet, row 1 \(cut\.png\): cannot read"):
-        source(tmp_path / "x.parquet").decode([0, 1])
+        source(tmp_path / "x.parquet").decode(1)
 
 
 def test_a_file_is_unpacked_once_and_again_after_a_change(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_is_unpacked_once_and_again_after_a_change(tmp_path: Path) -> Non
 def test_sources_are_pickled_without_images(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", list(range(200)))
     opened = source(path)
-    opened.decode([0])
+    opened.decode(0)
     pickled = pickle.dumps(opened)
     assert len(pickled) < 2000  # the encoded images have some 15 kB
     assert grays(pickle.loads(pickled), [150]) == [150]
@@ -246,4 +246,4 @@ def test_real_images(shared_data: Path, tmp_path: Path) -> None:
     assert len(opened) == 300
     assert opened.classes is not None
     assert opened.classes[0] == "tench"
-    assert min(min(image.shape[1:]) for image in opened.decode(range(0, 300, 30))) >= 150
+    assert min(min(image.shape[1:]) for image in map(opened.decode, range(0, 300, 30))) >= 150

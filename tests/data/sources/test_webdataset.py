@@ -106,11 +106,11 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     opened = source(path)
     for index, problem in ((1, "8 bytes in no known image format"), (2, "the file is empty")):
         with pytest.raises(UnreadableImageError, match=rf"x\.tar, {index + 1}\.png: cannot read this image: {problem}"):
-            opened.decode([0, index])
+            opened.decode(index)
     path.unlink()
     assert grays(opened, [0]) == [1]  # the file is still open
     with pytest.raises(UnreadableImageError, match=r"x\.tar, 1\.png: cannot read this image: No such file"):
-        pickle.loads(pickle.dumps(opened)).decode([0])
+        pickle.loads(pickle.dumps(opened)).decode(0)
 
 
 def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_changed_shard_is_refused(tmp_path: Path) -> None:
     opened = source(path)
     shard(path, range(3, 9))
     with pytest.raises(UserError, match=r"x\.tar has changed since it was opened; start the command again"):
-        opened.decode([0])
+        opened.decode(0)
     assert grays(source(path)) == [3, 4, 5, 6, 7, 8]
 
 
@@ -151,4 +151,4 @@ def test_sources_are_pickled_without_the_index(tmp_path: Path) -> None:
 def test_real_images(shared_data: Path, tmp_path: Path) -> None:
     rows = pq.read_table(shared_data / "imagenette224_mini_val.parquet").slice(0, 40).to_pylist()
     write(tmp_path / "x.tar", *((f"{i}.jpg", row["image"]["bytes"]) for i, row in enumerate(rows)))
-    assert min(min(image.shape[1:]) for image in source(tmp_path / "x.tar").decode(range(40))) >= 150
+    assert min(min(image.shape[1:]) for image in map(source(tmp_path / "x.tar").decode, range(40))) >= 150

@@ -55,7 +55,7 @@ def render_page(explorer: Explorer, max_bytes: int = 30_000_000) -> str:
 
     Pictures are reduced to `_picture_side`, and further if the page would still be too large.
     """
-    files = importlib.resources.files("msf_faiss.neighbors") / "page"
+    files = importlib.resources.files("msf_faiss.neighbors") / "page_assets"
     style, script = (files / "page.css").read_text("utf-8"), _join_scripts(files)
     environment = html_environment()
     environment.filters["displayable"] = displayable

@@ -15,8 +15,8 @@ from html_page import HtmlPage
 from PIL import Image
 
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors import page as page_module
-from msf_faiss.neighbors.page import displayable, render_page, write_page
+from msf_faiss.neighbors import page_html as page_module
+from msf_faiss.neighbors.page_html import displayable, render_page, write_page
 
 HOSTILE = "\"'></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)><!--&amp;{{ 7*7 }}"
 
