@@ -107,54 +107,20 @@ def command(
         raise UserError("torchrun restarts a failed run: give its directory with --out, so that it resumes")
     run_dir = out or Path("runs") / f"{Path(config or 'demo').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    return _train(
-        settings,
-        run_dir,
-        resume=source,
-        allow_changes=allow_changes,
-        profile=profile,
-        metrics_port=metrics_port,
-        metrics_address=metrics_address,
-        quiet=quiet,
-    )
-
-
-def _train(
-    config: Config,
-    run_dir: Path,
-    *,
-    resume: Resume,
-    allow_changes: tuple[str, ...],
-    profile: int | None,
-    metrics_port: int | None,
-    metrics_address: str,
-    quiet: bool,
-) -> int:
-    """Train; show, record and serve the events. Returns the exit code."""
     from msf_faiss.distributed.ranks import join_ranks
     from msf_faiss.run.events import RunEnded
-    from msf_faiss.run.recorder import Recorder
     from msf_faiss.train.trainer import pretrain
 
-    from .console import TrainingDisplay, stderr
     from .signals import StoppedAtOnce, StopRequest
 
     should_stop = StopRequest(quiet=quiet)
     try:
-        with should_stop.listening(), join_ranks(config.train.device) as ranks, contextlib.ExitStack() as stack:
-            consumers: list[Callable[[Event], None]] = []
-            if ranks.is_main:
-                consumers = [stack.enter_context(Recorder(run_dir)), stack.enter_context(TrainingDisplay(stderr()))]
-                if metrics_port is not None:
-                    from .prometheus import MetricsServer
-
-                    server = stack.enter_context(MetricsServer(metrics_port, metrics_address))
-                    click.echo(f"metrics  http://{metrics_address}:{server.port}/metrics", err=True)
-                    consumers.append(server)
+        with should_stop.listening(), join_ranks(settings.train.device) as ranks, contextlib.ExitStack() as stack:
+            consumers = _consumers(stack, run_dir, metrics_port, metrics_address) if ranks.is_main else []
             for event in pretrain(
-                config,
+                settings,
                 run_dir,
-                resume=resume,
+                resume=source,
                 allow_changes=allow_changes,
                 should_stop=should_stop,
                 ranks=ranks,
@@ -175,6 +141,26 @@ def _train(
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _consumers(
+    stack: contextlib.ExitStack, run_dir: Path, port: int | None, address: str
+) -> list[Callable[[Event], None]]:
+    """What records, shows and serves the events, entered into `stack`."""
+    from msf_faiss.run.recorder import Recorder
+
+    from .console import TrainingDisplay, stderr
+
+    consumers: list[Callable[[Event], None]] = [
+        stack.enter_context(Recorder(run_dir)),
+        stack.enter_context(TrainingDisplay(stderr())),
+    ]
+    if port is not None:
+        from .prometheus import MetricsServer
+
+        consumers.append(server := stack.enter_context(MetricsServer(port, address)))
+        click.echo(f"metrics  http://{address}:{server.port}/metrics", err=True)
+    return consumers
 
 
 def _load_settings(config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume) -> Config:

@@ -72,15 +72,7 @@ class MetricsWriter:
 
 
 def check_header(path: Path, line: str | bytes) -> None:
-    """Refuse metrics of another format version.
-
-    Args:
-        path: of the file, for the message.
-        line: its first line.
-
-    Raises:
-        UserError: if `line` is not the header of this version.
-    """
+    """Raise a UserError unless `line`, the first of the file at `path`, is the header of this format version."""
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):

@@ -28,11 +28,7 @@ class BackgroundSaver:
         self._failure: BaseException | None = None
 
     def save(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> None:
-        """Save the current values of `tensors`, which may change on return.
-
-        Raises:
-            Exception: raised by `write` in the previous save, or in this one if it is not in the background.
-        """
+        """Save the current values of `tensors`, which may change on return. Raises the error of the previous save."""
         began = time.perf_counter()
         self.wait()
         if not self._background:
@@ -51,11 +47,7 @@ class BackgroundSaver:
         self._thread.start()
 
     def saved(self) -> list[CheckpointSaved]:
-        """Checkpoints completed since the last call. Does not wait.
-
-        Raises:
-            Exception: raised by `write`.
-        """
+        """Checkpoints completed since the last call. Does not wait; raises the error of a failed save."""
         if self._thread is not None and not self._thread.is_alive():
             self._thread = None
         if self._thread is None:
@@ -64,11 +56,7 @@ class BackgroundSaver:
         return finished
 
     def wait(self) -> None:
-        """Wait for the save in progress.
-
-        Raises:
-            Exception: raised by `write`.
-        """
+        """Wait for the save in progress; raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -71,19 +71,11 @@ class Checkpointer:
         self._saved_step, self._saved_at = self._state.step, time.perf_counter()
 
     def wait(self) -> None:
-        """Wait for the save in progress.
-
-        Raises:
-            UserError: if it failed.
-        """
+        """Wait for the save in progress; raises its error."""
         self._saver.wait()
 
     def saved(self) -> Iterator[CheckpointSaved]:
-        """Checkpoints completed since the last call. Does not wait.
-
-        Raises:
-            UserError: if a save failed.
-        """
+        """Checkpoints completed since the last call. Does not wait; raises the error of a failed save."""
         for saved in self._saver.saved():
             self.latest = saved.path
             yield saved

@@ -26,13 +26,9 @@ _LOW_IN_A_ROW = 3
 
 
 class Monitors:
-    """The monitors of a run. A checkpoint saves them, so that a resumed run reports the same metrics.
+    """The monitors of a run. A checkpoint saves them, so a resumed run reports the same metrics.
 
-    Args:
-        config: of the run.
-        source: the training data.
-        device: of the bank.
-        ranks: all save, load and summarize together.
+    `device` is that of the bank. All ranks summarize and save together.
     """
 
     def __init__(self, config: Config, source: Source, device: torch.device, ranks: Ranks) -> None:
@@ -97,7 +93,7 @@ class NeighborMonitor:
     Args:
         labels: [images] int64, -1 for an image without a label; None for an unlabelled data set.
         device: of ids and ages.
-        ranks: each counts its own queries; all call `summarize` and `state_dict` together.
+        ranks: None: this process alone.
     """
 
     def __init__(self, labels: NDArray[np.int64] | None, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -155,11 +151,7 @@ class NeighborMonitor:
 
 
 class LossMonitor:
-    """Losses of the steps since the last `mean`, kept on the device until then.
-
-    Args:
-        ranks: each adds its own weighted loss; all call `check`, `mean` and `state_dict` together.
-    """
+    """Losses of the steps since the last `mean`, kept on the device until then. Each rank adds its weighted loss."""
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks

@@ -32,20 +32,11 @@ class Retrieval(Protocol):
     """A retrieval in progress."""
 
     def result(self) -> Retrieved:
-        """Wait for the retrieval and return it; may be called again.
-
-        Between a bank and networks on the same GPU only the device waits, otherwise the host does.
-
-        Raises:
-            Exception: if the retrieval failed.
-        """
+        """Wait for the retrieval; may be called again. On one GPU only the device waits, otherwise the host does."""
 
 
-class Retriever(Protocol):
-    """Starts the retrieval of a step."""
-
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Retrieval:
-        """Push `targets` [B, D] with their `ids` [B], on the bank's device, and search the bank for them."""
+Retriever = Callable[[Tensor, Tensor, int, Clock], Retrieval]
+"""Pushes the target embeddings [B, D] with their ids [B], on the bank's device, and searches k neighbours of each."""
 
 
 def create_retriever(bank: Bank, device: torch.device) -> Retriever:
@@ -109,15 +100,18 @@ class ThreadedRetriever:
         self._thread = ThreadPoolExecutor(1, "bank", initializer=set_threads, initargs=(torch.get_num_threads(),))
 
     def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> Future[Retrieved]:
-        device = targets.device
-        on_host, wait_for_copy = _to_host(targets)
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        if targets.device.type == "cpu":
+            return self._thread.submit(_retrieve, self._bank, targets, ids, k, clock)
+        stream, copied = torch.cuda.current_stream(targets.device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        on_host = torch.empty(targets.shape, dtype=targets.dtype, pin_memory=True)
+        on_host.copy_(targets, non_blocking=True)
+        copied.record(stream)
 
         def retrieve() -> Retrieved:
-            wait_for_copy()
+            copied.synchronize()
             means, neighbors = _retrieve(self._bank, on_host, ids, k, clock)
-            with torch.cuda.stream(stream):  # does nothing if there is none
-                return Retrieved(means.pin_memory().to(device, non_blocking=True) if stream else means, neighbors)
+            with torch.cuda.stream(stream):
+                return Retrieved(means.pin_memory().to(targets.device, non_blocking=True), neighbors)
 
         return self._thread.submit(retrieve)
 
@@ -130,14 +124,3 @@ def _retrieve(bank: Bank, targets: Tensor, ids: Tensor, k: int, clock: Clock) ->
         neighbors = bank.search(targets, k)  # [B, K]
         means = bank.mean_of(neighbors.slots)  # [B, D]
     return Retrieved(means, neighbors)
-
-
-def _to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """Start copying `tensor` to host memory; returns the copy, and a function that waits until it is complete."""
-    if tensor.device.type == "cpu":
-        return tensor, lambda: None
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    copy.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(tensor.device))
-    return copy, event.synchronize

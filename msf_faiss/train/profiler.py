@@ -25,10 +25,8 @@ class Profiler:
     """Profiles the first steps of a run.
 
     Args:
-        steps: number of steps to time.
-        first_step: finished steps when the run starts.
-        last_step: finished steps when it ends.
-        clock: of the run; its readings are passed to `add`.
+        steps: number of steps to time, of those between `first_step` and `last_step`.
+        clock: of the run; pass its readings to `add`.
 
     Raises:
         UserError: if the run is too short.

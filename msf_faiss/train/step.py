@@ -37,13 +37,13 @@ def train_step(
     where it overlaps with the retrieval; every number is the same.
 
     Args:
-        state: updated in place; its step count rises by one.
+        state: updated in place.
         online_view: T2(x), [B, 3, S, S].
         target_view: T1(x), [B, 3, S, S].
         ids: [B] int64, data-set indices of the images, on the bank's device.
         k: neighbours of each target embedding, itself included.
-        learning_rate: of this step.
-        momentum: EMA momentum of the target at this step.
+        learning_rate: of the online encoder and the predictor.
+        momentum: EMA momentum of the target.
         precision: bfloat16 runs the forwards under autocast; any other dtype runs them in the model's own dtype.
         loss_weight: this rank's ratio of the images of the step, 0..1.
         micro_batches: number of forwards that the batch is divided into, at most B and equal on all ranks. The bank is
