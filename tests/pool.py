@@ -15,7 +15,7 @@ import torch.distributed as dist
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.search.faiss_setup import set_threads
 
-_TIMEOUT = 60.0  # seconds
+_TIMEOUT = 300.0  # seconds: on a busy machine ranks take a minute to start
 
 
 class RankPool:
