@@ -90,7 +90,7 @@ def _samples(tar: tarfile.TarFile, shard: Path) -> Iterator[dict[str, tarfile.Ta
         for _, extension, member in group:
             if extension.lower() in sample:
                 raise UserError(
-                    f"{shard} holds two files of one sample with the same extension; the second is"
+                    f"{shard} contains two files of one sample with the same extension; the second is"
                     f" {printable(member.name)}; write the shard again with a name of its own for each sample"
                 )
             sample[extension.lower()] = member

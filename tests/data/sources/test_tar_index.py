@@ -72,7 +72,7 @@ def test_invalid_labels_are_refused(tmp_path: Path, text: bytes) -> None:
 
 
 def test_a_sample_with_two_files_of_one_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.tar holds two files of one sample with the same extension.*1\.PNG"):
+    with pytest.raises(UserError, match=r"x\.tar contains two files of one sample with the same extension.*1\.PNG"):
         source(write(tmp_path / "x.tar", ("1.png", png(1)), ("1.cls", b"0"), ("1.PNG", png(2))))
 
 
