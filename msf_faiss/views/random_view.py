@@ -31,6 +31,7 @@ ONLINE, TARGET, EVAL = 1, 2, 3
 """Streams of random numbers, which make the random views of one image and epoch independent."""
 
 _TRIES = 10
+_LONGEST = 8  # times its shorter side that an image may be long before its ends are cut off
 _RATIOS = (3 / 4, 4 / 3)  # width to height
 _DRAWS_WEAK = 2 * _TRIES + 3
 _DRAWS_STRONG = _DRAWS_WEAK + 12
@@ -168,18 +169,34 @@ def augment_uint8_(crops: Tensor, parameters: ViewParameters) -> None:
 
 
 def center_crop(images: Sequence[Tensor], config: ViewsConfig) -> Tensor:
-    """Resize the shorter side and crop the center: uint8 [3, H, W] each to uint8 [B, 3, S, S], channels-last."""
+    """The evaluation view: resize the shorter side, crop the center. uint8 [3, H, W] each to uint8 [B, 3, S, S]."""
     size, resize = config.size, config.resize
     views = torch.empty(len(images), 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
     for row, image in enumerate(images):
-        height, width = image.shape[1:]
-        shorter = min(height, width)
-        if shorter != resize:
-            height, width = height * resize // shorter, width * resize // shorter
-            image = _resize(image, (height, width))
-        top, left = round((height - size) / 2), round((width - size) / 2)
+        image, removed = _cut_ends(image, resize)
+        sides = [side * resize // min(image.shape[1:]) for side in image.shape[1:]]
+        # Rounded as if nothing had been removed: half a pixel rounds to the even side.
+        top, left = (round((side + 2 * cut - size) / 2) - cut for side, cut in zip(sides, removed, strict=True))
+        if sides != list(image.shape[1:]):
+            image = _resize(image, (sides[0], sides[1]))
         views[row] = image[:, top : top + size, left : left + size]
     return views
+
+
+def _cut_ends(image: Tensor, resize: int) -> tuple[Tensor, tuple[int, int]]:
+    """The middle of an elongated image [3, H, W], and how many resized pixels were cut off at each end of H and of W.
+
+    Resizing all of a 1 × 20,000 px image to a shorter side of 256 px would take 15 GB. The cuts are whole pixels before
+    and after resizing, so that the rest is sampled at the same places.
+    """
+    height, width = image.shape[1:]
+    shorter, longer = sorted((height, width))
+    step = shorter // math.gcd(shorter, resize)
+    cut = max(0, longer - _LONGEST * shorter) // (2 * step) * step
+    removed = cut * resize // shorter
+    if height > width:
+        return image[:, cut : height - cut], (removed, 0)
+    return image[:, :, cut : width - cut], (0, removed)
 
 
 def normalize(images: Tensor, config: ViewsConfig) -> Tensor:

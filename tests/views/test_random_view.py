@@ -231,6 +231,21 @@ def test_center_crop_equals_torchvisions(shape: tuple[int, int], resize: int) ->
     assert (center_crop([image], config)[0].float() - expected).abs().max() <= 1.1  # two roundings to 8 bits
 
 
+@pytest.mark.parametrize(("shorter", "longer"), [(2, 300), (3, 96), (32, 1024), (8, 401), (64, 1000)])
+@pytest.mark.parametrize("upright", [False, True])
+def test_center_crop_of_elongated_images_equals_resizing_all_of_them(shorter: int, longer: int, upright: bool) -> None:
+    image = pictures(1, longer, shorter)[0] if upright else pictures(1, shorter, longer)[0]
+    height, width = (side * 32 // shorter for side in image.shape[1:])
+    whole = torch.nn.functional.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    top, left = round((height - 32) / 2), round((width - 32) / 2)
+    assert torch.equal(center_crop([image], ViewsConfig(size=32))[0], whole[:, top : top + 32, left : left + 32])
+
+
+def test_center_crop_of_a_line_takes_no_memory_for_what_it_cuts_off() -> None:
+    """Resized as a whole this image would have 10 million rows of 256 pixels: 7.7 GB."""
+    assert center_crop([torch.zeros(3, 40_000, 1, dtype=torch.uint8)], ViewsConfig(size=224)).shape == (1, 3, 224, 224)
+
+
 def test_center_crop_copies_an_image_of_the_right_size() -> None:
     image = pictures(2)[0]
     assert torch.equal(center_crop([image], ViewsConfig(size=32))[0], image)
