@@ -63,6 +63,8 @@ class SourceConfig(Section):
     """Whether an image that cannot be decoded ends the run ("error") or is left out and counted ("skip")."""
     unreadable_limit: Annotated[int, Field(ge=0)] = 100
     """With `unreadable: skip`, the run ends if more images than this are unreadable."""
+    max_pixels: Positive = 178_956_970
+    """Images of more pixels, height times width, are unreadable: decoding one takes at least 3 bytes per pixel."""
 
 
 class DemoData(SourceConfig):

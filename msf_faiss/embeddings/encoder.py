@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.checkpoint.load import EncoderName, load_model
-from msf_faiss.data.sources.decode import decode_file, to_rgb
+from msf_faiss.data.sources.decode import decode_file
+from msf_faiss.data.sources.to_rgb import to_rgb
 from msf_faiss.device import CPU, select_device
 from msf_faiss.models import Encoder
 from msf_faiss.text import printable
@@ -65,7 +66,7 @@ class TrainedEncoder(nn.Module):
             ValueError: if a tensor has another shape or dtype.
         """
         if isinstance(image, Image.Image):
-            pixels = to_rgb(image.copy())
+            pixels = to_rgb(image)
         elif isinstance(image, Tensor):
             if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
                 raise ValueError(f"expected uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}")

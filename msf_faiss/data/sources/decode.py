@@ -2,58 +2,112 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import stat
+import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from msf_faiss.data.source import Reduce, UnreadableImageError
+from msf_faiss.data.sources.identify import describe, is_heif
+from msf_faiss.data.sources.to_rgb import orientation, to_rgb
 
-_SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+MAX_PIXELS = 178_956_970
+"""Default of `data.max_pixels`: where Pillow refuses images too."""
+
+observer: ContextVar[Callable[[Image.Image, Callable[[], str]], None] | None] = ContextVar("observer", default=None)
+"""Called with every image that is decoded, and its name, before its pixels are; see `sample`."""
+
+# Pillow's own limit can neither name the file nor be set for one data set. Ours is checked before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 
-def decode_image(encoded: bytes, name: Callable[[], str], reduce: Reduce | None = None) -> Tensor:
-    """Decode to uint8 RGB [3, H, W], upright according to the EXIF orientation and without transparency.
+def decode_image(
+    encoded: bytes, name: Callable[[], str], reduce: Reduce | None = None, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """Decode to uint8 RGB [3, H, W] as `to_rgb` does: upright, at 8 bits, without transparency.
 
     Args:
         encoded: contents of an image file.
         name: returns the image's name for messages.
         reduce: see `Reduce`; called for JPEGs, with their upright height and width.
+        max_pixels: refuse larger images.
 
     Raises:
-        UnreadableImageError: if Pillow cannot read the image completely.
+        UnreadableImageError: if Pillow cannot read the image completely, or its samples have no known range.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with warnings.catch_warnings(action="ignore"), open_image(encoded) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"it has {image.width:,} × {image.height:,} pixels, more than data.max_pixels ({max_pixels:,}); "
+                    "raise that if memory allows"
+                )
             if reduce is not None and image.format == "JPEG":
                 _reduce(image, reduce)
+            if (look := observer.get()) is not None:
+                look(image, name)
             return to_rgb(image)
     except UnidentifiedImageError:
-        problem = f"{len(encoded)} bytes in no known image format" if encoded else "the file is empty"
+        problem = f"it is {describe(encoded)}"
     except Exception as error:  # decoders raise many types: OSError, SyntaxError, ValueError, struct.error, ...
         problem = f"{error or type(error).__name__}"
     raise unreadable(name(), problem)
 
 
-def decode_file(path: Path, name: Callable[[], str], reduce: Reduce | None = None) -> Tensor:
+def open_image(encoded: bytes) -> Image.Image:
+    """Let Pillow open an image, HEIC too where pillow-heif is installed. Pixels are not decoded yet.
+
+    Raises:
+        UnidentifiedImageError: if it has no format that Pillow knows.
+        Exception: as Pillow's decoders raise for damaged headers.
+    """
+    if is_heif(encoded):
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError:
+            raise UnidentifiedImageError from None
+    return Image.open(io.BytesIO(encoded))
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a regular file; a named pipe would be waited for.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a regular file")
+    return path.read_bytes()
+
+
+def decode_file(
+    path: Path, name: Callable[[], str], reduce: Reduce | None = None, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """Decode the image in a file; arguments as for `decode_image`.
 
     Raises:
         UnreadableImageError: if there is no such file or Pillow cannot read it.
     """
     try:
-        encoded = path.read_bytes()
+        encoded = read_file(path)
     except OSError as error:
         raise unreadable(name(), error.strerror or str(error)) from error
-    return decode_image(encoded, name, reduce)
+    return decode_image(encoded, name, reduce, max_pixels)
 
 
 def decode_record(
-    encoded: bytes | None, path: str | None, folder: Path, name: Callable[[], str], reduce: Reduce | None = None
+    encoded: bytes | None,
+    path: str | None,
+    folder: Path,
+    name: Callable[[], str],
+    reduce: Reduce | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Decode the image in a row of a table: `encoded`, or else the file at `path` in `folder`.
 
@@ -61,27 +115,10 @@ def decode_record(
         UnreadableImageError: if the row has neither, or Pillow cannot read the image.
     """
     if encoded is not None:
-        return decode_image(encoded, name, reduce)
+        return decode_image(encoded, name, reduce, max_pixels)
     if path is None:
         raise unreadable(name(), "it has neither bytes nor a path")
-    return decode_file(folder / path, name, reduce)
-
-
-def to_rgb(image: Image.Image) -> Tensor:
-    """Convert a PIL image to uint8 RGB [3, H, W], after turning it upright in place by its EXIF orientation.
-
-    Raises:
-        ValueError: if its pixels are floating-point numbers.
-    """
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _SIXTEEN_BITS:  # convert() would clip values at 255
-        luma = np.asarray(image).astype(np.int64) >> 8
-        return torch.from_numpy(np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)).permute(2, 0, 1)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns if it converts to RGB directly
-    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+    return decode_file(folder / path, name, reduce, max_pixels)
 
 
 def unreadable(name: str, problem: str) -> UnreadableImageError:
@@ -92,7 +129,7 @@ def unreadable(name: str, problem: str) -> UnreadableImageError:
 def _reduce(image: Image.Image, reduce: Reduce) -> None:
     """Let the decoder reduce the image as far as `reduce` allows."""
     width, height = image.size
-    on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    on_its_side = orientation(image) in (5, 6, 7, 8)
     factor = reduce(width, height) if on_its_side else reduce(height, width)
     if factor > 1:
         image.draft(None, (width // factor, height // factor))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_faiss.data.source import Reduce
-from msf_faiss.data.sources.decode import decode_file
+from msf_faiss.data.sources.decode import MAX_PIXELS, decode_file
 from msf_faiss.data.sources.disk_cache import files_identity
 from msf_faiss.data.sources.listing import EXTENSIONS, list_images
 from msf_faiss.errors import UserError
@@ -37,9 +37,11 @@ class FolderSource:
         classes: Sequence[str] | None = None,
         setting: str = "data.path",
         cache: Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """`classes`: names of the training images' classes; None: those of this folder. `setting`: key of `path` in
         the config. `cache`: folder for the list of a large folder; None: do not cache it.
+        `max_pixels`: see `decode_image`.
 
         Raises:
             UserError: if the folder is missing or has no images; with `labels="folders"`, if an image is in no
@@ -48,7 +50,7 @@ class FolderSource:
         if not path.is_dir():
             problem = "is a file, not a folder" if path.exists() else "does not exist"
             raise UserError(f"{path} {problem}; set {setting} to a folder of images")
-        self._root = path
+        self._root, self._max_pixels = path, max_pixels
         self._names = list_images(path, cache)
         if not len(self):
             raise UserError(
@@ -108,7 +110,7 @@ class FolderSource:
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         path = self.path(index)
-        return decode_file(path, partial(printable, path), reduce)
+        return decode_file(path, partial(printable, path), reduce, self._max_pixels)
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -40,7 +40,7 @@ class HuggingFaceSource:
                 if it cannot be downloaded or read; if labels are out of range.
         """
         datasets = import_optional("datasets", "huggingface")
-        self._title = f"{config.path}, {split}"
+        self._title, self._max_pixels = f"{config.path}, {split}", config.max_pixels
         rows = _open(datasets, config, split)
         if not len(rows):
             raise UserError(f"{self._title} contains no rows; set another split")
@@ -100,7 +100,7 @@ class HuggingFaceSource:
         return files_identity(self._data_files, self._fingerprint)
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
-        return decode_record(*self._record(index), Path(), partial(self.name, index), reduce)
+        return decode_record(*self._record(index), Path(), partial(self.name, index), reduce, self._max_pixels)
 
     def _record(self, index: int) -> tuple[bytes | None, str | None]:
         image = self._rows[index]["image"] or {}

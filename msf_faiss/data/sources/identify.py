@@ -45,7 +45,7 @@ def describe(encoded: bytes) -> str:
         return "an HTML page, perhaps of a download that failed"
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in encoded[:4096].lower()):
         return "an SVG drawing"
-    return f"{len(encoded):,} bytes of no known image format"
+    return f"{len(encoded):,} bytes in no known image format"
 
 
 def is_heif(encoded: bytes) -> bool:

@@ -16,6 +16,7 @@ from msf_faiss.data.sources.folder import FolderSource
 from msf_faiss.data.sources.huggingface import HuggingFaceSource
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.data.sources.parquet import ParquetSource
+from msf_faiss.data.sources.sample import warn_of_losses
 from msf_faiss.data.sources.torchvision import torchvision_source
 from msf_faiss.data.sources.webdataset import WebDatasetSource
 
@@ -27,16 +28,27 @@ _FIRST_TEST_ID = 10**9  # of the demo's held-out images: beyond any training set
 def open_source(config: DataConfig, split: Split) -> Source | None:
     """The training images ("train"), or the held-out ones ("test"), or None if the config names none.
 
-    Both splits number their classes as the training images do.
+    Both splits number their classes as the training images do. What their images lose in decoding is logged.
 
     Raises:
         UserError: if the data are missing, damaged, or not of the config's kind.
     """
+    source = _open(config, split)
+    if source is not None and not source.in_memory and len(source):
+        warn_of_losses(source, "training images" if split == "train" else "held-out images")
+    return source
+
+
+def _open(config: DataConfig, split: Split) -> Source | None:
     match config:
         case DemoData():
             return _open_demo(config, split)
         case FolderData():
-            return _open_path(partial(FolderSource, labels=config.labels, cache=cache_folder(config)), config, split)
+            return _open_path(
+                partial(FolderSource, labels=config.labels, cache=cache_folder(config), max_pixels=config.max_pixels),
+                config,
+                split,
+            )
         case ParquetData():
             return _open_path(partial(ParquetSource, config), config, split)
         case WebDatasetData():

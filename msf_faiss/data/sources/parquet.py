@@ -48,7 +48,7 @@ class ParquetSource:
             _check_same(shard, schema, self._shards[0], schemas[0], config)
         counts = [pq.read_metadata(shard).num_rows for shard in self._shards]
         self._ends = np.cumsum(counts)
-        self._column = config.image_column
+        self._column, self._max_pixels = config.image_column, config.max_pixels
         if not len(self):
             raise UserError(f"{path} contains no rows; set {setting} to a file with images")
         self.labels, self.classes = _read_labels(self._shards, schemas[0], config, classes)
@@ -72,7 +72,7 @@ class ParquetSource:
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         rows, shard = self._rows(), self._place(index)[0]
         encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
-        return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce)
+        return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce, self._max_pixels)
 
     def _rows(self) -> pa.Table:
         if self._table is None:

@@ -7,6 +7,7 @@ a sample of b unsigned bits spans 0 .. 2^b - 1, one of b signed bits 0 .. 2^(b-1
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import (
@@ -17,11 +18,12 @@ from PIL.TiffImagePlugin import (
     SAMPLESPERPIXEL,
     TiffImageFile,
 )
+from torch import Tensor
 
 BACKGROUND = 128
 """Each channel of the color behind transparent pixels: medium gray, so that black and white icons stay visible."""
 
-_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose deep samples Pillow scales to 0 .. 65,535
 _SIGNED = 2  # of TIFF's SampleFormat
 _WHITE_IS_ZERO, _RGB = 0, 2  # of TIFF's PhotometricInterpretation
@@ -37,8 +39,8 @@ _TRANSPOSE = {
 }
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of `image`, upright: [H, W, 3], writable.
+def to_rgb(image: Image.Image) -> Tensor:
+    """The pixels of `image`, upright: uint8 [3, H, W].
 
     Raises:
         ValueError: if the range of its samples is unknown (floating point, 32-bit integers, negative values).
@@ -57,7 +59,8 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.alpha_composite(background, rgba)
     if method is not None:
         image = image.transpose(method)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # [H, W, 3], writable
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def orientation(image: Image.Image) -> int:
@@ -105,7 +108,7 @@ def _deep_luma(image: Image.Image) -> NDArray[np.uint8] | None:
         raise ValueError("its samples are floating-point numbers of unknown range; convert them to 8 or 16 bits")
     if image.mode == "L" and signed:
         samples = np.asarray(image).view(np.int8).astype(np.int64)
-    elif image.mode in _DEEP:
+    elif image.mode in DEEP_MODES:
         samples = np.asarray(image).astype(np.int64)
     else:
         return None
@@ -116,7 +119,7 @@ def _deep_luma(image: Image.Image) -> NDArray[np.uint8] | None:
     # Signed bytes have 7 bits: their highest is repeated as the lowest, so that full scale is 255.
     scaled = samples >> shift if shift >= 0 else samples << 1 | samples >> 6
     luma: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
-    if image.mode in _DEEP and _white_is_zero(image):  # Pillow inverts samples of 8 bits itself
+    if image.mode in DEEP_MODES and _white_is_zero(image):  # Pillow inverts samples of 8 bits itself
         luma = ~luma
     key = image.info.get("transparency")
     if isinstance(key, int):

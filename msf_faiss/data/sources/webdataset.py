@@ -54,6 +54,7 @@ class WebDatasetSource:
         parts = [open_arrow([file]) for file in self._files]
         self._ends = np.cumsum([len(part) for part in parts])
         self._table: pa.Table | None = None
+        self._max_pixels = config.max_pixels
         _report_left_out(path, parts, config, setting)
         self.labels, self.classes = self._read_labels(config, path, classes)
 
@@ -99,7 +100,7 @@ class WebDatasetSource:
             encoded = self._shard(index).read(offset, size)
         except OSError as error:
             raise unreadable(self.name(index), error.strerror or str(error)) from error
-        return decode_image(encoded, partial(self.name, index), reduce)
+        return decode_image(encoded, partial(self.name, index), reduce, self._max_pixels)
 
     def _rows(self) -> pa.Table:
         if self._table is None:

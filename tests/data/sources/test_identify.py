@@ -15,7 +15,7 @@ from msf_faiss.data.sources.identify import describe
         (tiff(np.zeros((2, 2), np.float64)), "a TIFF of 1 band of 64-bit floating-point numbers"),
         (tiff(np.zeros((2, 2, 3), np.int16), photometric=RGB), "a TIFF of 3 bands of 16-bit signed integers"),
         (tiff(np.zeros((2, 2), np.uint16), order=">")[:30], "a damaged TIFF"),
-        (b"II", "2 bytes of no known image format"),
+        (b"II", "2 bytes in no known image format"),
         (b"II*\0", "a damaged TIFF"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image; to read it, install pillow-heif"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "a video or a camera raw image"),
@@ -25,7 +25,7 @@ from msf_faiss.data.sources.identify import describe
         (b"%PDF-1.7", "a PDF document"),
         (b"\0" * 128 + b"DICM", "a DICOM image"),
         (b"\x93NUMPY\x01\0", "a NumPy array"),
-        (b"plain text", "10 bytes of no known image format"),
+        (b"plain text", "10 bytes in no known image format"),
     ],
 )
 def test_description(encoded: bytes, description: str) -> None:

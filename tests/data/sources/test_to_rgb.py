@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiff import RGB, WHITE_IS_ZERO, tiff
 
-from msf_faiss.data.sources.to_rgb import BACKGROUND, ignored_content, to_rgb
+from msf_faiss.data.sources import to_rgb as module
+from msf_faiss.data.sources.to_rgb import BACKGROUND, ignored_content
 
 STEPS = 17
 
@@ -16,6 +17,11 @@ STEPS = 17
 def ramp(largest: int, dtype: type[np.generic]) -> NDArray[np.generic]:
     """From 0 to full scale: [2, 17]."""
     return np.linspace(0, largest, STEPS).round().astype(dtype)[None].repeat(2, axis=0)
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3]."""
+    return module.to_rgb(image).permute(1, 2, 0).numpy()
 
 
 def opened(encoded: bytes) -> Image.Image:

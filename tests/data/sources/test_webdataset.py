@@ -104,7 +104,7 @@ def test_missing_files_and_invalid_patterns_are_refused(tmp_path: Path) -> None:
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", *sample(1, 1), ("2.png", b"no image"), ("3.png", b""))
     opened = source(path)
-    for index, problem in ((1, "8 bytes in no known image format"), (2, "the file is empty")):
+    for index, problem in ((1, "it is 8 bytes in no known image format"), (2, "it is an empty file")):
         with pytest.raises(UnreadableImageError, match=rf"x\.tar, {index + 1}\.png: cannot read this image: {problem}"):
             opened.decode(index)
     path.unlink()
