@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from msf_faiss.doctor import Diagnosis, Machine, SearchTiming
+    from msf_faiss.doctor import Machine, SearchTiming
 
 _ROWS = 65_536  # what the engines are timed on; see `time_engines`
 
@@ -70,7 +70,7 @@ def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) 
         import torch
 
         from msf_faiss.device import select_device
-        from msf_faiss.doctor import diagnose
+        from msf_faiss.doctor import find_problems, inspect_machine, time_search
     except ImportError as error:
         if (error.name or "").startswith("msf_faiss"):
             raise
@@ -78,31 +78,21 @@ def command(dim: int, batch: int, k: int, dtype: str, rows: int, as_json: bool) 
             f"a required package is missing or broken ({error}); reinstall it with pip install --force-reinstall"
         ) from error
 
-    diagnosis = diagnose(
-        device=select_device("auto"), dtype=getattr(torch, dtype), rows=rows, dim=dim, batch=batch, k=k
-    )
+    machine, device = inspect_machine(), select_device("auto")
+    search = time_search(device=device, dtype=getattr(torch, dtype), rows=rows, dim=dim, batch=batch, k=k)
+    problems = list(find_problems(machine, search))
     if as_json:
-        click.echo(json.dumps(asdict(diagnosis), indent=2))
-    else:
-        _print(diagnosis)
-
-
-def _print(diagnosis: Diagnosis) -> None:
+        diagnosis = {"machine": asdict(machine), "search": asdict(search), "problems": [*map(asdict, problems)]}
+        click.echo(json.dumps(diagnosis, indent=2))
+        return
     from .console import stdout
 
-    console = stdout()
-    facts = _facts(diagnosis.machine)
+    facts = _facts(machine)
     width = max(map(len, facts))
-    for name, fact in facts.items():
-        console.print(f"{name:<{width}}  {fact}", markup=False)
-    console.print()
-    if diagnosis.search.engine_ms:
-        console.print(_timings(diagnosis.search), markup=False)
-        console.print()
-    for problem in diagnosis.problems:
-        console.print(f"problem: {problem.what}\n  remedy: {problem.remedy}", markup=False)
-    if not diagnosis.problems:
-        console.print("no problems found", markup=False)
+    lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items()]
+    lines += ["", *_timings(search)]
+    lines += [f"problem: {problem.what}\n  remedy: {problem.remedy}" for problem in problems] or ["no problems found"]
+    stdout().print("\n".join(lines), markup=False)
 
 
 def _facts(machine: Machine) -> dict[str, str]:
@@ -146,16 +136,20 @@ def _instructions(machine: Machine) -> str:
     return ", ".join([*present, *([f"no {' or '.join(absent)}"] if absent else [])])
 
 
-def _timings(search: SearchTiming) -> str:
-    """A heading, and one line per engine."""
-    lines = [
+def _timings(search: SearchTiming) -> list[str]:
+    """A heading, one line per engine and an empty line; nothing if the search failed."""
+    if not search.engine_ms:
+        return []
+    heading = (
         f"search of {search.rows:,} {search.dtype} entries of {search.dim} dimensions, {search.batch:,} queries, "
         f"k = {search.k}, on {search.device}:"
+    )
+    chosen = "   chosen by bank.engine=auto"
+    times = [
+        f"  {engine:<8}{ms:>10,.2f} ms{chosen if engine == search.engine else ''}"
+        for engine, ms in search.engine_ms.items()
     ]
-    for engine, ms in search.engine_ms.items():
-        chosen = "   chosen by bank.engine=auto" if engine == search.engine else ""
-        lines.append(f"  {engine:<8}{ms:>10,.2f} ms{chosen}")
-    return "\n".join(lines)
+    return [heading, *times, ""]
 
 
 def _gib(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,31 +78,6 @@ class Problem:
     remedy: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
-    """The result of `diagnose`."""
-
-    machine: Machine
-    search: SearchTiming
-    problems: tuple[Problem, ...]
-
-
-def diagnose(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int, batch: int, k: int) -> Diagnosis:
-    """Inspect this machine, time the exact engines on it, and find problems.
-
-    Args:
-        device: of the bank.
-        dtype: of its entries: float32, float16 or bfloat16.
-        rows: number of entries, at most 65,536; the time of a search is proportional to it.
-        dim: dimensions of an embedding.
-        batch: queries per search.
-        k: neighbours per query.
-    """
-    machine = inspect_machine()
-    search = time_search(device=device, dtype=dtype, rows=rows, dim=dim, batch=batch, k=k)
-    return Diagnosis(machine=machine, search=search, problems=find_problems(machine, search))
-
-
 def inspect_machine() -> Machine:
     """The software and hardware that this process uses."""
     model, flags = _processor()
@@ -133,7 +109,16 @@ def inspect_machine() -> Machine:
 
 
 def time_search(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int, batch: int, k: int) -> SearchTiming:
-    """Time the exact engines, see `diagnose`."""
+    """Time a search of an example bank by each exact engine.
+
+    Args:
+        device: of the bank.
+        dtype: of its entries: float32, float16 or bfloat16.
+        rows: number of entries, at most 65,536; the time of a search is proportional to it.
+        dim: dimensions of an embedding.
+        batch: queries per search.
+        k: neighbours per query.
+    """
     engine_ms: dict[str, float] = {}
     failure = None
     try:
@@ -153,43 +138,48 @@ def time_search(*, device: torch.device, dtype: torch.dtype, rows: int, dim: int
     )
 
 
-def find_problems(machine: Machine, search: SearchTiming) -> tuple[Problem, ...]:
-    """The problems of a machine, worst first."""
-    found = [
-        _failed_search(search),
-        _several_wheels(machine),
-        _unused_gpu(machine),
-        _torch_without_gpu(machine),
-        _slow_blas(machine),
-        *([_too_many_threads(machine), _too_few_threads(machine)] if search.device == "cpu" else []),
-    ]
-    return tuple(problem for problem in found if problem is not None)
+def find_problems(machine: Machine, search: SearchTiming) -> Iterator[Problem]:
+    """Yield the problems of a machine, worst first."""
+    if search.failure is not None:
+        yield Problem(
+            what=f"searching {search.rows:,} {search.dtype} entries of {search.dim} dimensions on {search.device} "
+            f"failed: {search.failure}",
+            remedy="try another --dtype, or if memory ran out, smaller --rows and --batch; nvidia-smi shows whether "
+            "other processes use the GPU",
+        )
+    if len(machine.faiss_wheels) > 1:
+        wheel = "faiss-gpu" if machine.system == _WITH_GPU_WHEEL else "faiss-cpu"
+        yield Problem(
+            what=f"{' and '.join(machine.faiss_wheels)} are both installed and overwrite each other's files",
+            remedy=f"pip uninstall {' '.join(machine.faiss_wheels)}; pip install {wheel}",
+        )
+    if machine.gpus and not machine.gpus[0].faiss:
+        yield _unused_gpu(machine)
+    if machine.faiss_gpus and not machine.gpus:
+        yield Problem(
+            what=f"FAISS sees a GPU, but torch {machine.versions['torch']} does not, so training runs on the CPU",
+            remedy="install torch for the CUDA version that nvidia-smi shows: https://pytorch.org/get-started",
+        )
+    if machine.blas is not None and machine.blas_best and machine.blas.lower() not in _AS_FAST[machine.blas_best]:
+        yield Problem(
+            what=f"OPENBLAS_CORETYPE is {machine.blas!r}, but this processor supports {machine.blas_best}: FAISS may "
+            "take twice as long on the CPU, or more",
+            remedy="unset OPENBLAS_CORETYPE; msf-faiss then sets the best value",
+        )
+    if search.device == "cpu" and max(machine.torch_threads, machine.faiss_threads) > machine.cores:
+        yield Problem(
+            what=f"torch has {machine.torch_threads} threads and FAISS {machine.faiss_threads}, but this process may "
+            f"use only {machine.cores} cores: a search may take several times as long",
+            remedy=f"set OMP_NUM_THREADS={machine.cores}, or train.threads in the config",
+        )
+    if search.device == "cpu" and machine.omp_num_threads is not None and machine.faiss_threads < machine.cores:
+        yield Problem(
+            what=f"OMP_NUM_THREADS is {machine.omp_num_threads}, but this process may use {machine.cores} cores",
+            remedy="unset OMP_NUM_THREADS, or set train.threads in the config, unless other processes need the cores",
+        )
 
 
-def _failed_search(search: SearchTiming) -> Problem | None:
-    if search.failure is None:
-        return None
-    return Problem(
-        what=f"searching {search.rows:,} {search.dtype} entries of {search.dim} dimensions on {search.device} failed: "
-        f"{search.failure}",
-        remedy="try another --dtype, or if memory ran out, smaller --rows and --batch; check with nvidia-smi whether "
-        "other processes use the GPU",
-    )
-
-
-def _several_wheels(machine: Machine) -> Problem | None:
-    if len(machine.faiss_wheels) < 2:
-        return None
-    wheel = "faiss-gpu" if machine.system == _WITH_GPU_WHEEL else "faiss-cpu"
-    return Problem(
-        what=f"{' and '.join(machine.faiss_wheels)} are both installed and overwrite each other's files",
-        remedy=f"pip uninstall {' '.join(machine.faiss_wheels)}; pip install {wheel}",
-    )
-
-
-def _unused_gpu(machine: Machine) -> Problem | None:
-    if not machine.gpus or machine.gpus[0].faiss:
-        return None
+def _unused_gpu(machine: Machine) -> Problem:
     meanwhile = "until then, the bank uses the torch engine"
     if not machine.faiss_cuda and machine.system != _WITH_GPU_WHEEL:
         return Problem(
@@ -206,44 +196,6 @@ def _unused_gpu(machine: Machine) -> Problem | None:
         what="torch sees a GPU, but FAISS does not, although it was built with CUDA",
         remedy="update the NVIDIA driver (FAISS needs CUDA 12; nvidia-smi shows what the driver supports), or "
         f"reinstall FAISS: pip install --force-reinstall faiss-gpu; {meanwhile}",
-    )
-
-
-def _torch_without_gpu(machine: Machine) -> Problem | None:
-    if machine.gpus or not machine.faiss_gpus:
-        return None
-    return Problem(
-        what=f"FAISS sees a GPU, but torch {machine.versions['torch']} does not, so training runs on the CPU",
-        remedy="install torch for the CUDA version that nvidia-smi shows: https://pytorch.org/get-started",
-    )
-
-
-def _slow_blas(machine: Machine) -> Problem | None:
-    if machine.blas is None or machine.blas_best is None or machine.blas.lower() in _AS_FAST[machine.blas_best]:
-        return None
-    return Problem(
-        what=f"OPENBLAS_CORETYPE is {machine.blas!r}, but this processor supports {machine.blas_best}: FAISS may take "
-        "twice as long on the CPU, or more",
-        remedy="unset OPENBLAS_CORETYPE; msf-faiss then sets the best value",
-    )
-
-
-def _too_many_threads(machine: Machine) -> Problem | None:
-    if max(machine.torch_threads, machine.faiss_threads) <= machine.cores:
-        return None
-    return Problem(
-        what=f"torch has {machine.torch_threads} threads and FAISS {machine.faiss_threads}, but this process may use "
-        f"only {machine.cores} cores: a search may take several times as long",
-        remedy=f"set OMP_NUM_THREADS={machine.cores}, or train.threads in the config",
-    )
-
-
-def _too_few_threads(machine: Machine) -> Problem | None:
-    if machine.omp_num_threads is None or machine.faiss_threads >= machine.cores:
-        return None
-    return Problem(
-        what=f"OMP_NUM_THREADS is {machine.omp_num_threads}, but this process may use {machine.cores} cores",
-        remedy="unset OMP_NUM_THREADS, or set train.threads in the config, unless other processes need the cores",
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from msf_faiss import doctor as diagnosis
-from msf_faiss.doctor import Gpu, Machine, Problem, SearchTiming, diagnose, find_problems, inspect_machine, time_search
+from msf_faiss.doctor import Gpu, Machine, Problem, SearchTiming, find_problems, inspect_machine, time_search
 from msf_faiss.search import faiss_setup
 from msf_faiss.search.autotune import engines
 
@@ -48,7 +48,7 @@ CPUINFO = "processor : 0\nmodel name : Some CPU: fast @ 3 GHz\nflags : fpu avx2 
 
 
 def problems(search: SearchTiming = TIMED, **changes: Any) -> tuple[Problem, ...]:
-    return find_problems(dataclasses.replace(HEALTHY, **changes), search)
+    return tuple(find_problems(dataclasses.replace(HEALTHY, **changes), search))
 
 
 def fake_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
@@ -65,14 +65,16 @@ def fake_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
     monkeypatch.setattr(Path, "read_text", read_text)
 
 
-def test_diagnose_this_machine() -> None:
-    found = diagnose(device=torch.device("cpu"), dtype=torch.bfloat16, rows=300, dim=16, batch=7, k=5)
-    assert found.machine == inspect_machine()
-    assert found.machine.versions["torch"] == torch.__version__
-    assert found.machine.faiss_wheels in {("faiss-gpu",), ("faiss-cpu",)}
-    assert found.machine.cores >= 1
-    assert found.machine.faiss_threads == 1  # the tests' setting
-    search = found.search
+def test_inspect_this_machine() -> None:
+    machine = inspect_machine()
+    assert machine.versions["torch"] == torch.__version__
+    assert machine.faiss_wheels in {("faiss-gpu",), ("faiss-cpu",)}
+    assert machine.cores >= 1
+    assert machine.faiss_threads == 1  # the tests' setting
+
+
+def test_time_search_on_the_cpu() -> None:
+    search = time_search(device=torch.device("cpu"), dtype=torch.bfloat16, rows=300, dim=16, batch=7, k=5)
     assert (search.device, search.dtype, search.rows, search.dim) == ("cpu", "bfloat16", 300, 16)
     assert set(search.engine_ms) == set(engines(torch.device("cpu")))
     assert list(search.engine_ms.values()) == sorted(search.engine_ms.values())
@@ -82,12 +84,13 @@ def test_diagnose_this_machine() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_diagnose_a_gpu() -> None:
+def test_inspect_and_time_a_gpu() -> None:
     device = torch.device("cuda", 0)
-    found = diagnose(device=device, dtype=torch.bfloat16, rows=4096, dim=64, batch=32, k=5)
-    assert len(found.machine.gpus) == torch.cuda.device_count()
-    assert found.machine.gpus[0].name == torch.cuda.get_device_name(0)
-    assert set(found.search.engine_ms) == set(engines(device))
+    search = time_search(device=device, dtype=torch.bfloat16, rows=4096, dim=64, batch=32, k=5)
+    gpus = inspect_machine().gpus
+    assert len(gpus) == torch.cuda.device_count()
+    assert gpus[0].name == torch.cuda.get_device_name(0)
+    assert set(search.engine_ms) == set(engines(device))
 
 
 def test_outdated_driver_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
