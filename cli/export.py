@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from msf_faiss.export.formats import Format
 
 
-@click.command(short_help="Export an encoder for other libraries, with a model card.")
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",

@@ -22,14 +22,14 @@ _COMMANDS = {
     "eval-linear": "Score frozen features by a linear probe, the paper's protocol.",
     "eval-semi": "Score an encoder with 1 % and 10 % of the labels, frozen and fine-tuned.",
     "eval-transfer": "Score frozen features by logistic regression, on any labelled data.",
-    "inspect-neighbors": "Show the neighbours that a checkpoint's bank retrieves.",
+    "inspect-neighbors": "See the neighbours that a checkpoint's bank retrieves.",
     "results": "Show all evaluation results of a run.",
-    "report": "Write a report of one or several runs as an HTML page.",
+    "report": "Write a report of one or several runs as a self-contained HTML page.",
     "export": "Export an encoder for other libraries, with a model card.",
     "embed": "Write the embeddings of any images to a file.",
     "index": "Write a FAISS index over the embeddings of any images, or over the bank.",
     "doctor": "Diagnose this machine: versions, GPUs, search speed, and problems with their remedies.",
-    "config-schema": "Print the JSON Schema of the config, for editors.",
+    "config-schema": "Print the JSON Schema of configs, for editors.",
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msf_faiss.train.resume import Resume
 
 
-@click.command(short_help="Train an encoder on images without labels.")
+@click.command()
 @click.argument("config", required=False)
 @click.option(
     "--set",
@@ -80,7 +80,7 @@ def command(
     profile: int | None,
     dry_run: bool,
 ) -> int:
-    """Train an encoder on images without labels.
+    """Pretrain an encoder on images without labels.
 
     CONFIG is a YAML file or the name of a shipped config. Without it, a resumed run keeps its own config, and a new run
     uses "demo", which trains on built-in images in about two minutes.

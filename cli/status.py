@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NOT_WELL = 3  # exit code
 
 
-@click.command(short_help="Show the status of a run from another terminal.")
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="Follow the run until it ends. Ctrl-C ends this command, not the run.")
 @click.option(
@@ -30,10 +30,10 @@ _NOT_WELL = 3  # exit code
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per refresh.")
 def command(run: Path, watch: bool, every: float, as_json: bool) -> int:
-    """Show the status of the run in the directory RUN from another terminal.
+    """Show the status of a run from another terminal.
 
-    Exit codes, for health checks: 0 if the run is training or finished; 3 if it is interrupted, failed, or dead (its
-    process ended without recording why); 2 if there is no run.
+    RUN is the run directory. Exit codes, for health checks: 0 if the run is training or finished; 3 if it is
+    interrupted, failed, or dead (its process ended without recording why); 2 if there is no run.
     """
     from rich.live import Live
     from rich.text import Text
