@@ -20,6 +20,13 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
+def assert_same_tensors(run_dir: Path, expected_dir: Path, step: int) -> None:
+    """The checkpoints of a step are equal bit for bit."""
+    found, expected = tensors(run_dir, step), tensors(expected_dir, step)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without header and timings."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()[1:]]

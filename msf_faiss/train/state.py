@@ -71,6 +71,8 @@ class TrainState:
                 batch=config.train.batch_size,
                 ranks=ranks,
             )
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"bank: {error}") from error
         return cls(

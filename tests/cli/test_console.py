@@ -8,49 +8,9 @@ from pathlib import Path
 import pytest
 from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
+from sample_events import PROGRESS, STARTED
 
-from msf_faiss.run.events import BankAdjusted, CachingImages, Event, RunStarted, StepProfiled, TrainingProgress
-
-STARTED = RunStarted(
-    run_dir=Path("runs/one"),
-    device="cpu (1 threads)",
-    images=4000,
-    classes=None,
-    parameters=1_500_000,
-    feature_dim=128,
-    embedding_dim=32,
-    bank="FlatBank(0 of 1,000 entries, dim 32, torch.float32, cpu, engine torch)",
-    engine_ms={"torch": 1.234, "faiss": 20.5},
-    notes=("the bank is another one", "and so is the moon"),
-    steps_per_epoch=10,
-    total_steps=50,
-    first_step=5,
-)
-STEP = TrainingProgress(
-    step=6,
-    epoch=0.6,
-    loss=1.25,
-    purity=None,
-    learning_rate=0.05,
-    ema_momentum=0.99,
-    bank_fill_ratio=0.5,
-    neighbor_age_mean=1234.5,
-    neighbor_age_p95=4321.0,
-    hubness=0.034,
-    recall_at_k=0.98765,
-    embedding_std=0.876,
-    effective_rank=25.4,
-    collapsing_since=None,
-    push_ms=0.1234,
-    search_ms=12.345,
-    bank_metrics={"list_imbalance": 1.5, "proved_ratio": 1.0},
-    images_per_second=2000.0,
-    data_time_ratio=0.1,
-    bank_time_ratio=0.2,
-    model_time_ratio=0.7,
-    eta_seconds=61,
-    unreadable_images=0,
-)
+from msf_faiss.run.events import BankAdjusted, CachingImages, Event, StepProfiled
 
 
 def shown(events: Sequence[Event], *, terminal: bool) -> str:
@@ -80,15 +40,15 @@ LINES = [
 
 
 def test_progress_is_one_line_in_a_pipe() -> None:
-    assert shown([STARTED, STEP], terminal=False).splitlines()[-1] == " · ".join(["step 6/50", *LINES])
-    labelled = replace(STEP, purity=0.25, unreadable_images=1_234)
+    assert shown([STARTED, PROGRESS], terminal=False).splitlines()[-1] == " · ".join(["step 6/50", *LINES])
+    labelled = replace(PROGRESS, purity=0.25, unreadable_images=1_234)
     text = shown([STARTED, labelled], terminal=False)
     assert "loss 1.2500 · purity 0.250 · 2,000 img/s" in text
     assert "ETA 1:01 · 1,234 unreadable images skipped · time" in text
 
 
 def test_progress_is_live_in_a_terminal() -> None:
-    text = shown([STARTED, STEP], terminal=True)
+    text = shown([STARTED, PROGRESS], terminal=True)
     assert "6/50" in text
     assert all(line in text for line in LINES)
 
@@ -96,7 +56,7 @@ def test_progress_is_live_in_a_terminal() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_bank_adjustment_is_a_line_that_stays(terminal: bool) -> None:
     adjusted = BankAdjusted(step=1200, epoch=1.2, text="recall 0.900 is below 0.95: 32 probes instead of 16")
-    text = shown([STARTED, STEP, adjusted], terminal=terminal)
+    text = shown([STARTED, PROGRESS, adjusted], terminal=terminal)
     assert "step 1,200: bank: recall 0.900 is below 0.95: 32 probes instead of 16" in text
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_recorder import PROGRESS, STARTED
+from sample_events import PROGRESS, STARTED
 
 from msf_faiss.errors import UserError
 from msf_faiss.run.metrics_file import HEADER, METRICS, MetricsWriter

@@ -1,4 +1,4 @@
-"""The bank beside the forward; that the numbers stay the same is shown in test_train_step."""
+"""Retrieval overlapped with the caller; test_step.py compares its numbers."""
 
 import threading
 
@@ -15,12 +15,12 @@ CPU = torch.device("cpu")
 
 
 class SlowBank(FlatBank):
-    """Its search ends only when somebody allows it."""
+    """Its search waits for permission."""
 
     allowed = threading.Event()
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        assert self.allowed.wait(10), "nobody does anything beside the search"
+        assert self.allowed.wait(10), "the caller waits for the search"
         return super().search(queries, k)
 
 
@@ -29,7 +29,7 @@ def unit(rows: int) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def test_a_thread_lets_the_caller_go_on_meanwhile() -> None:
+def test_threaded_retrieval_does_not_block_the_caller() -> None:
     bank, clock = SlowBank(RingSpec(20, 8)), Clock(CPU)
     retrieval = ThreadedRetriever(bank)(unit(6), torch.arange(6), 3, clock)
     bank.allowed.set()
@@ -41,19 +41,19 @@ def test_a_thread_lets_the_caller_go_on_meanwhile() -> None:
     assert clock.read()[1].keys() == {"push", "search"}
 
 
-def test_what_goes_wrong_in_the_thread_is_told_to_who_waits_for_it() -> None:
+def test_result_raises_the_error_of_the_thread() -> None:
     retrieval = ThreadedRetriever(FlatBank(RingSpec(20, 8)))(unit(6), torch.arange(5), 3, Clock(CPU))
     with pytest.raises(ValueError, match="ids"):
         retrieval.result()
 
 
-def test_the_way_follows_from_where_bank_and_networks_are() -> None:
+def test_retriever_depends_on_the_devices() -> None:
     assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), CPU), SequentialRetriever)
     assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), torch.device("cuda", 0)), ThreadedRetriever)
 
 
-def test_a_thread_has_as_many_threads_as_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr("msf_faiss.train.overlap.set_threads", told.append)
+def test_retrieval_thread_uses_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("msf_faiss.train.overlap.set_threads", threads.append)
     ThreadedRetriever(FlatBank(RingSpec(20, 8)))(unit(6), torch.arange(6), 3, Clock(CPU)).result()
-    assert told == [torch.get_num_threads()]
+    assert threads == [torch.get_num_threads()]

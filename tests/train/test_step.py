@@ -1,6 +1,6 @@
-"""One step against design 1, computed densely in float64 by other means: a deque, a [B, N] matrix, a sum of squares.
+"""One step compared with a dense float64 implementation: a deque, a [B, N] matrix, a sum of squares.
 
-The networks themselves are torch modules on both sides; everything around them is written a second time.
+Both use the same networks; everything else is implemented twice.
 """
 
 import copy
@@ -21,25 +21,25 @@ from msf_faiss.train.overlap import ThreadedRetriever
 from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
 
-BATCH, CAPACITY, PUSHED = 12, 45, 70  # the bank has wrapped around before the step, and wraps within it
+BATCH, CAPACITY, PUSHED = 12, 45, 70  # the bank has wrapped around, and wraps again within the step
 RATE, MOMENTUM = 0.05, 0.9
 MODEL = ModelConfig(backbone=NarrowBackbone(width=8, depths=(1, 1), strides=(1, 2)), dim=24)
 
 
 @dataclass
 class Step:
-    """What a step leaves behind."""
+    """Result of a step."""
 
     loss: Tensor
     gradients: dict[str, Tensor]
     online: dict[str, Tensor]  # weights after the optimizer
-    target: dict[str, Tensor]  # weights after the moving average
+    target: dict[str, Tensor]  # weights after the EMA
     bank: Tensor  # [N, D] oldest first
     ids: list[int]
 
 
 def fresh_model() -> MeanShift:
-    """In float64, with a target that has drifted from the online encoder."""
+    """In float64, with a target that differs from the online encoder."""
     model = build_model(MODEL, seed=3).double()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -55,17 +55,17 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return views[0], views[1], torch.arange(100, 100 + BATCH), filling, torch.arange(PUSHED)
 
 
-def dense_step(k: int, parts: int = 1) -> Step:
+def dense_step(k: int, micro_batches: int = 1) -> Step:
     model = fresh_model()
     online_view, target_view, ids, filling, filling_ids = inputs()
     before = {name: parameter.detach().clone() for name, parameter in model.online.named_parameters()}
 
-    output = torch.cat([model.predictor(model.online(view)) for view in online_view.tensor_split(parts)])
+    output = torch.cat([model.predictor(model.online(view)) for view in online_view.tensor_split(micro_batches)])
     queries = output / output.square().sum(1, keepdim=True).sqrt()
     with torch.no_grad():
         for name, parameter in model.target.named_parameters():
             parameter.copy_(MOMENTUM * parameter + (1 - MOMENTUM) * before[name])
-        output = torch.cat([model.target(view) for view in target_view.tensor_split(parts)])
+        output = torch.cat([model.target(view) for view in target_view.tensor_split(micro_batches)])
         targets = output / output.square().sum(1, keepdim=True).sqrt()
     bank: deque[tuple[Tensor, int]] = deque(zip(filling, filling_ids.tolist(), strict=True), maxlen=CAPACITY)
     bank.extend(zip(targets, ids.tolist(), strict=True))
@@ -88,7 +88,7 @@ def dense_step(k: int, parts: int = 1) -> Step:
     )
 
 
-def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, threaded: bool = False) -> Step:
+def our_step(k: int, bank: Bank, *, precision: torch.dtype, micro_batches: int = 1, threaded: bool = False) -> Step:
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     model = fresh_model().to(dtype)
     online_view, target_view, ids, filling, filling_ids = inputs()
@@ -111,7 +111,7 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, thre
         learning_rate=RATE,
         momentum=MOMENTUM,
         precision=precision,
-        micro_batches=parts,
+        micro_batches=micro_batches,
     )
     assert found.slots.shape == (BATCH, k)
     assert not loss.requires_grad
@@ -128,7 +128,7 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype, parts: int = 1, thre
 
 
 def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest error of any tensor, relative to that tensor's norm or, where it is 0 by nature, to all of them."""
+    """The largest error of a tensor, relative to its norm, or to the norm of all if its own is about 0."""
     assert found.keys() == expected.keys()
     whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm()
     return max(
@@ -138,7 +138,7 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
-def test_a_step_in_float64_is_the_method_exactly(k: int) -> None:
+def test_step_in_float64_matches_the_method(k: int) -> None:
     expected = dense_step(k)
     found = our_step(k, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64)
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
@@ -149,11 +149,13 @@ def test_a_step_in_float64_is_the_method_exactly(k: int) -> None:
     assert found.ids == expected.ids
 
 
-@pytest.mark.parametrize("parts", [2, 3, 5])
-def test_a_batch_in_parts_is_one_step(parts: int) -> None:
-    """Parts of 6, of 4, and of 3 and 2 images; only their batch statistics tell that the batch was divided."""
-    expected = dense_step(5, parts)
-    found = our_step(5, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64, parts=parts)
+@pytest.mark.parametrize("micro_batches", [2, 3, 5])
+def test_micro_batches_are_one_step(micro_batches: int) -> None:
+    """Micro-batches of 6, of 4, and of 3 and 2 images, which differ only in their batch statistics."""
+    expected = dense_step(5, micro_batches)
+    found = our_step(
+        5, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64, micro_batches=micro_batches
+    )
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 1e-9
     assert relative(found.online, expected.online) <= 1e-9
@@ -161,20 +163,22 @@ def test_a_batch_in_parts_is_one_step(parts: int) -> None:
     assert found.ids == expected.ids
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_a_bank_that_works_in_a_thread_gives_the_same_bits(parts: int) -> None:
-    in_turn = our_step(5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, parts=parts)
-    beside = our_step(5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, parts=parts, threaded=True)
-    assert torch.equal(in_turn.loss, beside.loss)
-    for before, after in [(in_turn.online, beside.online), (in_turn.target, beside.target)]:
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_threaded_retrieval_changes_no_bit(micro_batches: int) -> None:
+    sequential = our_step(5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, micro_batches=micro_batches)
+    threaded = our_step(
+        5, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32, micro_batches=micro_batches, threaded=True
+    )
+    assert torch.equal(sequential.loss, threaded.loss)
+    for before, after in [(sequential.online, threaded.online), (sequential.target, threaded.target)]:
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert torch.equal(in_turn.bank, beside.bank)
+    assert torch.equal(sequential.bank, threaded.bank)
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
 @pytest.mark.parametrize("kind", [ReferenceBank, FlatBank])
-def test_a_step_in_float32(k: int, kind: type[ReferenceBank] | type[FlatBank]) -> None:
-    """Rounding of 2^-24 an operation, amplified by the batch norms' divisions: a few hundred times that in all."""
+def test_step_in_float32(k: int, kind: type[ReferenceBank] | type[FlatBank]) -> None:
+    """Rounding errors of 2^-24 per operation, amplified a few hundred times by the divisions of batch norms."""
     expected = dense_step(k)
     found = our_step(k, kind(RingSpec(CAPACITY, 24)), precision=torch.float32)
     assert abs(found.loss - expected.loss) <= 1e-6 * expected.loss
@@ -187,11 +191,11 @@ def test_a_step_in_float32(k: int, kind: type[ReferenceBank] | type[FlatBank]) -
 
 @pytest.mark.parametrize("k", [1, 5, 10])
 @pytest.mark.parametrize("bank_dtype", [torch.float32, torch.bfloat16])
-def test_a_step_in_bfloat16(k: int, bank_dtype: torch.dtype) -> None:
-    """bfloat16 keeps 8 bits: an error of up to 2^-9 at each of some ten layers, so 1 to 2 % in the activations.
+def test_step_in_bfloat16(k: int, bank_dtype: torch.dtype) -> None:
+    """bfloat16 has 8 bits: errors of up to 2^-9 at each of about ten layers, so 1 to 2 % in the activations.
 
-    The backward multiplies that: 11 to 17 % in the gradient as a whole, as for plain modules and the same loss. It also
-    exchanges a neighbour here and there for one that is as near within 2 %. Weights and moving averages stay float32.
+    The backward amplifies them to 11 to 17 % of the gradient, as for plain modules with the same loss. Some neighbours
+    are replaced by others within 2 % of their distance. Weights and EMA are float32.
     """
     expected = dense_step(k)
     found = our_step(k, FlatBank(RingSpec(CAPACITY, 24, bank_dtype)), precision=torch.bfloat16)
@@ -203,15 +207,15 @@ def test_a_step_in_bfloat16(k: int, bank_dtype: torch.dtype) -> None:
     assert found.ids == expected.ids
 
 
-def test_the_float64_tolerance_notices_a_wrong_order() -> None:
-    """Updating the target after its forward, the likeliest slip, is far outside the tolerance."""
+def test_float64_tolerance_detects_a_wrong_order() -> None:
+    """Updating the target after its forward, the most likely error, is far outside the tolerance."""
     expected, model = dense_step(5), fresh_model()
     early = F.normalize(model.target(inputs()[1]), dim=1)
     assert (early - expected.bank[-BATCH:]).norm() > 1e-3
 
 
-def test_k_of_one_is_byol() -> None:
-    """With k = 1 the only neighbour is the own target embedding: BYOL's loss, one direction of it."""
+def test_k_1_is_byol() -> None:
+    """With k = 1 the only neighbour is the query's own target embedding: BYOL's loss in one direction."""
     found = our_step(1, FlatBank(RingSpec(CAPACITY, 24)), precision=torch.float32)
     model = fresh_model()
     online_view, target_view, *_ = inputs()
@@ -222,7 +226,7 @@ def test_k_of_one_is_byol() -> None:
     torch.testing.assert_close(found.loss, byol.detach(), rtol=1e-6, atol=0)
 
 
-def test_the_loss_of_the_mean_is_the_mean_of_the_losses() -> None:
+def test_loss_of_the_mean_is_the_mean_of_the_losses() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = F.normalize(torch.randn(6, 8, generator=generator, dtype=torch.float64), dim=1)
     neighbors = F.normalize(torch.randn(6, 5, 8, generator=generator, dtype=torch.float64), dim=2)
@@ -230,7 +234,7 @@ def test_the_loss_of_the_mean_is_the_mean_of_the_losses() -> None:
     torch.testing.assert_close(mean_shift_loss(queries, neighbors.mean(dim=1)), every.mean(), rtol=1e-12, atol=0)
 
 
-def test_the_target_follows_by_its_parameters_alone() -> None:
+def test_ema_updates_parameters_not_buffers() -> None:
     model = build_model(MODEL, seed=0)
     with torch.no_grad():
         for parameter in model.online.parameters():
@@ -249,7 +253,7 @@ def test_the_target_follows_by_its_parameters_alone() -> None:
         assert torch.equal(buffer, buffers[name])
 
 
-def test_the_target_counts_its_own_batch_statistics() -> None:
+def test_target_has_its_own_batch_statistics() -> None:
     model = build_model(MODEL, seed=0)
     before = copy.deepcopy(model.online.state_dict())
     model.embed_target(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))

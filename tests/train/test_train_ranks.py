@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pool import RankPool
-from runs import metrics, tensors
+from runs import assert_same_tensors, metrics, tensors
 
 from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_bank
@@ -109,9 +109,7 @@ def test_interrupted_ranks_resume_bit_for_bit(pool: RankPool, tmp_path: Path, si
     assert pool.run(size, train, settings, tmp_path / "run", 5) == ["interrupted 0 to 5"] * size
     assert pool.run(size, train, settings, tmp_path / "run", 4) == ["interrupted 5 to 9"] * size
     assert pool.run(size, train, settings, tmp_path / "run") == ["finished 9 to 12"] * size
-    expected, found = tensors(tmp_path / "whole", 12), tensors(tmp_path / "run", 12)
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert_same_tensors(tmp_path / "run", tmp_path / "whole", 12)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     shards = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "step-00000012").glob("bank*"))
     if settings.bank.placement == "sharded":
