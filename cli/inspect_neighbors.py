@@ -6,30 +6,35 @@ from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import click
+
+from .options import device_option
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from msf_faiss.checkpoint.format import Checkpoint
+    from msf_faiss.neighbors.options import PageOptions
+    from msf_faiss.neighbors.page_content import MapMethod
     from msf_faiss.neighbors.records import Inspection, NeighborRecord, QueryRecord, Searched, Summary
 
-_WIDEST = 24  # characters of a column in the table
-_GAP = 2  # between two columns
-_ENDINGS = (".html", ".png", ".json")
+_MAX_WIDTH = 24  # characters of a column in the table
+_GAP = 2  # characters between columns
+_EXTENSIONS = (".html", ".png", ".json")
 _SECTIONS = {
     "Queries": ("queries", "worst", "files", "ids"),
     "Search": ("k", "searched", "overrides", "device", "seed"),
     "Output": ("out",),
-    "The page": ("page_images", "sample", "evolution", "moments", "clusters", "map_method"),
+    "Page": ("page_images", "sample", "evolution", "moments", "clusters", "map_method"),
 }
 
 
-class _Sectioned(click.Command):
-    """Lists its options by what they are about."""
+class _SectionedCommand(click.Command):
+    """Lists its options in sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
@@ -41,15 +46,15 @@ class _Sectioned(click.Command):
                 formatter.write_dl([record for name in names if (record := records[name]) is not None])
 
 
-@click.command(cls=_Sectioned, short_help="See the neighbours that a checkpoint's bank retrieves.")
+@click.command(cls=_SectionedCommand)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--queries",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Random training images to ask for, as many of each class as there can be.  [default: 12]",
+    help="Number of random training images, balanced over the classes.  [default: 12]",
 )
-@click.option("--worst", is_flag=True, help="Rather than random images, those of the lowest purity among --sample.")
+@click.option("--worst", is_flag=True, help="Instead of random images, use those of lowest purity among --sample.")
 @click.option(
     "--query",
     "files",
@@ -59,15 +64,10 @@ class _Sectioned(click.Command):
     help="An image file. Repeatable.",
 )
 @click.option(
-    "--query-id",
-    "ids",
-    metavar="ID",
-    type=click.IntRange(min=0),
-    multiple=True,
-    help="A training image, by number. Repeatable.",
+    "--query-id", "ids", metavar="ID", type=click.IntRange(min=0), multiple=True, help="A training image. Repeatable."
 )
 @click.option(
-    "--k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours of each query."
+    "--k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours per query."
 )
 @click.option(
     "--source",
@@ -75,13 +75,13 @@ class _Sectioned(click.Command):
     type=click.Choice(["bank", "dataset"]),
     default="bank",
     show_default=True,
-    help="Search the checkpoint's bank, or all training images, embedded now.",
+    help="Search the checkpoint's bank, or all training images, embedded anew.",
 )
 @click.option(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A page to click through (.html), a picture sheet (.png) or records (.json); an older file is replaced.  "
+    help="An interactive page (.html), a sheet of pictures (.png) or records (.json). Replaces an existing file.  "
     "[default: RUN/neighbors/step-….html; none for a checkpoint outside a run]",
 )
 @click.option(
@@ -90,7 +90,7 @@ class _Sectioned(click.Command):
     type=click.IntRange(min=1),
     default=3000,
     show_default=True,
-    help="Images that can be clicked, each with its neighbours.",
+    help="Images on the page, each with its neighbours.",
 )
 @click.option(
     "--sample",
@@ -100,36 +100,30 @@ class _Sectioned(click.Command):
     show_default=True,
     help="Random images for the statistics and --worst; all with --source dataset.",
 )
-@click.option("--evolution", is_flag=True, help="The same queries over the checkpoints of the run, up to this one.")
+@click.option("--evolution", is_flag=True, help="Show the same queries at earlier checkpoints of the run.")
 @click.option(
     "--moments",
     metavar="N",
     type=click.IntRange(min=2),
     default=6,
     show_default=True,
-    help="Checkpoints of an evolution at most, at even distances.",
+    help="Maximum number of checkpoints of the evolution.",
 )
-@click.option("--clusters", metavar="K", type=click.IntRange(min=1), help="K clusters of all that is searched.")
+@click.option("--clusters", metavar="N", type=click.IntRange(min=1), help="Show N k-means clusters of the images.")
 @click.option(
-    "--map", "map_method", type=click.Choice(["pca", "tsne"]), help="A map of the page's images, 3,000 at most."
+    "--map", "map_method", type=click.Choice(["pca", "tsne"]), help="Show a map of at most 3,000 images of the page."
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Where the data are, if they have moved, e.g. --set data.path=FOLDER. Repeatable.",
+    help="Change a setting of data or views, e.g. --set data.path=FOLDER if the data have moved. Repeatable.",
 )
 @click.option(
-    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random choices."
+    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random choices."
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto: CUDA where there is a GPU.",
-)
+@device_option
 def command(
     run: Path,
     queries: int | None,
@@ -144,7 +138,7 @@ def command(
     evolution: bool,
     moments: int,
     clusters: int | None,
-    map_method: Literal["pca", "tsne"] | None,
+    map_method: MapMethod | None,
     overrides: tuple[str, ...],
     seed: int,
     device: str,
@@ -152,81 +146,80 @@ def command(
     """See the neighbours that a checkpoint's bank retrieves.
 
     RUN is a run directory (its newest checkpoint) or a checkpoint directory. Queries are embedded by the target
-    encoder; the query's own image is left out of its neighbours. The table goes to stdout, and after it the path of
-    the file that was written. The page needs no network: its images, their neighbours and statistics are all in it.
+    encoder; a query's own image is not among its neighbours. A table is printed to stdout, followed by the path of the
+    file. The page works offline: images, neighbours and statistics are all in one file.
     """
     if queries is not None and (files or ids):
-        raise click.UsageError("--queries chooses at random; give either it, or --query and --query-id")
+        raise click.UsageError("--queries selects random images, --query and --query-id name them; give one of them")
     if worst and (files or ids):
-        raise click.UsageError("--worst chooses the queries; give either it, or --query and --query-id")
-    if out is not None:
-        _refuse_ending(out)
+        raise click.UsageError("--worst selects the queries, --query and --query-id name them; give one of them")
 
     from msf_faiss.checkpoint.format import find_checkpoint
     from msf_faiss.device import select_device
+    from msf_faiss.neighbors.options import PageOptions
 
     from .console import stderr, stdout
 
+    if out is not None:
+        _check_extension(out)
     checkpoint = find_checkpoint(run)
     if out is None and checkpoint.run_dir is not None:
         suffix = "" if searched == "bank" else f"-{searched}"
         out = checkpoint.run_dir / "neighbors" / f"{checkpoint.path.name}{suffix}.html"
-    paged = out is not None and out.suffix.lower() == ".html"
-    if not paged and (evolution or clusters or map_method):
-        raise click.UsageError("--evolution, --clusters and --map are parts of a page; --out FILE.html writes one")
+    extension = None if out is None else out.suffix.lower()
+    if extension != ".html" and (evolution or clusters or map_method):
+        raise click.UsageError("--evolution, --clusters and --map need a page; write one with --out FILE.html")
     console = stderr()
-    asked: dict[str, Any] = {
-        "queries": queries or 12,
-        "files": files,
-        "ids": ids,
-        "worst": worst,
-        "k": k,
-        "searched": searched,
-        "sample": sample,
-        "overrides": overrides,
-        "seed": seed,
-        "device": select_device(device),
-    }
-    write: Callable[[Path], None]
-    if paged:
-        from msf_faiss.neighbors.build_page import explore
-        from msf_faiss.neighbors.page_html import write_page
-
-        inspection, explorer = explore(
-            checkpoint,
-            **asked,
-            page_images=page_images,
-            moments=moments if evolution else 0,
-            clusters=clusters or 0,
-            map_method=map_method,
-            notify=lambda line: console.print(line, markup=False),
-        )
-        write = partial(write_page, explorer)
-    else:
-        from msf_faiss.neighbors.inspection import inspect
-        from msf_faiss.neighbors.records import write_records
-        from msf_faiss.neighbors.sheet import write_sheet
-
-        pictured = out is not None and out.suffix.lower() == ".png"
-        inspection = inspect(checkpoint, **asked, thumbnails=pictured)
-        write = partial(write_sheet if pictured else write_records, inspection)
+    options = PageOptions(
+        queries=queries or 12,
+        files=files,
+        ids=ids,
+        worst=worst,
+        k=k,
+        searched=searched,
+        sample=sample,
+        overrides=overrides,
+        seed=seed,
+        device=select_device(device),
+        page_images=page_images,
+        moments=moments if evolution else 0,
+        clusters=clusters or 0,
+        map_method=map_method,
+    )
+    inspection, write = _inspect(checkpoint, options, extension, lambda line: console.print(line, markup=False))
     _print_table(stdout(), inspection)
-    if inspection.short_of:
-        console.print(f"{k} neighbours were asked for, but there are not so many other images to retrieve")
+    if inspection.missing_neighbors:
+        console.print(f"fewer than {k} neighbours, because there are not more other images")
     if out is None:
-        console.print("no file written: the checkpoint lies outside a run; --out names a file", markup=False)
+        console.print("no file written: the checkpoint is not part of a run; name a file with --out")
         return
     write(out)
     click.echo(out)
 
 
-def _refuse_ending(out: Path) -> None:
+def _inspect(
+    checkpoint: Checkpoint, options: PageOptions, extension: str | None, notify: Callable[[str], object]
+) -> tuple[Inspection, Callable[[Path], None]]:
+    """The inspection, and a function that writes it in the format of `extension`."""
+    if extension == ".html":
+        from msf_faiss.neighbors.build_page import build_page
+        from msf_faiss.neighbors.page_html import write_page
+
+        inspection, explorer = build_page(checkpoint, options, notify)
+        return inspection, partial(write_page, explorer)
+    from msf_faiss.neighbors.inspection import inspect
+    from msf_faiss.neighbors.records import write_records
+    from msf_faiss.neighbors.sheet import write_sheet
+
+    inspection = inspect(checkpoint, options, thumbnails=extension == ".png")
+    return inspection, partial(write_sheet if extension == ".png" else write_records, inspection)
+
+
+def _check_extension(out: Path) -> None:
     from msf_faiss.errors import UserError
 
-    if out.suffix.lower() not in _ENDINGS:
-        raise UserError(
-            f"--out {out}: the ending says what to write: .html is a page, .png a picture sheet, .json records"
-        )
+    if out.suffix.lower() not in _EXTENSIONS:
+        raise UserError(f"--out {out}: the extension must be .html (page), .png (sheet of pictures) or .json (records)")
 
 
 def _print_table(console: Console, inspection: Inspection) -> None:
@@ -237,18 +230,18 @@ def _print_table(console: Console, inspection: Inspection) -> None:
 
 
 def _table(inspection: Inspection, width: int) -> Table:
-    """A row a query; its neighbours fill as many columns as the terminal has room for, and then further lines."""
+    """One row per query, with its neighbours in as many columns as fit the terminal, on several lines if needed."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     rows = [(_query(query), [_neighbor(neighbor) for neighbor in query.neighbors]) for query in inspection.queries]
-    asked = _widest([cell for cells, _ in rows for cell in cells])
-    found = _widest([cell for _, cells in rows for cell in cells])
+    query_width = _max_width([cell for cells, _ in rows for cell in cells])
+    neighbor_width = _max_width([cell for _, cells in rows for cell in cells])
     most = max(len(cells) for _, cells in rows)
-    columns = max(1, min(most, (width - asked - _GAP) // (found + _GAP)))
+    columns = max(1, min(most, (width - query_width - _GAP) // (neighbor_width + _GAP)))
     table = Table(box=box.SIMPLE, show_edge=False, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=False)
-    for cell_width in [asked, *[found] * columns]:
+    for cell_width in [query_width, *[neighbor_width] * columns]:
         table.add_column(width=cell_width, no_wrap=True, overflow="ellipsis")
     for queries, cells in rows:
         neighbors = [cells[start : start + columns] for start in range(0, len(cells), columns)]
@@ -258,8 +251,8 @@ def _table(inspection: Inspection, width: int) -> Table:
     return table
 
 
-def _widest(cells: list[Text]) -> int:
-    return min(_WIDEST, max((line.cell_len for cell in cells for line in cell.split("\n")), default=0))
+def _max_width(cells: list[Text]) -> int:
+    return min(_MAX_WIDTH, max((line.cell_len for cell in cells for line in cell.split("\n")), default=0))
 
 
 def _query(query: QueryRecord) -> list[Text]:
@@ -269,14 +262,14 @@ def _query(query: QueryRecord) -> list[Text]:
 
     name = replace_unprintable(Path(query.name).name) if query.id is None else f"#{query.id}"
     compared = sum(neighbor.matches is not None for neighbor in query.neighbors)
-    asked = Text(replace_unprintable(query.class_name) if query.class_name else name, "bold")
-    asked.append(f"\n{name}" if query.class_name else "\n", "not bold dim")
+    cell = Text(replace_unprintable(query.class_name) if query.class_name else name, "bold")
+    cell.append(f"\n{name}" if query.class_name else "\n", "not bold dim")
     if compared:
-        asked.append(f"  {query.matching}/{compared} match", "not bold")
+        cell.append(f"  {query.matching}/{compared} match", "not bold")
     own = query.own
     if own is None or own.age is None:
-        return [asked]
-    return [asked, Text(f"own entry {own.similarity:.3f}\nage {own.age:,}", "dim")]
+        return [cell]
+    return [cell, Text(f"own entry {own.similarity:.3f}\nage {own.age:,}", "dim")]
 
 
 def _neighbor(neighbor: NeighborRecord) -> Text:

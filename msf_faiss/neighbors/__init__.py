@@ -1,1 +1,1 @@
-"""Inspection of the neighbours that a bank retrieves."""
+"""Inspect the neighbours that a bank retrieves: as records, a sheet of pictures or an interactive page."""

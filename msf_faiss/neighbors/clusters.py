@@ -1,6 +1,6 @@
-"""Clusters of what is searched, by k-means.
+"""Cluster the images of a gallery with k-means.
 
-Shapes: n images, M members shown.
+Shapes: N training images, n images of the gallery, D dimensions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from msf_faiss.search.kmeans import spherical_kmeans
 _MEMBERS = 12
 
 
-def images_once(gallery: Gallery) -> tuple[NDArray[np.int64], Tensor]:
-    """Ids [n], rising, and embeddings [n, D] of all that is searched, each image by its newest entry."""
-    slots = gallery.searchable_slots().flip(0)  # the newest first
+def newest_entries(gallery: Gallery) -> tuple[NDArray[np.int64], Tensor]:
+    """Ids [n], ascending, and embeddings [n, D] of the gallery's images, each represented by its newest entry."""
+    slots = gallery.searchable_slots().flip(0)  # newest first
     ids, first = np.unique(gallery.entry_ids[slots.cpu().numpy()], return_index=True)
     return ids, gallery.bank.reconstruct(slots[torch.from_numpy(first).to(slots.device)])
 
@@ -35,32 +35,32 @@ def find_clusters(
     seed: int,
     members: int = _MEMBERS,
 ) -> tuple[Cluster, ...]:
-    """Clusters of images by their cosine, the largest first; members are named by their ids.
+    """Spherical k-means clusters, largest first, whose members are ids.
 
     Args:
         ids: [n] of the images.
         embeddings: [n, D] float32, unit norm.
-        labels: [N] of all training images, -1 where there is none.
+        labels: [N] of all training images, -1 for unlabelled ones.
         classes: names by label.
         clusters: how many; empty ones are left out.
-        seed: of the first centroids and the members.
-        members: images of each cluster to show, at random.
+        seed: of the initial centroids and of the members.
+        members: number of random members to return of each cluster.
 
     Raises:
         UserError: if there are fewer images than clusters.
     """
     if clusters > len(ids):
-        raise UserError(f"{len(ids):,} different images cannot be {clusters:,} clusters; lower --clusters")
+        raise UserError(f"{clusters:,} clusters need at least as many images, found {len(ids):,}; lower --clusters")
     assigned = spherical_kmeans(embeddings, clusters, seed).numpy()  # [n]
     rng = np.random.default_rng(seed)
     sizes = np.bincount(assigned)
-    found = []
+    result = []
     for number in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]:
         inside = ids[assigned == number]
         labelled = labels[inside][labels[inside] >= 0]
         by_class = np.bincount(labelled, minlength=1)
         named = classes is not None and len(labelled) > 0
-        found.append(
+        result.append(
             Cluster(
                 size=len(inside),
                 members=tuple(rng.permutation(inside)[:members].tolist()),
@@ -68,4 +68,4 @@ def find_clusters(
                 share=float(by_class.max() / len(labelled)) if named else None,
             )
         )
-    return tuple(found)
+    return tuple(result)

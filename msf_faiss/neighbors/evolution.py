@@ -1,4 +1,4 @@
-"""The checkpoints of a run at which to ask the same queries."""
+"""Choose the checkpoints of a run at which a page repeats its queries."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from msf_faiss.neighbors.records import Searched
 
 
 def earlier_checkpoints(
-    last: Checkpoint, most: int, searched: Searched, notify: Callable[[str], object]
+    last: Checkpoint, count: int, searched: Searched, notify: Callable[[str], object]
 ) -> list[Checkpoint]:
-    """Whole checkpoints of the run of `last` before it, the first of them and others at even distances.
+    """The first checkpoint of the run of `last`, and others at even distances before `last`, all intact.
 
     Args:
-        last: where the evolution ends; verified by those who load it.
-        most: as many at most, `last` counted, >= 2.
-        searched: what must be whole: the model, and the bank if it is searched.
-        notify: is told of each damaged one.
+        last: the last checkpoint of the evolution, not verified here.
+        count: maximum number of checkpoints including `last`, >= 2.
+        searched: whether the bank must be intact, or only the model.
+        notify: called with a line for each damaged checkpoint.
 
     Raises:
-        UserError: if there is none, or `last` belongs to no run.
+        UserError: if there are none, or `last` belongs to no run.
     """
     if last.run_dir is None:
-        raise UserError(f"{last.path}: an evolution goes over the checkpoints of a run; give the run directory")
+        raise UserError(f"{last.path}: --evolution needs the checkpoints of a run; give the run directory")
     needed = ("model", "bank") if searched == "bank" else ("model",)
-    whole = []
+    intact = []
     for path in sorted(path for path in (last.run_dir / FOLDER).glob("step-*") if path.is_dir()):
         try:
             checkpoint = find_checkpoint(path)
             if checkpoint.step < last.step:
                 checkpoint.verify(name for name in checkpoint.files if name.startswith(needed))
-                whole.append(checkpoint)
+                intact.append(checkpoint)
         except DamagedCheckpointError as error:
-            notify(f"left out: {error}")
-    if not whole:
+            notify(f"skipping {error}")
+    if not intact:
         raise UserError(
-            f"{last.run_dir}: only one checkpoint, {last.path.name}, can be shown, which is no evolution; keep more of "
-            "the next run: --set checkpoint.keep_last=20, or --set checkpoint.keep_every_epochs=10 for some of all "
-            "epochs"
+            f"{last.run_dir}: --evolution needs at least two checkpoints, found only {last.path.name}; keep more in "
+            "the next run, e.g. --set checkpoint.keep_last=20 or --set checkpoint.keep_every_epochs=10"
         )
-    whole.sort(key=lambda checkpoint: checkpoint.step)
-    # Places among all, `last` being the one after those here.
-    chosen = np.unique(np.linspace(0, len(whole), min(most, len(whole) + 1)).round().astype(int))[:-1]
-    return [whole[place] for place in chosen]
+    intact.sort(key=lambda checkpoint: checkpoint.step)
+    # Positions among all checkpoints, `last` after those in the list.
+    chosen = np.unique(np.linspace(0, len(intact), min(count, len(intact) + 1)).round().astype(int))[:-1]
+    return [intact[position] for position in chosen]

@@ -1,4 +1,4 @@
-"""What a page of neighbours holds: images, the graph of who is whose neighbour, and what follows from it. No torch.
+"""The content of a page of neighbours: images, the graph of their neighbours, statistics, evolution, map. No torch.
 
 Shapes: P images of the page (its nodes), Q queries, K neighbours of each, M points of a map, n bins of a histogram.
 """
@@ -12,105 +12,107 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msf_faiss.neighbors.records import InspectionProtocol
+from msf_faiss.neighbors.records import InspectionProtocol, Selection
+
+MapMethod = Literal["pca", "tsne"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Nodes:
-    """The images of a page, in the page's own order; everything else names them by their place in it."""
+    """The images of a page; all else refers to them by their index, the node."""
 
-    ids: NDArray[np.int64]  # [P] in the training set, -1: a file that is not in it
-    names: tuple[str, ...]  # [P] for people; any characters
-    labels: NDArray[np.int64]  # [P] class index, -1 where there is none
-    pictures: tuple[Image.Image, ...]  # [P] RGB, square, all of one side
+    ids: NDArray[np.int64]  # [P] id in the training set, -1 for a file
+    names: tuple[str, ...]  # [P] any characters
+    labels: NDArray[np.int64]  # [P] class index, -1 for an unlabelled image
+    pictures: tuple[Image.Image, ...]  # [P] RGB, square, all of the same size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Graph:
-    """The neighbours of every node, all of them nodes themselves, the most similar first, its own image left out."""
+    """The neighbours of every node, most similar first, without the image itself."""
 
-    neighbors: NDArray[np.int64]  # [P, K] nodes, -1 where there are no more
-    similarities: NDArray[np.float32]  # [P, K] cosine; 0 where there are no more
-    ages: NDArray[np.int64] | None  # [P, K] entries pushed since; None: the data set was searched
-    complete: NDArray[np.bool_]  # [P] True: the nearest of all that was searched. False: the nearest on the page
+    neighbors: NDArray[np.int64]  # [P, K] nodes, padded with -1
+    similarities: NDArray[np.float32]  # [P, K] cosine, padded with 0
+    ages: NDArray[np.int64] | None  # [P, K] number of entries pushed since; None: the data set was searched
+    complete: NDArray[np.bool_]  # [P] True: the nearest in the gallery; False: the nearest on the page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Histogram:
-    """Counts of neighbours by a value, those with the query's class apart."""
+    """Numbers of neighbours by a value, separately for those with the query's class."""
 
-    edges: NDArray[np.float64]  # [n + 1], rising
+    edges: NDArray[np.float64]  # [n + 1], ascending
     matching: NDArray[np.int64]  # [n] neighbours with their query's class
-    others: NDArray[np.int64]  # [n] all others, unlabelled ones too
+    others: NDArray[np.int64]  # [n] all others, including unlabelled ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hub:
-    """An image that very many others retrieve."""
+    """An image that many others retrieve."""
 
     node: int
-    retrieved: int  # by how many of the images that were asked, own image left out
-    matching: float | None  # share of those that have its class; None: it has no label
+    retrieved: int  # number of sampled images that retrieve it, without itself
+    matching: float | None  # fraction of those that have its class; None: unlabelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """Of the neighbours of many images, drawn at random (all of them where the data set was searched)."""
+    """Statistics of the neighbours of random images, or of all if the data set was searched."""
 
-    images: int  # that were asked
+    images: int  # sampled
     similarity: Histogram
     age: Histogram | None  # None: the data set was searched
     purity_by_rank: tuple[float | None, ...]  # [K]
     similarity_by_rank: tuple[float | None, ...]  # [K]
     purity: float | None
-    chance: float | None  # purity of random neighbours
-    hubs: tuple[Hub, ...]  # the most retrieved first
-    never_retrieved: float  # 0..1, share of the searched images that no one retrieves
-    purity_by_class: tuple[tuple[str, float, int], ...]  # class, purity, images asked; the worst first
+    chance: float | None  # expected purity of random neighbours
+    hubs: tuple[Hub, ...]  # most retrieved first
+    never_retrieved: float  # 0..1, fraction of the gallery that no sampled image retrieves
+    purity_by_class: tuple[tuple[str, float, int], ...]  # class, purity, sampled images; lowest purity first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moment:
-    """What the queries retrieved at one checkpoint of a run."""
+    """The neighbours of the queries at one checkpoint of a run."""
 
     step: int
     epoch: float
-    neighbors: NDArray[np.int64]  # [Q, K] nodes, -1 where there are no more
+    neighbors: NDArray[np.int64]  # [Q, K] nodes, padded with -1
     similarities: NDArray[np.float32]  # [Q, K]
-    purity: float | None  # over the queries
+    purity: float | None  # of the queries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A cluster of k-means, and some of its images at random."""
+    """A k-means cluster, and random images of it."""
 
-    size: int  # images in it
+    size: int  # in images
     members: tuple[int, ...]  # nodes
-    class_name: str | None  # the commonest
-    share: float | None  # 0..1, of its labelled images that have that class
+    class_name: str | None  # most frequent class
+    share: float | None  # 0..1, fraction of its labelled images with that class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbeddingMap:
-    """Two dimensions that keep as much as two can of who is near whom."""
+    """A projection of embeddings to two dimensions."""
 
-    method: Literal["pca", "tsne"]
+    method: MapMethod
     nodes: NDArray[np.int64]  # [M]
-    positions: NDArray[np.float32]  # [M, 2] in 0..1, y upwards
-    note: str  # for people: explained variance, or perplexity
+    positions: NDArray[np.float32]  # [M, 2] in 0..1, y pointing up
+    note: str  # explained variance or perplexity, readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Explorer:
-    """All that a page shows."""
+    """Everything on a page."""
 
     protocol: InspectionProtocol
     classes: tuple[str, ...] | None  # names by label
     nodes: Nodes
     graph: Graph
-    queries: tuple[int, ...]  # nodes that the page begins with, in this order
-    order: Literal["random", "chosen", "worst"]  # how they were found; worst: the lowest purity first
+    queries: tuple[int, ...]  # nodes, in the order of display
+    order: Selection
     statistics: Statistics
-    evolution: tuple[Moment, ...] = ()  # by step; of `queries`
-    clusters: tuple[Cluster, ...] = ()  # the largest first
+    evolution: tuple[Moment, ...] = ()  # of the queries, by step
+    clusters: tuple[Cluster, ...] = ()  # largest first
     map: EmbeddingMap | None = None

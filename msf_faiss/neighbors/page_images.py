@@ -1,4 +1,4 @@
-"""Which images a page shows, so that whatever is shown can be clicked.
+"""Collect the images of a page, so that the neighbours of most of them are on the page too.
 
 Shapes: P images of the page, M images, K neighbours.
 """
@@ -13,45 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Grown(NamedTuple):
-    """The images of a page, the queries first."""
+class PageImages(NamedTuple):
+    """The images of a page, queries first."""
 
     keys: NDArray[np.int64]  # [P]
-    complete: NDArray[np.bool_]  # [P] all neighbours of the image are on the page
+    complete: NDArray[np.bool_]  # [P] whether all neighbours of the image are on the page
 
 
-def grow(
+def collect_page_images(
     queries: Sequence[int],
     required: Iterable[int],
     budget: int,
     neighbors: Callable[[NDArray[np.int64]], NDArray[np.int64]],
-    anywhere: Iterable[int],
-) -> Grown:
-    """Collect images breadth first over their neighbours, until there are `budget`.
+    others: Iterable[int],
+) -> PageImages:
+    """Collect `budget` images, breadth first from the queries to neighbours of neighbours.
 
-    Queries, their neighbours and `required` are on the page whatever the budget. An image whose neighbours do not all
-    fit any more brings none of them.
+    Queries, their neighbours and `required` are included whatever the budget. The neighbours of an image are included
+    all together or, if they exceed the budget, not at all.
 
     Args:
-        queries: where to begin, none twice.
-        required: others that must be there.
-        budget: P, unless more are required or there are fewer.
-        neighbors: of [M] images, [M, K], -1 where there are no more.
-        anywhere: images to go on from where all neighbours are there and the budget is not used up.
+        queries: where to begin; all different.
+        required: other images to include.
+        budget: P, unless more are required or fewer exist.
+        neighbors: function from keys [M] to the keys of their neighbours [M, K], padded with -1.
+        others: images to continue from when no new neighbours are left.
     """
-    page = dict.fromkeys(queries)  # in the page's order
+    page = dict.fromkeys(queries)  # an ordered set
     nearest = neighbors(np.fromiter(page, np.int64))
     for row in nearest.tolist():
         page |= dict.fromkeys(other for other in row if other >= 0)
     page |= dict.fromkeys(required)
     budget = max(budget, len(page))
     frontier = list(page)[len(queries) :]
-    rest = iter(anywhere)
+    rest = iter(others)
     while True:
         if not frontier and len(page) < budget:
-            # Several at a time, and no more than can bring their neighbours.
-            few = max(1, (budget - len(page)) // (1 + nearest.shape[1]))
-            frontier = list(islice((key for key in rest if key not in page), few))
+            # Continue from as many images as have room for their neighbours.
+            count = max(1, (budget - len(page)) // (1 + nearest.shape[1]))
+            frontier = list(islice((key for key in rest if key not in page), count))
             page |= dict.fromkeys(frontier)
         if not frontier:
             break
@@ -64,4 +64,4 @@ def grow(
         frontier = reached
     keys = np.fromiter(page, np.int64)
     missing = np.isin(neighbors(keys), np.append(keys, -1), invert=True).sum(axis=1)  # [P]
-    return Grown(keys, missing == 0)
+    return PageImages(keys, missing == 0)

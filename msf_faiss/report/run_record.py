@@ -17,6 +17,7 @@ from msf_faiss.evaluate.comparison import Comparison, compare
 from msf_faiss.evaluate.results import FOLDER as RESULTS
 from msf_faiss.evaluate.results import Result, load_results
 from msf_faiss.neighbors.inspection import inspect
+from msf_faiss.neighbors.options import InspectOptions
 from msf_faiss.neighbors.records import Inspection
 from msf_faiss.report.metrics import Metrics, read_metrics
 from msf_faiss.run.directory import CONFIG
@@ -94,7 +95,9 @@ def _read(path: Path, name: str, *, neighbors: bool) -> RunRecord:
     results = attempt("results", lambda: load_results(path / RESULTS)) or []
     inspection = None
     if neighbors:  # on the CPU, since a run that still trains may have left no GPU memory
-        inspection = attempt("neighbors", lambda: inspect(find_checkpoint(path), queries=_QUERIES, k=_NEIGHBORS))
+        inspection = attempt(
+            "neighbors", lambda: inspect(find_checkpoint(path), InspectOptions(queries=_QUERIES, k=_NEIGHBORS))
+        )
     return RunRecord(
         path=path,
         name=name,

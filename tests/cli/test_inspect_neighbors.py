@@ -44,7 +44,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def pages(monkeypatch: pytest.MonkeyPatch) -> list[Explorer]:
-    """What was to be written as a page; the pages themselves have tests of their own."""
+    """The content of the pages that the command writes; pages have their own tests."""
     written: list[Explorer] = []
 
     def write_page(explorer: Explorer, path: Path) -> None:
@@ -62,7 +62,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_the_page_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path, pages: list[Explorer]) -> None:
+def test_page_is_written_to_the_run(run_dir: Path, pages: list[Explorer]) -> None:
     result = invoke(run_dir)
     page = run_dir / "neighbors" / "step-00000002.html"
     assert result.exit_code == 0
@@ -70,7 +70,7 @@ def test_the_page_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path,
     assert "purity" in result.stdout
     assert "bank 50% full (64 entries)" in result.stdout
     assert "embedding and searching 40 random images for the statistics" in result.stderr
-    assert invoke(run_dir).exit_code == 0  # again, over the older file
+    assert invoke(run_dir).exit_code == 0  # replaces the file
     assert page.read_text() == "page 2"
     other = invoke(run_dir, "--source", "dataset").stdout.splitlines()[-1]
     assert other == str(run_dir / "neighbors" / "step-00000002-dataset.html")
@@ -79,7 +79,7 @@ def test_the_page_goes_into_the_run_and_its_path_is_the_last_line(run_dir: Path,
     assert (pages[0].evolution, pages[0].clusters, pages[0].map) == ((), (), None)
 
 
-def test_every_part_of_the_page(run_dir: Path, pages: list[Explorer]) -> None:
+def test_all_parts_of_the_page(run_dir: Path, pages: list[Explorer]) -> None:
     parts = ["--evolution", "--clusters", 3, "--map", "pca", "--worst", "--page-images", 20, "--sample", 30]
     result = invoke(run_dir, "--queries", 4, "--k", 3, *parts)
     assert result.exit_code == 0, result.stderr
@@ -90,8 +90,8 @@ def test_every_part_of_the_page(run_dir: Path, pages: list[Explorer]) -> None:
     assert len(explorer.map.nodes) == len(explorer.nodes.ids) >= 20
     assert [line.split()[0] for line in result.stderr.splitlines()] == [
         "embedding",
-        "asking",
-        "finding",
+        "searching",
+        "computing",
         "collecting",
         "drawing",
     ]
@@ -99,7 +99,7 @@ def test_every_part_of_the_page(run_dir: Path, pages: list[Explorer]) -> None:
         assert f"#{explorer.nodes.ids[query]}" in result.stdout
 
 
-def test_the_worst_queries_on_a_sheet(run_dir: Path, tmp_path: Path) -> None:
+def test_worst_queries(run_dir: Path, tmp_path: Path) -> None:
     invoke(run_dir, "--worst", "--queries", 2, "--out", tmp_path / "records.json")
     records = json.loads((tmp_path / "records.json").read_text())
     assert records["protocol"]["selection"] == "worst"
@@ -112,7 +112,7 @@ def test_help_lists_every_option_once() -> None:
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1, name
 
 
-def test_the_table_shows_what_the_records_hold(run_dir: Path, tmp_path: Path) -> None:
+def test_table_shows_the_records(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "records.JSON"
     result = invoke(run_dir, "--queries", 3, "--k", 4, "--seed", 1, "--out", out)
     records = json.loads(out.read_text())
@@ -127,7 +127,7 @@ def test_the_table_shows_what_the_records_hold(run_dir: Path, tmp_path: Path) ->
             assert f"#{neighbor['id']}, age {neighbor['age']}" in result.stdout
 
 
-def test_a_picture_sheet(run_dir: Path, tmp_path: Path) -> None:
+def test_sheet_of_pictures(run_dir: Path, tmp_path: Path) -> None:
     result = invoke(run_dir, "--query-id", 3, "--query-id", 5, "--source", "dataset", "--out", tmp_path / "sheet.png")
     assert "searched 40 training images" in result.stdout
     assert ", age " not in result.stdout
@@ -135,24 +135,24 @@ def test_a_picture_sheet(run_dir: Path, tmp_path: Path) -> None:
         assert sheet.format == "PNG"
 
 
-def test_a_checkpoint_outside_a_run_is_only_shown(run_dir: Path, tmp_path: Path) -> None:
+def test_checkpoint_outside_a_run_needs_out(run_dir: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(run_dir / "checkpoints" / "step-00000002", tmp_path / "copy")
     result = invoke(checkpoint, "--queries", 1)
     assert result.exit_code == 0
-    assert "no file written: the checkpoint lies outside a run; --out names a file" in result.stderr
+    assert "no file written: the checkpoint is not part of a run; name a file with --out" in result.stderr
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
-def test_more_neighbours_than_there_are(run_dir: Path, tmp_path: Path) -> None:
+def test_fewer_neighbours_than_k(run_dir: Path, tmp_path: Path) -> None:
     result = invoke(run_dir, "--k", 100, "--queries", 1, "--out", tmp_path / "records.json")
-    assert "100 neighbours were asked for, but there are not so many other images to retrieve" in result.stderr
+    assert "fewer than 100 neighbours, because there are not more other images" in result.stderr
     assert len(json.loads((tmp_path / "records.json").read_text())["queries"][0]["neighbors"]) in range(32, 40)
 
 
-def test_a_file_whose_name_would_steer_the_terminal(run_dir: Path, tmp_path: Path) -> None:
+def test_query_name_with_control_characters(run_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "\x1b[31m[red]evil.png"
     Image.new("RGB", (30, 20), "red").save(path)
-    result = invoke(run_dir, "--query", path, "--out", tmp_path / "gallery.html")
+    result = invoke(run_dir, "--query", path, "--out", tmp_path / "page.html")
     assert "\x1b" not in result.stdout
     assert "[31m[red]evil.png" in result.stdout
     assert "✓" not in result.stdout
@@ -162,21 +162,21 @@ def test_a_file_whose_name_would_steer_the_terminal(run_dir: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--out", "page.htm"], ".html is a page, .png a picture sheet, .json records"),
-        (["--query", "nowhere.png"], "nowhere.png does not exist; a query is an image file"),
-        (["--query-id", "40"], "there is no training image 40; the data hold 40, counted from 0"),
+        (["--out", "page.htm"], "the extension must be .html (page)"),
+        (["--query", "nowhere.png"], "nowhere.png does not exist; name an image file"),
+        (["--query-id", "40"], "there is no training image 40; ids are 0 to 39"),
         (["--set", "data.images=50"], "refers to 40 training images by number"),
         (["--set", "bank.capacity=9"], "the encoder stays as it was trained"),
-        (["--queries", "2", "--query-id", "1"], "--queries chooses at random"),
-        (["--worst", "--query-id", "1"], "--worst chooses the queries"),
-        (["--out", "x.png", "--evolution"], "--evolution, --clusters and --map are parts of a page"),
-        (["--out", "x.json", "--clusters", "2"], "--evolution, --clusters and --map are parts of a page"),
-        (["--clusters", "41", "--source", "dataset"], "40 different images cannot be 41 clusters"),
+        (["--queries", "2", "--query-id", "1"], "--queries selects random images"),
+        (["--worst", "--query-id", "1"], "--worst selects the queries"),
+        (["--out", "x.png", "--evolution"], "--evolution, --clusters and --map need a page"),
+        (["--out", "x.json", "--clusters", "2"], "--evolution, --clusters and --map need a page"),
+        (["--clusters", "41", "--source", "dataset"], "41 clusters need at least as many images, found 40"),
         (["--clusters", "0"], "--clusters"),
         (["--moments", "1"], "--moments"),
     ],
 )
-def test_mistakes_end_with_2_and_words(
+def test_user_errors_exit_with_2(
     run_dir: Path,
     arguments: list[str],
     complaint: str,

@@ -1,4 +1,4 @@
-"""Checkpoints over image files of noise, and what they hold, computed one by one."""
+"""Checkpoints over image files of noise, and a simple float64 embedding to compare with."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def write_images(folder: Path) -> Path:
-    """24 images of noise, 8 a class, in the size of a view."""
+    """24 images of noise, 8 per class, in the size of a view."""
     rng = np.random.default_rng(0)
     for name in CLASSES:
         (folder / name).mkdir()
@@ -37,7 +37,7 @@ def config_of(folder: Path, **data: object) -> Config:
 
 
 def target_of(config: Config, seed: int = 0) -> MeanShift:
-    """A model whose target has other weights and batch statistics than a fresh one."""
+    """A model whose target has other weights and batch statistics than a new one."""
     model = build_model(config.model, seed=seed)
     torch.manual_seed(1)
     for _ in range(3):
@@ -46,7 +46,7 @@ def target_of(config: Config, seed: int = 0) -> MeanShift:
 
 
 def embed(model: MeanShift, path: Path) -> torch.Tensor:
-    """The embedding [D] of one image, by itself, in float64."""
+    """The embedding [D] of one image in float64."""
     pixels = np.asarray(Image.open(path), np.float64) / 255
     pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     target = model.target.double().eval()
@@ -56,14 +56,14 @@ def embed(model: MeanShift, path: Path) -> torch.Tensor:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """In the order of their ids."""
+    """The image files, by id."""
     return sorted(folder.glob("*/*.png"))
 
 
 def save(
     run: Path, config: Config, ids: list[int], *, dataset_size: int = 24, step: int = 7, seed: int = 0
 ) -> Checkpoint:
-    """A checkpoint whose bank has the noisy embeddings of the images `ids`, pushed in this order."""
+    """A checkpoint whose bank has embeddings of the images `ids` with noise, pushed in this order."""
     model = target_of(config, seed)
     bank = FlatBank(RingSpec(config.bank.capacity, 8))
     if ids:

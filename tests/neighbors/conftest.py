@@ -1,4 +1,4 @@
-"""Inspections made of drawn images and random vectors, without a checkpoint."""
+"""Inspections of synthetic images with random labels, without a checkpoint."""
 
 from collections.abc import Callable
 
@@ -33,11 +33,11 @@ def _inspection(
     name: str = "images/{}.png",
     searched: str = "bank",
     thumbnails: bool = True,
-    asked: int | None = None,
+    requested: int | None = None,
 ) -> Inspection:
-    """Query q has label q mod classes and the neighbours 100 q .. 100 q + k - 1, with labels at random."""
+    """Query q has label q mod classes, and neighbours 100 q .. 100 q + k - 1 with random labels."""
     rng = np.random.default_rng(0)
-    aged = searched == "bank"
+    has_ages = searched == "bank"
     records = []
     for query in range(queries):
         label = None if classes is None else query % len(classes)
@@ -48,7 +48,7 @@ def _inspection(
                 id=100 * query + rank,
                 name=name.format(100 * query + rank),
                 similarity=0.98 - 0.013 * rank,
-                age=int(rng.integers(4096)) if aged else None,
+                age=int(rng.integers(4096)) if has_ages else None,
                 label=theirs,
                 class_name=None if classes is None or theirs is None else classes[theirs],
                 matches=None if label is None else label == theirs,
@@ -61,7 +61,7 @@ def _inspection(
                 name=name.format(100_000 + query),
                 label=label,
                 class_name=None if classes is None or label is None else classes[label],
-                own=OwnEntry(similarity=0.987, age=123 if aged else None, entries=1),
+                own=OwnEntry(similarity=0.987, age=123 if has_ages else None, entries=1),
                 neighbors=neighbors,
             )
         )
@@ -72,11 +72,11 @@ def _inspection(
         epoch=39.81,
         searched="bank" if searched == "bank" else "dataset",
         entries=3000,
-        capacity=4096 if aged else None,
+        capacity=4096 if has_ages else None,
         dtype="float32",
         encoder="target",
         view=f"shorter side {side} px, centre {side} px",
-        k=asked or k,
+        k=requested or k,
         selection="random",
         seed=0,
         data={"kind": "demo"},

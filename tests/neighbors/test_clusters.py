@@ -1,4 +1,4 @@
-"""Clusters of what is searched."""
+"""Clusters of a gallery."""
 
 import numpy as np
 import pytest
@@ -6,55 +6,55 @@ import torch
 from galleries import make_gallery, unit
 
 from msf_faiss.errors import UserError
-from msf_faiss.neighbors.clusters import find_clusters, images_once
+from msf_faiss.neighbors.clusters import find_clusters, newest_entries
 
 
 def blobs(sizes: list[int]) -> torch.Tensor:
-    """Vectors around one axis after the other."""
+    """Groups of vectors, each around an axis."""
     axes = torch.eye(8)[: len(sizes)].repeat_interleave(torch.tensor(sizes), dim=0)
     return torch.nn.functional.normalize(axes + 0.05 * unit(sum(sizes), 8, seed=0), dim=1)
 
 
-def test_separate_vectors_are_clusters() -> None:
+def test_groups_become_clusters() -> None:
     sizes = [30, 50, 20]
     ids = np.arange(100) + 7
     labels = np.full(110, -1)
     labels[7:107] = np.repeat([0, 1, 2], sizes)
     labels[7:17] = 2  # ten of the first
     labels[37:39] = -1  # two of the second
-    found = find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0, members=12)
-    assert [cluster.size for cluster in found] == [50, 30, 20]
-    assert [cluster.class_name for cluster in found] == ["b", "a", "c"]
-    assert [cluster.share for cluster in found] == [1, pytest.approx(20 / 30), 1]
-    for cluster, (low, high) in zip(found, [(37, 87), (7, 37), (87, 107)], strict=True):
+    clusters = find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0, members=12)
+    assert [cluster.size for cluster in clusters] == [50, 30, 20]
+    assert [cluster.class_name for cluster in clusters] == ["b", "a", "c"]
+    assert [cluster.share for cluster in clusters] == [1, pytest.approx(20 / 30), 1]
+    for cluster, (low, high) in zip(clusters, [(37, 87), (7, 37), (87, 107)], strict=True):
         assert len(set(cluster.members)) == 12
         assert all(low <= member < high for member in cluster.members)
-    assert found == find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0)
-    drawn = {find_clusters(ids, blobs(sizes), labels, None, clusters=3, seed=seed)[0].members for seed in range(3)}
-    assert len(drawn) == 3
+    assert clusters == find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0)
+    members = {find_clusters(ids, blobs(sizes), labels, None, clusters=3, seed=seed)[0].members for seed in range(3)}
+    assert len(members) == 3
 
 
-def test_unlabelled_and_few_images(capfd: pytest.CaptureFixture[str]) -> None:
+def test_clusters_of_few_unlabelled_images(capfd: pytest.CaptureFixture[str]) -> None:
     labels = np.full(9, -1)
     (only,) = find_clusters(np.arange(9), blobs([9]), labels, None, clusters=1, seed=0)
     assert (only.size, only.class_name, only.share, sorted(only.members)) == (9, None, None, list(range(9)))
     each = find_clusters(np.arange(9), unit(9, 8, seed=1), labels, ("a",), clusters=9, seed=0)
     assert sorted(cluster.members for cluster in each) == [(index,) for index in range(9)]
-    with pytest.raises(UserError, match="9 different images cannot be 10 clusters; lower --clusters"):
+    with pytest.raises(UserError, match="10 clusters need at least as many images, found 9; lower --clusters"):
         find_clusters(np.arange(9), blobs([9]), labels, None, clusters=10, seed=0)
-    assert capfd.readouterr() == ("", "")  # FAISS warns of few points
+    assert capfd.readouterr() == ("", "")  # no warnings from FAISS
 
 
-def test_equal_vectors_leave_clusters_empty() -> None:
-    found = find_clusters(np.arange(20), unit(1, 8, seed=0).repeat(20, 1), np.full(20, -1), None, clusters=4, seed=0)
-    assert sum(cluster.size for cluster in found) == 20
-    assert all(cluster.size for cluster in found)
+def test_empty_clusters_are_left_out() -> None:
+    clusters = find_clusters(np.arange(20), unit(1, 8, seed=0).repeat(20, 1), np.full(20, -1), None, clusters=4, seed=0)
+    assert sum(cluster.size for cluster in clusters) == 20
+    assert all(cluster.size for cluster in clusters)
 
 
-def test_an_image_counts_once_by_its_newest_entry() -> None:
+def test_newest_entries() -> None:
     gallery = make_gallery(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6])
-    ids, embeddings = images_once(gallery)
+    ids, embeddings = newest_entries(gallery)
     assert ids.tolist() == [2, 4, 7]
     assert embeddings.argmax(dim=1).tolist() == [4, 5, 3]
     aged = make_gallery(10, [4, 2, 4, 7, 2, 4], vectors=torch.eye(8)[:6], max_age=1)
-    assert images_once(aged)[0].tolist() == [2, 4]
+    assert newest_entries(aged)[0].tolist() == [2, 4]

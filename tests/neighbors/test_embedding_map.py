@@ -1,4 +1,4 @@
-"""Maps of embeddings."""
+"""Projections of embeddings."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def three_blobs(rows: int = 20) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_separate_vectors_stay_separate(method: str) -> None:
+def test_groups_stay_apart(method: str) -> None:
     positions, note = draw_map(three_blobs(), method, seed=0)
     assert (positions.shape, positions.dtype) == ((60, 2), np.float32)
     assert positions.min() >= 0
@@ -28,7 +28,7 @@ def test_separate_vectors_stay_separate(method: str) -> None:
     np.testing.assert_array_equal(positions, draw_map(three_blobs(), method, seed=0)[0])
 
 
-def test_pca_is_the_projection_on_the_first_two_directions() -> None:
+def test_pca_equals_svd() -> None:
     vectors = unit(50, 8, seed=3).numpy()
     positions, note = draw_map(vectors, "pca", seed=0)
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
@@ -36,24 +36,24 @@ def test_pca_is_the_projection_on_the_first_two_directions() -> None:
     plane = left[:, :2] * values[:2]
     ours = np.linalg.norm(positions[:, None] - positions[None], axis=2)
     theirs = np.linalg.norm(plane[:, None] - plane[None], axis=2)
-    # one scale for both axes, so that distances keep their ratios; positions are float32
+    # both axes have the same scale, so ratios of distances are kept; positions are float32
     np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), atol=1e-6)
     assert note.startswith(f"{(values[:2] ** 2).sum() / (values**2).sum():.0%} ")
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 @pytest.mark.parametrize("images", [4, 5])
-def test_few_images(method: str, images: int) -> None:
+def test_map_of_few_images(method: str, images: int) -> None:
     positions, _ = draw_map(unit(images, 8, seed=0).numpy(), method, seed=0)
     assert np.isfinite(positions).all()
-    with pytest.raises(UserError, match="3 images are too few for a map, which needs 4"):
+    with pytest.raises(UserError, match="needs at least 4 images, found 3"):
         draw_map(unit(3, 8, seed=0).numpy(), method, seed=0)
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_equal_embeddings_and_one_dimension(method: str) -> None:
+def test_map_of_identical_or_one_dimensional_embeddings(method: str) -> None:
     positions, note = draw_map(unit(1, 8, seed=0).numpy().repeat(6, axis=0), method, seed=0)
     assert (positions == 0.5).all()
-    assert note == "all embeddings are the same"
+    assert note == "all embeddings are identical"
     ones = np.array([[1], [-1], [1], [1], [-1]], np.float32)
     assert np.isfinite(draw_map(ones, method, seed=0)[0]).all()

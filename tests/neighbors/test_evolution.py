@@ -1,4 +1,4 @@
-"""The checkpoints of a run that an evolution shows."""
+"""The choice of checkpoints for an evolution."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from msf_faiss.neighbors.evolution import earlier_checkpoints
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six checkpoints."""
+    """A run with six checkpoints."""
     folder = tmp_path_factory.mktemp("evolution")
     (folder / "images").mkdir()
     config = config_of(write_images(folder / "images"))
@@ -24,24 +24,24 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> list[Checkpoint]:
-    """A copy of its checkpoints."""
+    """The checkpoints of a copy of the run."""
     copied = shutil.copytree(saved, tmp_path / "run")
     return [find_checkpoint(path) for path in sorted((copied / "checkpoints").iterdir())]
 
 
 @pytest.mark.parametrize(
-    ("most", "steps"),
+    ("count", "steps"),
     [(2, [2]), (3, [2, 6]), (4, [2, 6, 8]), (6, [2, 4, 6, 8, 10]), (50, [2, 4, 6, 8, 10])],
 )
-def test_the_first_and_others_at_even_distances(run: list[Checkpoint], most: int, steps: list[int]) -> None:
-    assert [checkpoint.step for checkpoint in earlier_checkpoints(run[-1], most, "bank", print)] == steps
+def test_first_checkpoint_and_others_at_even_distances(run: list[Checkpoint], count: int, steps: list[int]) -> None:
+    assert [checkpoint.step for checkpoint in earlier_checkpoints(run[-1], count, "bank", print)] == steps
 
 
-def test_from_an_earlier_checkpoint_on_nothing_later_is_shown(run: list[Checkpoint]) -> None:
+def test_later_checkpoints_are_not_used(run: list[Checkpoint]) -> None:
     assert [checkpoint.step for checkpoint in earlier_checkpoints(run[2], 6, "bank", print)] == [2, 4]
 
 
-def test_damaged_checkpoints_are_left_out_with_a_note(run: list[Checkpoint]) -> None:
+def test_damaged_checkpoints_are_skipped(run: list[Checkpoint]) -> None:
     (run[0].path / "manifest.json").write_text("{")
     model = run[1].path / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
@@ -49,17 +49,17 @@ def test_damaged_checkpoints_are_left_out_with_a_note(run: list[Checkpoint]) -> 
     bank.write_bytes(bank.read_bytes()[:-1] + b"x")
     notes: list[str] = []
     assert [checkpoint.step for checkpoint in earlier_checkpoints(run[4], 6, "bank", notes.append)] == [8]
-    assert [note.split(": ")[1].split("/")[-1] for note in notes] == [f"step-0000000{step}" for step in (2, 4, 6)]
-    assert all(note.startswith("left out: ") for note in notes)
+    assert [note.split(": ")[0].split("/")[-1] for note in notes] == [f"step-0000000{step}" for step in (2, 4, 6)]
+    assert all(note.startswith("skipping ") for note in notes)
     without_bank = earlier_checkpoints(run[4], 6, "dataset", print)
     assert [checkpoint.step for checkpoint in without_bank] == [6, 8]
     with pytest.raises(
-        UserError, match=r"only one checkpoint, step-00000008, can be shown, .* checkpoint.keep_last=20"
+        UserError, match=r"at least two checkpoints, found only step-00000008; .* checkpoint.keep_last=20"
     ):
         earlier_checkpoints(run[3], 6, "bank", notes.append)
 
 
-def test_a_checkpoint_outside_a_run_has_no_evolution(run: list[Checkpoint], tmp_path: Path) -> None:
+def test_checkpoint_outside_a_run_has_no_evolution(run: list[Checkpoint], tmp_path: Path) -> None:
     moved = run[-1].path.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="an evolution goes over the checkpoints of a run; give the run directory"):
+    with pytest.raises(UserError, match="--evolution needs the checkpoints of a run; give the run directory"):
         earlier_checkpoints(find_checkpoint(moved), 6, "bank", print)

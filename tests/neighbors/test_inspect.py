@@ -1,20 +1,28 @@
-"""Inspections of real checkpoints over image files, against a twin that does everything one by one."""
+"""Inspections of checkpoints over image files, compared with a simple search image by image."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import SIZE, config_of, embed, files_of, save, target_of, write_images
+from galleries import make_gallery, unit
 from PIL import Image
 
 from msf_faiss.checkpoint.format import Checkpoint
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors import inspection as inspection_module
 from msf_faiss.neighbors.gallery import open_gallery
-from msf_faiss.neighbors.inspection import embed_queries, inspect
-from msf_faiss.neighbors.records import write_records
+from msf_faiss.neighbors.options import InspectOptions
+from msf_faiss.neighbors.queries import Queries, embed_queries
+from msf_faiss.neighbors.records import Inspection, write_records
+
+
+def inspect(checkpoint: Checkpoint, *, thumbnails: bool = True, **options: Any) -> Inspection:
+    return inspection_module.inspect(checkpoint, InspectOptions(**options), thumbnails=thumbnails)
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +32,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """40 pushes into 32 slots: of the images 0 to 19, those up to 11 twice; 20 to 23 are not in the bank."""
+    """40 entries pushed into 32 slots: images 0 to 11 twice, 12 to 19 once; images 20 to 23 are not in the bank."""
     return save(tmp_path_factory.mktemp("run"), config_of(images), [*range(20), *range(20)])
 
 
-def test_records_equal_a_search_done_by_hand(checkpoint: Checkpoint, images: Path) -> None:
+def test_records_equal_brute_force(checkpoint: Checkpoint, images: Path) -> None:
     inspection = inspect(checkpoint, queries=24, k=5)
     state = checkpoint.tensors("bank")
     model, files = target_of(checkpoint.config), files_of(images)
@@ -38,14 +46,16 @@ def test_records_equal_a_search_done_by_hand(checkpoint: Checkpoint, images: Pat
         similarities = state["embeddings"].double() @ embed(model, files[query.id])
         order = similarities.argsort(descending=True).tolist()
         ids = [int(state["ids"][slot]) for slot in order]
-        first = {index: order[place] for place, index in reversed(list(enumerate(ids)))}  # best slot of each image
+        first = {
+            index: order[place] for place, index in reversed(list(enumerate(ids)))
+        }  # most similar slot of each image
         best = [index for index in dict.fromkeys(ids) if index != query.id][:5]
         assert [neighbor.id for neighbor in query.neighbors] == best
         assert query.label == query.id // 8
         assert query.name == str(files[query.id])
         for rank, neighbor in enumerate(query.neighbors, start=1):
             assert neighbor.rank == rank
-            # the twin embeds in float64, the encoder in float32 (about 1e-7 a layer)
+            # embedded here in float64, by the encoder in float32 (about 1e-7 per layer)
             assert neighbor.similarity == pytest.approx(float(similarities[first[neighbor.id]]), abs=1e-5)
             assert neighbor.age == (39 - first[neighbor.id]) % 32
             assert neighbor.name == str(files[neighbor.id])
@@ -66,7 +76,15 @@ def test_records_equal_a_search_done_by_hand(checkpoint: Checkpoint, images: Pat
     assert summary.age == pytest.approx(np.mean([n.age for query in inspection.queries for n in query.neighbors]))
 
 
-def test_the_whole_data_set_can_be_searched(checkpoint: Checkpoint, images: Path) -> None:
+def test_own_entry_is_reported_however_low_it_ranks() -> None:
+    vector = unit(1, 4, seed=0)
+    gallery = make_gallery(32, list(range(32)), vectors=torch.cat([-vector, vector.repeat(31, 1)]))
+    queries = Queries(np.array([0]), ["0"], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), vector)
+    own = inspection_module._own_entry(gallery, queries, 0)
+    assert (own.similarity, own.age, own.entries) == (pytest.approx(-1, abs=1e-6), 31, 1)
+
+
+def test_search_of_the_data_set(checkpoint: Checkpoint, images: Path) -> None:
     inspection = inspect(checkpoint, ids=[3, 23], k=4, searched="dataset")
     model, files = target_of(checkpoint.config), files_of(images)
     every = torch.stack([embed(model, path) for path in files])
@@ -83,14 +101,14 @@ def test_the_whole_data_set_can_be_searched(checkpoint: Checkpoint, images: Path
     assert (inspection.protocol.entries, inspection.protocol.capacity) == (24, None)
 
 
-def test_the_model_is_used_in_eval_mode_and_one_query_is_as_many(checkpoint: Checkpoint) -> None:
+def test_queries_do_not_depend_on_each_other(checkpoint: Checkpoint) -> None:
     together = inspect(checkpoint, ids=[0, 9, 21], thumbnails=False).queries
     alone = [inspect(checkpoint, ids=[index], thumbnails=False).queries[0] for index in (0, 9, 21)]
     for one, other in zip(together, alone, strict=True):
         assert [neighbor.id for neighbor in one.neighbors] == [neighbor.id for neighbor in other.neighbors]
 
 
-def test_thumbnails_are_what_the_encoder_saw(checkpoint: Checkpoint, images: Path) -> None:
+def test_thumbnails_are_centre_views(checkpoint: Checkpoint, images: Path) -> None:
     inspection = inspect(checkpoint, ids=[5], k=3)
     files = files_of(images)
     assert inspection.thumbnails.side == SIZE
@@ -99,14 +117,14 @@ def test_thumbnails_are_what_the_encoder_saw(checkpoint: Checkpoint, images: Pat
         assert thumbnail.tobytes() == Image.open(files[index]).tobytes()
 
 
-def test_a_file_is_a_query_without_a_label(checkpoint: Checkpoint, images: Path, tmp_path: Path) -> None:
+def test_query_file_has_no_label(checkpoint: Checkpoint, images: Path, tmp_path: Path) -> None:
     path = tmp_path / "any\n<i>.bmp"
     Image.open(files_of(images)[4]).save(path)
     inspection = inspect(checkpoint, files=[path], ids=[4], k=20)
     of_file, of_id = inspection.queries
     assert (of_file.id, of_file.name, of_file.label, of_file.own) == (None, str(path), None, None)
     assert {neighbor.matches for neighbor in of_file.neighbors} == {None}
-    # the same picture; as a file it does not know which entries are its own
+    # the same picture, but the entries of image 4 are not known to be its own
     as_file = [neighbor.id for neighbor in of_file.neighbors]
     assert 4 in as_file
     assert [index for index in as_file if index != 4] == [neighbor.id for neighbor in of_id.neighbors]
@@ -114,20 +132,20 @@ def test_a_file_is_a_query_without_a_label(checkpoint: Checkpoint, images: Path,
     assert (inspection.protocol.selection, inspection.protocol.seed) == ("chosen", None)
 
 
-def test_k_beyond_the_bank_gives_what_there_is(checkpoint: Checkpoint) -> None:
+def test_k_beyond_the_bank(checkpoint: Checkpoint) -> None:
     inspection = inspect(checkpoint, ids=[0, 23], k=1000)
     assert [len(query.neighbors) for query in inspection.queries] == [19, 20]
-    assert inspection.short_of == 981
+    assert inspection.missing_neighbors == 981
 
 
-def test_a_bank_of_the_own_image_alone_has_no_neighbours(images: Path, tmp_path: Path) -> None:
+def test_bank_with_the_query_only(images: Path, tmp_path: Path) -> None:
     inspection = inspect(save(tmp_path, config_of(images), [6, 6]), ids=[6], k=3)
     assert inspection.queries[0].neighbors == ()
     assert inspection.queries[0].own.entries == 2
     assert dataclasses.astuple(inspection.summary) == (1, None, None, (), None, (), None)
 
 
-def test_an_empty_bank_is_an_error_and_the_data_set_can_still_be_searched(images: Path, tmp_path: Path) -> None:
+def test_empty_bank_is_refused(images: Path, tmp_path: Path) -> None:
     empty = save(tmp_path, config_of(images), [])
     with pytest.raises(
         UserError, match="the bank is empty at step 7; inspect a later checkpoint, or search the training images"
@@ -136,7 +154,7 @@ def test_an_empty_bank_is_an_error_and_the_data_set_can_still_be_searched(images
     assert inspect(empty, searched="dataset").summary.queries == 12
 
 
-def test_a_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "only.png")
     overrides = [f"data.path={tmp_path}"]
     with pytest.raises(
@@ -158,27 +176,27 @@ def test_unlabelled_images_have_no_purity(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"ids": [24]}, "there is no training image 24; the data hold 24, counted from 0"),
+        ({"ids": [24]}, "there is no training image 24; ids are 0 to 23"),
         ({"ids": [-1]}, "there is no training image -1"),
-        ({"files": [Path("nowhere.png")]}, r"nowhere\.png does not exist; a query is an image file"),
-        ({"files": [Path(__file__).parent]}, "neighbors is a folder; a query is an image file"),
+        ({"files": [Path("nowhere.png")]}, r"nowhere\.png does not exist; name an image file"),
+        ({"files": [Path(__file__).parent]}, "neighbors is a folder; name an image file"),
         ({"files": [Path(__file__)]}, r"test_inspect\.py cannot be read as an image"),
         ({"overrides": ["model.dim=3"]}, "model.dim=3: the encoder stays as it was trained"),
         ({"overrides": ["data.path=/nowhere"]}, "/nowhere does not exist"),
     ],
 )
-def test_mistakes_are_told_in_words(checkpoint: Checkpoint, options: dict[str, object], complaint: str) -> None:
+def test_user_errors(checkpoint: Checkpoint, options: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         inspect(checkpoint, **options)
 
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"queries": 0}])
-def test_nothing_asked_for_is_a_mistake_of_the_caller(checkpoint: Checkpoint, options: dict[str, int]) -> None:
+def test_invalid_options(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
-        inspect(checkpoint, **options)
+        InspectOptions(**options)
 
 
-def test_unreadable_queries_are_errors_or_left_out_as_the_config_says(images: Path, tmp_path: Path) -> None:
+def test_unreadable_queries_are_errors_or_left_out(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for index, path in enumerate(files_of(images)[:4]):
         (folder / "a").mkdir(parents=True, exist_ok=True)
@@ -202,7 +220,7 @@ def test_diverged_encoder(checkpoint: Checkpoint) -> None:
         assert gallery.bank
 
 
-def test_records_are_complete_and_plain(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_write_records(checkpoint: Checkpoint, tmp_path: Path) -> None:
     inspection = inspect(checkpoint, k=3, seed=5, thumbnails=False)
     assert inspection.thumbnails is None
     write_records(inspection, tmp_path / "records.json")

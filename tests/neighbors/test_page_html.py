@@ -219,5 +219,5 @@ def test_single_image_has_no_neighbors_and_no_purity() -> None:
 
 def test_unwritable_path_is_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"page\.html: cannot be written: "):
+    with pytest.raises(UserError, match=r"page\.html: cannot write: "):
         write_page(random_explorer(2), tmp_path / "file" / "page.html")

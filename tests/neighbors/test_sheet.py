@@ -53,7 +53,7 @@ def test_frame_colors_show_matches(make_inspection) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"k": 0, "asked": 5},
+        {"k": 0, "requested": 5},
         {"side": 192},
         {"searched": "dataset"},
         {"classes": ("a very long name of a class that has no room below its picture", "", "\n\x1b[31m ünï 中")},
