@@ -43,28 +43,20 @@ class Bank(Protocol):
     rounded to that dtype before they are compared, so an embedding and its own entry are the same vector.
     """
 
-    @property
-    def capacity(self) -> int: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
+    capacity: int
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+    engine_ms: Mapping[str, float]
+    """Milliseconds of an exact search by each engine, if they were timed when the bank was created."""
 
     @property
     def pushed(self) -> int:
         """Entries ever pushed. The newest has sequence number pushed - 1 and is in slot (pushed - 1) mod N."""
 
-    @property
-    def engine_ms(self) -> Mapping[str, float]:
-        """Milliseconds of an exact search by each engine, if they were timed when the bank was created."""
-
     def __len__(self) -> int:
         """Filled slots, n = min(pushed, N)."""
+        return min(self.pushed, self.capacity)
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Store `embeddings` [M, D] (unit norm, any floating dtype) under `ids` [M] int64, oldest first.
@@ -107,6 +99,7 @@ class Bank(Protocol):
 
     def age(self, slots: Tensor) -> Tensor:
         """Return the number of entries pushed after each entry in `slots` [...]: [...] int64, 0 for the newest."""
+        return (self.pushed - 1 - slots) % self.capacity
 
     def newest(self, count: int) -> Tensor:
         """Return the slots [n] int64, n <= count, of the last entries that this process pushed, oldest first."""

@@ -8,8 +8,7 @@ Shapes: W ranks, N slots in all, b rows of this rank, B rows of all ranks, K nei
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,7 @@ from msf_faiss.search.neighbors import Neighbors
 _SHARD = "shard."  # prefix of the names that a shard adds to the state of a bank
 
 
-class ParallelBank(ABC):
+class _ParallelBank(Bank):
     """What the two placements have in common.
 
     Args:
@@ -34,103 +33,71 @@ class ParallelBank(ABC):
     """
 
     def __init__(self, local: RingBank, ranks: Ranks) -> None:
-        self.local, self._ranks = local, ranks
+        self._local, self._ranks = local, ranks
+        self.capacity, self.dim, self.dtype, self.device = local.capacity, local.dim, local.dtype, local.device
+        self.engine_ms = local.engine_ms
         self._own = self._after = 0  # entries of this rank in the last push, and of the ranks after it
-
-    @property
-    @abstractmethod
-    def capacity(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def pushed(self) -> int: ...
-
-    @property
-    def dim(self) -> int:
-        return self.local.dim
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.local.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.local.device
-
-    @property
-    def engine_ms(self) -> Mapping[str, float]:
-        return self.local.engine_ms
-
-    def __len__(self) -> int:
-        return min(self.pushed, self.capacity)
-
-    def age(self, slots: Tensor) -> Tensor:
-        return (self.pushed - 1 - slots) % self.capacity
 
     def newest(self, count: int) -> Tensor:
         ages = self._after + torch.arange(min(count, self._own) - 1, -1, -1, device=self.device)
         return (self.pushed - 1 - ages[ages < len(self)]) % self.capacity
 
     def metrics(self) -> dict[str, float]:
-        return self.local.metrics()
+        return self._local.metrics()
 
     def raise_recall(self) -> str:
-        return self.local.raise_recall()
+        return self._local.raise_recall()
 
     def _record_push(self, counts: Sequence[int]) -> None:
         self._own, self._after = counts[self._ranks.rank], sum(counts[self._ranks.rank + 1 :])
 
 
-class ReplicatedBank(ParallelBank):
+class ReplicatedBank(_ParallelBank):
     """Every rank stores all entries and searches them for its own queries. Traffic: one all-gather per push."""
 
     def __repr__(self) -> str:
-        return f"{self.local!r}, replicated on {self._ranks.size} ranks"
-
-    @property
-    def capacity(self) -> int:
-        return self.local.capacity
+        return f"{self._local!r}, replicated on {self._ranks.size} ranks"
 
     @property
     def pushed(self) -> int:
-        return self.local.pushed
+        return self._local.pushed
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        self.local.check_push(embeddings, ids)
+        self._local.check_push(embeddings, ids)
         rounded = embeddings.detach().to(self.dtype)
         gathered = self._ranks.gather_rows(_pack(rounded, ids))
-        self.local.push(*_unpack(gathered, rounded, ids))
+        self._local.push(*_unpack(gathered, rounded, ids))
         self._record_push(self._ranks.counts(len(ids)))
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        return self.local.search(queries, k)
+        return self._local.search(queries, k)
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        return self.local.search_exactly(queries, k)
+        return self._local.search_exactly(queries, k)
 
     def mean_of(self, slots: Tensor) -> Tensor:
-        return self.local.mean_of(slots)
+        return self._local.mean_of(slots)
 
     def reconstruct(self, slots: Tensor) -> Tensor:
-        return self.local.reconstruct(slots)
+        return self._local.reconstruct(slots)
 
     def ids(self, slots: Tensor) -> Tensor:
-        return self.local.ids(slots)
+        return self._local.ids(slots)
 
     def layout(self) -> Layout:
-        return self.local.layout()
+        return self._local.layout()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.local.state_dict()
+        return self._local.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.local.load_state_dict(state)
+        self._local.load_state_dict(state)
 
     def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
-        self.local.take_over(part, pushed)
+        self._local.take_over(part, pushed)
 
 
-class ShardedBank(ParallelBank):
+class ShardedBank(_ParallelBank):
     """Every rank stores every W-th slot and searches its slots for all queries, so the capacity grows with the ranks.
 
     Each shard is a FIFO bank of its own (see `Layout`). A push sends each row to its owner (all-to-all). A search
@@ -150,17 +117,13 @@ class ShardedBank(ParallelBank):
     def __init__(self, create_local: Callable[[RingSpec], RingBank], spec: RingSpec, ranks: Ranks) -> None:
         if spec.capacity < ranks.size:
             raise ValueError(f"{spec.capacity} entries cannot be sharded over {ranks.size} ranks: at least one each")
-        self._capacity, self._max_age, self._pushed = spec.capacity, spec.max_age, 0
         shard = Layout(spec.capacity, ranks.size, ranks.rank, 0)
         super().__init__(create_local(replace(spec, capacity=shard.slots, max_age=None)), ranks)
+        self.capacity, self._max_age, self._pushed = spec.capacity, spec.max_age, 0
 
     def __repr__(self) -> str:
         fill = f"{len(self):,} of {self.capacity:,} entries"
-        return f"ShardedBank({fill}, on {self._ranks.size} ranks, here {self.local!r})"
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
+        return f"ShardedBank({fill}, on {self._ranks.size} ranks, here {self._local!r})"
 
     @property
     def pushed(self) -> int:
@@ -172,74 +135,74 @@ class ShardedBank(ParallelBank):
         return len(self) if self._max_age is None else min(len(self), self._max_age + 1)
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        self.local.check_push(embeddings, ids)
+        self._local.check_push(embeddings, ids)
         counts, rank = self._ranks.counts(len(ids)), self._ranks.rank
         numbers = self._pushed + np.arange(sum(counts))
-        owners = np.split(numbers % self._capacity % self._ranks.size, np.cumsum(counts)[:-1])  # by rank, [b] each
+        owners = np.split(numbers % self.capacity % self._ranks.size, np.cumsum(counts)[:-1])  # by rank, [b] each
         sent = np.bincount(owners[rank], minlength=self._ranks.size).tolist()
         received = [int((of == rank).sum()) for of in owners]
         first = self._pushed + sum(counts[:rank])
-        mine = (first + torch.arange(len(ids), device=self.device)) % self._capacity % self._ranks.size  # [b]
+        mine = (first + torch.arange(len(ids), device=self.device)) % self.capacity % self._ranks.size  # [b]
         rounded = embeddings.detach().to(self.dtype)
         packed = _pack(rounded, ids)[mine.argsort(stable=True)]
         arrived = self._ranks.exchange_rows(packed, sent, received)  # rank after rank, and so in order
-        self.local.push(*_unpack(arrived, rounded, ids))
+        self._local.push(*_unpack(arrived, rounded, ids))
         self._pushed += sum(counts)
         self._record_push(counts)
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        return self._search_shards(queries, k, self.local.search)
+        return self._search_shards(queries, k, self._local.search)
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
-        return self._search_shards(queries, k, self.local.search_exactly)
+        return self._search_shards(queries, k, self._local.search_exactly)
 
     def mean_of(self, slots: Tensor) -> Tensor:
         if slots.shape[1] == 0:
             raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
         counts = self._ranks.counts(slots.shape[0])
         gathered = self._ranks.gather_rows(slots)  # [B, K]
-        total = self._look_up_own(gathered[:, 0], self.local.reconstruct)  # [B, D]
+        total = self._look_up_own(gathered[:, 0], self._local.reconstruct)  # [B, D]
         for place in range(1, slots.shape[1]):
-            total += self._look_up_own(gathered[:, place], self.local.reconstruct)
+            total += self._look_up_own(gathered[:, place], self._local.reconstruct)
         return self._ranks.scatter_sums(total, counts) / slots.shape[1]
 
     def reconstruct(self, slots: Tensor) -> Tensor:
-        return self._look_up(slots, self.local.reconstruct)
+        return self._look_up(slots, self._local.reconstruct)
 
     def ids(self, slots: Tensor) -> Tensor:
-        return self._look_up(slots, self.local.ids)
+        return self._look_up(slots, self._local.ids)
 
     def layout(self) -> Layout:
-        return Layout(self._capacity, self._ranks.size, self._ranks.rank, self._pushed)
+        return Layout(self.capacity, self._ranks.size, self._ranks.rank, self._pushed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state of this rank's shard, with its layout; on a single rank, the state of a whole bank."""
         if self._ranks.size == 1:
-            return self.local.state_dict()
+            return self._local.state_dict()
         layout = {f"{_SHARD}{name}": torch.tensor(value) for name, value in self.layout()._asdict().items()}
-        return {**self.local.state_dict(), **layout}
+        return {**self._local.state_dict(), **layout}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load this rank's entries of a whole bank."""
         load_shards(self, 1, lambda _: state)
 
     def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
-        self.local.load_state_dict(part)
+        self._local.load_state_dict(part)
         # A single shard may be loaded from a bank of another capacity, which may restart the count.
-        self._pushed = pushed if self._ranks.size > 1 else self.local.pushed
+        self._pushed = pushed if self._ranks.size > 1 else self._local.pushed
 
     def _search_shards(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
-        queries = self.local.check_queries(queries, k)
+        queries = self._local.check_queries(queries, k)
         kept, counts = min(k, self.searchable), self._ranks.counts(queries.shape[0])
         if kept == 0:
             return Neighbors(queries.new_empty(len(queries), 0).float(), queries.new_empty(len(queries), 0).long())
         gathered, layout = self._ranks.gather_rows(queries), self.layout()  # [B, D]
         live = layout.count(self._pushed) - layout.count(self._pushed - self.searchable)
-        self.local.max_age = live - 1
-        found = search(gathered, kept)  # [B, up to K]
-        missing = (0, kept - found.slots.shape[1])
-        similarities = torch.nn.functional.pad(found.similarities, missing, value=-torch.inf)  # [B, K]
-        slots = torch.nn.functional.pad(found.slots * self._ranks.size + self._ranks.rank, missing)
+        self._local.max_age = live - 1
+        candidates = search(gathered, kept)  # [B, up to K]
+        missing = (0, kept - candidates.slots.shape[1])
+        similarities = torch.nn.functional.pad(candidates.similarities, missing, value=-torch.inf)  # [B, K]
+        slots = torch.nn.functional.pad(candidates.slots * self._ranks.size + self._ranks.rank, missing)
         size, own = self._ranks.size, queries.shape[0]
         received = self._ranks.exchange_rows(_pack(similarities, slots), counts, [own] * size)
         similarities, slots = (

@@ -41,12 +41,12 @@ class RecallMonitor:
         returned, wanted = self._counts.tolist()
         return returned / wanted if wanted else None
 
-    def check(self, bank: Bank, found: Neighbors, step: int) -> str | None:
+    def check(self, bank: Bank, neighbors: Neighbors, step: int) -> str | None:
         """Check the newest queries if a check is due.
 
         Args:
             bank: changed only by `raise_recall`.
-            found: neighbours [B, K] of the embeddings that were pushed last, in the order of the push.
+            neighbors: neighbours [B, K] of the embeddings that were pushed last, in the order of the push.
             step: number of finished steps; a check is due at each multiple of `every_steps`.
 
         Returns:
@@ -54,10 +54,10 @@ class RecallMonitor:
         """
         if step % self._every_steps != 0:
             return None
-        own = bank.newest(min(self._queries, found.slots.shape[0]))  # [Q]
+        own = bank.newest(min(self._queries, neighbors.slots.shape[0]))  # [Q]
         # The bank rounds a query to its own dtype, so a query and its stored entry are interchangeable.
-        exact = bank.search_exactly(bank.reconstruct(own), found.slots.shape[1])
-        newest = Neighbors(*(each[found.slots.shape[0] - len(own) :] for each in found))
+        exact = bank.search_exactly(bank.reconstruct(own), neighbors.slots.shape[1])
+        newest = Neighbors(*(each[neighbors.slots.shape[0] - len(own) :] for each in neighbors))
         counts = torch.tensor(_agreement(newest, exact, own), dtype=torch.float64)
         self._counts = _DECAY * self._counts + self._total(counts)
         recall = self.recall
@@ -76,11 +76,11 @@ class RecallMonitor:
         self._counts = state["counts"]
 
 
-def _agreement(found: Neighbors, exact: Neighbors, own: Tensor) -> tuple[int, int]:
-    """Number of the `exact` neighbours [Q, K] other than `own` [Q] that are in `found` [Q, K], and number of all.
+def _agreement(neighbors: Neighbors, exact: Neighbors, own: Tensor) -> tuple[int, int]:
+    """Number of the `exact` neighbours [Q, K] other than `own` [Q] that are in `neighbors` [Q, K], and number of all.
 
     Where many entries tie at the k-th place, as with a collapsed encoder, any of them counts as correct.
     """
     wanted = (exact.slots != own.unsqueeze(1)).sum(dim=1)  # [Q]
-    correct = (found.similarities >= exact.similarities[:, -1:]) & (found.slots != own.unsqueeze(1))  # [Q, K]
+    correct = (neighbors.similarities >= exact.similarities[:, -1:]) & (neighbors.slots != own.unsqueeze(1))  # [Q, K]
     return int(correct.sum(dim=1).minimum(wanted).sum()), int(wanted.sum())

@@ -5,15 +5,15 @@ Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from msf_faiss.bank.base import Layout
+from msf_faiss.bank.base import Bank, Layout
 from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.neighbors import Neighbors
@@ -49,7 +49,7 @@ class RingSpec:
             raise ValueError(f"max_age must be at least 0, found {self.max_age}")
 
 
-class RingBank(ABC):
+class RingBank(Bank):
     """All of `Bank` but the search. Entry number s (from 0) is in slot s mod N.
 
     Subclasses implement `_search`. A subclass that keeps data beside the ring (a compressed copy, an index) creates
@@ -73,11 +73,12 @@ class RingBank(ABC):
                 f"{kind} runs on the CPU only; on {spec.device} choose bank.kind flat, or scan with bf16 or int8"
             )
         self.max_age = spec.max_age  # may be changed between searches; -1: nothing is returned
+        self.capacity, self.dim, self.dtype = spec.capacity, spec.dim, spec.dtype
         self._entries = torch.zeros(spec.capacity, spec.dim, dtype=spec.dtype, device=spec.device)  # [N, D]
         self._ids = torch.zeros(spec.capacity, dtype=torch.int64, device=spec.device)  # [N]
         self._pushed = 0
-        self._engine = default_engine(self.device)
-        self.engine_ms: Mapping[str, float] = {}
+        self.device = self._entries.device
+        self._engine, self.engine_ms = default_engine(self.device), {}
         self._allocate()
 
     @staticmethod
@@ -86,27 +87,8 @@ class RingBank(ABC):
         return 0
 
     @property
-    def capacity(self) -> int:
-        return self._entries.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self._entries.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._entries.device
-
-    @property
     def pushed(self) -> int:
         return self._pushed
-
-    def __len__(self) -> int:
-        return min(self._pushed, self.capacity)
 
     def __repr__(self) -> str:
         fill = f"{len(self):,} of {self.capacity:,} entries"
@@ -204,9 +186,6 @@ class RingBank(ABC):
     def ids(self, slots: Tensor) -> Tensor:
         return self._ids[slots]
 
-    def age(self, slots: Tensor) -> Tensor:
-        return (self._pushed - 1 - slots) % self.capacity
-
     def newest(self, count: int) -> Tensor:
         ages = torch.arange(min(count, len(self)) - 1, -1, -1, device=self.device)
         return (self._pushed - 1 - ages) % self.capacity
@@ -250,17 +229,17 @@ class RingBank(ABC):
     def take_over(self, part: dict[str, Tensor], pushed: int) -> None:
         self.load_state_dict(part)
 
-    def _allocate(self) -> None:  # noqa: B027 - most kinds keep nothing beside the ring
+    def _allocate(self) -> None:
         """Create what this kind of bank keeps beside the ring, as of an empty bank."""
 
-    def _written(self, start: int, stop: int) -> None:  # noqa: B027
+    def _written(self, start: int, stop: int) -> None:
         """The slots [start, stop) have new entries, oldest first, which `pushed` already counts."""
 
     def _index_state(self) -> dict[str, Tensor]:
         """Return what a search depends on besides the ring, by name."""
         return {}
 
-    def _load_index(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+    def _load_index(self, state: dict[str, Tensor]) -> None:
         """Restore what `_index_state` returned for the ring that was just loaded; if empty, derive it from the ring.
 
         Raises:

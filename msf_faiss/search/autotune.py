@@ -22,8 +22,8 @@ def engines(device: torch.device) -> dict[str, Engine]:
     """Return the engines that work on `device`, by the value of `bank.engine`."""
     if device.type == "cpu":
         return {"faiss": FaissCpu(), "torch": TorchEngine()}
-    found: dict[str, Engine] = {"torch": TorchEngine()}
-    return {"faiss": FaissCuda(), "streams": FaissCuda(_STREAMS), **found} if has_gpu() else found
+    available: dict[str, Engine] = {"torch": TorchEngine()}
+    return {"faiss": FaissCuda(), "streams": FaissCuda(_STREAMS), **available} if has_gpu() else available
 
 
 def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
@@ -54,7 +54,7 @@ def time_engines(entries: Tensor, batch: int, k: int) -> dict[str, float]:
                 times[name].append(1000 * (time.perf_counter() - start))
     rows.zero_()
     drop_gpu_resources()  # frees the scratch memory of the engines that are not used
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = {name: statistics.median(each) for name, each in times.items()}
     return dict(sorted(medians.items(), key=lambda pair: pair[1]))
 
 

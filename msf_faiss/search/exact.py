@@ -5,8 +5,10 @@ Shapes: B queries, C candidates of each, K neighbours, n rows of a range, N slot
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +28,21 @@ class Proposal(NamedTuple):
     bound: Tensor  # [B] float32, greatest computed similarity of a row that is not proposed; -inf if there is none
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Computes similarities and selects the largest."""
 
-    @property
-    def name(self) -> str:
-        """Value of `bank.engine` that selects this engine."""
+    name: str
+    """Value of `bank.engine` that selects this engine."""
 
     def error(self, dim: int) -> float:
-        """Return a bound on the error of a computed similarity of two unit vectors of `dim` dimensions."""
+        """Return a bound on the error of a computed similarity of two unit vectors of `dim` dimensions.
 
+        The probabilistic bound for float32 dot products (Higham and Mary, 2019). It also holds for 16-bit vectors:
+        their products are exact in float32, and are summed in float32.
+        """
+        return 4 * math.sqrt(dim) * 2.0**-24
+
+    @abstractmethod
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         """Propose at least the `count` rows with the largest computed similarity to each of `queries` [B, D].
 
@@ -70,20 +77,20 @@ def search_exactly(
     """
     total = sum(stop - start for start, stop in ranges)
     count = min(k + MARGIN, total)
-    found, bound = _search(engine, queries, entries, ranges, ages, k, count)
+    neighbors, bound = _search(engine, queries, entries, ranges, ages, k, count)
     if queries.is_cuda:
-        return found
+        return neighbors
     slack = engine.error(queries.shape[1])
     doubtful = torch.arange(queries.shape[0])
     widest = min(k + _WIDEST, total)
     while count < widest:
-        doubtful = doubtful[unproven(found.similarities[doubtful, -1], bound, slack)]
+        doubtful = doubtful[unproven(neighbors.similarities[doubtful, -1], bound, slack)]
         if doubtful.numel() == 0:
             break
         count = min(count * _WIDER, widest)
         again, bound = _search(engine, queries[doubtful], entries, ranges, ages, k, count)
-        found.similarities[doubtful], found.slots[doubtful] = again
-    return found
+        neighbors.similarities[doubtful], neighbors.slots[doubtful] = again
+    return neighbors
 
 
 def unproven(kth: Tensor, bound: Tensor, slack: float | Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Shapes: B queries, C candidates, n rows, D dimensions.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ def default_engine(device: torch.device) -> Engine:
     return FaissCuda() if has_gpu() else TorchEngine()
 
 
-class FaissCuda:
+class FaissCuda(Engine):
     """FAISS's brute-force kernel over a ring in GPU memory, on torch's current stream of the ring's device.
 
     It copies nothing, allocates nothing after the first call, and does not synchronize with the host.
@@ -41,19 +39,13 @@ class FaissCuda:
         self._streams, self._least_rows = streams, least_rows
         self.name = "faiss" if streams == 1 else "streams"
 
-    def error(self, dim: int) -> float:
-        # float32: as on the CPU. 16-bit products are exact in float32, and their sum is rounded like that of float32.
-        return 4 * math.sqrt(dim) * 2.0**-24
-
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         if count > _GPU_MAX_K:
             return TorchEngine().propose(queries, rows, count)
         whole = queries.shape[0] if rows.dtype == torch.float32 else _GPU_ROWS_16_BIT
         parts = [self._knn(part, rows, count) for part in torch.split(queries, whole)]
         similarities, slots = (torch.cat(each) for each in zip(*parts, strict=True))
-        if count == rows.shape[0]:
-            return Proposal(slots, torch.full_like(similarities[:, 0], -torch.inf))
-        return Proposal(slots, similarities[:, -1])
+        return _proposal(similarities, slots, rows)
 
     def _knn(self, queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
         slices = min(self._streams, rows.shape[0] // max(count, self._least_rows))
@@ -61,7 +53,7 @@ class FaissCuda:
             return _gpu_knn(queries, rows, count, stream=0)
         size = -(-rows.shape[0] // slices)
         here = torch.cuda.current_stream(queries.device)
-        found = []
+        parts = []
         for number, start in enumerate(range(0, rows.shape[0], size)):
             stream = _side_stream(queries.device, number)
             stream.wait_stream(here)
@@ -70,12 +62,12 @@ class FaissCuda:
             here.wait_stream(stream)
             for tensor in (similarities, slots):
                 tensor.record_stream(here)
-            found.append((similarities, slots + start))
-        similarities, places = torch.cat([part[0] for part in found], dim=1).topk(count, dim=1)
-        return similarities, torch.cat([part[1] for part in found], dim=1).gather(1, places)
+            parts.append((similarities, slots + start))
+        similarities, places = torch.cat([part[0] for part in parts], dim=1).topk(count, dim=1)
+        return similarities, torch.cat([part[1] for part in parts], dim=1).gather(1, places)
 
 
-class FaissCpu:
+class FaissCpu(Engine):
     """FAISS's blocked matrix product with heaps.
 
     Args:
@@ -87,10 +79,6 @@ class FaissCpu:
     def __init__(self, *, tile: int = _TILE) -> None:
         self._tile = tile
 
-    def error(self, dim: int) -> float:
-        # Probabilistic bound for a float32 dot product of unit vectors (Higham and Mary, 2019).
-        return 4 * math.sqrt(dim) * 2.0**-24
-
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         if rows.dtype == torch.float32:
             similarities, slots = _knn(queries, rows, count)
@@ -99,9 +87,13 @@ class FaissCpu:
             every = torch.cat([tile[1] + i * self._tile for i, tile in enumerate(tiles)], dim=1)
             similarities, places = torch.cat([tile[0] for tile in tiles], dim=1).topk(count, dim=1)
             slots = every.gather(1, places)
-        if count == rows.shape[0]:
-            return Proposal(slots, torch.full_like(similarities[:, 0], -torch.inf))
-        return Proposal(slots, similarities[:, -1])
+        return _proposal(similarities, slots, rows)
+
+
+def _proposal(similarities: Tensor, slots: Tensor, rows: Tensor) -> Proposal:
+    """Propose `slots` [B, C], best first."""
+    everything = slots.shape[1] == rows.shape[0]
+    return Proposal(slots, torch.full_like(similarities[:, 0], -torch.inf) if everything else similarities[:, -1])
 
 
 def _knn(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -86,12 +86,12 @@ def gpu_resources(device: torch.device, stream: int = 0) -> Any:
     Concurrent work on several streams needs one for each: `stream` is their number.
     """
     assert has_gpu()
-    made: dict[tuple[int, int], Any] = _per_thread.__dict__.setdefault("resources", {})
+    resources: dict[tuple[int, int], Any] = _per_thread.__dict__.setdefault("resources", {})
     index = device.index if device.index is not None else torch.cuda.current_device()
-    if (index, stream) not in made:
+    if (index, stream) not in resources:
         with torch.cuda.device(index):
-            made[index, stream] = faiss.StandardGpuResources()
-    return made[index, stream]
+            resources[index, stream] = faiss.StandardGpuResources()
+    return resources[index, stream]
 
 
 def drop_gpu_resources() -> None:

@@ -93,15 +93,15 @@ def _choose_probes(index: Any, vectors: Vectors, seed: int) -> float:
     index.nprobe = index.nlist
     _, best = index.search(queries, kept)  # not exact with 8-bit codes
     index.nprobe = 1
-    while _recall(found := index.search(queries, kept)[1], best) < _RECALL and index.nprobe < index.nlist:
+    while _recall(neighbors := index.search(queries, kept)[1], best) < _RECALL and index.nprobe < index.nlist:
         index.nprobe = min(2 * index.nprobe, index.nlist)
-    return _recall(found, faiss.knn(queries, vectors, kept, metric=faiss.METRIC_INNER_PRODUCT)[1])
+    return _recall(neighbors, faiss.knn(queries, vectors, kept, metric=faiss.METRIC_INNER_PRODUCT)[1])
 
 
-def _recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    """Return the ratio of the neighbours in `truth` [Q, K], without the queries, that are in that row of `found`."""
+def _recall(neighbors: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
+    """Return the ratio of `truth` [Q, K], without the queries themselves, that is in `neighbors`, row by row."""
     others = truth.shape[1] - 1
-    hits = sum(max(0, len(np.intersect1d(*pair)) - 1) for pair in zip(truth, found, strict=True))
+    hits = sum(max(0, len(np.intersect1d(*pair)) - 1) for pair in zip(truth, neighbors, strict=True))
     return hits / (len(truth) * others) if others else 1.0
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msf_faiss.search.exact import MARGIN, Proposal
+from msf_faiss.search.exact import MARGIN, Engine, Proposal
 from msf_faiss.search.faiss_setup import faiss
 
 GROUP = 16  # rows; the fastest of 8, 16 and 32
@@ -132,24 +132,20 @@ def compare(queries: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
     return similarities
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """A tiled matrix product over the ring in place; on CUDA it does not synchronize with the host."""
 
     name = "torch"
 
-    def error(self, dim: int) -> float:
-        # As for FAISS: products are summed in float32. The bound accounts for the CPU's rounding to bfloat16.
-        return 4 * math.sqrt(dim) * 2.0**-24
-
     def propose(self, queries: Tensor, rows: Tensor, count: int) -> Proposal:
         product, dtype = products(queries, rows)
         groups = count + MARGIN if dtype == torch.bfloat16 else count  # rounding changes which are the best
-        found = shortlist(product, dtype, [(0, rows.shape[0])], groups, queries)
-        similarities = compare(queries, rows, found.rows)  # [B, C]
+        listed = shortlist(product, dtype, [(0, rows.shape[0])], groups, queries)
+        similarities = compare(queries, rows, listed.rows)  # [B, C]
         best, places = similarities.topk(count, dim=1)
-        slots = found.rows.gather(1, places)
-        bound = unrounded(found.bound)
-        if count < found.rows.shape[1]:
+        slots = listed.rows.gather(1, places)
+        bound = unrounded(listed.bound)  # the CPU rounds products of bfloat16
+        if count < listed.rows.shape[1]:
             bound = bound.maximum(best[:, -1])
         return Proposal(slots, bound)
 

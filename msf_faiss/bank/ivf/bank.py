@@ -121,17 +121,17 @@ class IvfBank(RingBank):
         if slots.shape[1] > count:
             similarities, places = similarities.topk(count, dim=1)
             slots = slots.gather(1, places)
-        found = rescore(queries, self._entries, slots, self.age(slots), count, valid=~similarities.isneginf())
+        neighbors = rescore(queries, self._entries, slots, self.age(slots), count, valid=~similarities.isneginf())
         if recent:
             young = self._search_slots(queries, min(k, recent), self._slots(0, recent))
-            found = merge(young, found, k)
-        found = Neighbors(*(each[:, :k].contiguous() for each in found))
-        few = found.similarities[:, -1].isneginf()  # the probed lists have fewer than k entries
+            neighbors = merge(young, neighbors, k)
+        neighbors = Neighbors(*(each[:, :k].contiguous() for each in neighbors))
+        few = neighbors.similarities[:, -1].isneginf()  # the probed lists have fewer than k entries
         if bool(few.any()):
             again = self._search_exactly(queries[few], k)
-            found.similarities[few], found.slots[few] = again
+            neighbors.similarities[few], neighbors.slots[few] = again
             self._answered[0] += few.sum()
-        return found
+        return neighbors
 
     def raise_recall(self) -> str:
         if self._lists is None:
@@ -167,8 +167,8 @@ class IvfBank(RingBank):
         if self._build is None:
             return
         newest = (self._pushed - 1 - torch.arange(min(_SAMPLED, len(self)))) % self.capacity
-        if self._build.work(rows, len(self), newest):
-            self._lists = self._build.made
+        if self._build.advance(rows, len(self), newest):
+            self._lists = self._build.lists
             assert self._lists is not None
             enough = self._build.enough_probes(self._target)
             self._probes = min(self._wanted_probes or enough, self._lists.lists)

@@ -39,9 +39,9 @@ class IvfBuild:
         first = self._rows(torch.arange(lists) * self._sampled // lists)  # [L, D]
         self._centroids = Centroids(first)
         self._sums, self._counts = torch.zeros_like(first), torch.zeros(lists)
-        self.made: SegmentedLists | None = None  # after k-means
+        self.lists: SegmentedLists | None = None  # after k-means
 
-    def work(self, rows: int, filled: int, newest: Tensor) -> bool:
+    def advance(self, rows: int, filled: int, newest: Tensor) -> bool:
         """Compare about `rows` more rows with all centroids.
 
         Args:
@@ -50,26 +50,26 @@ class IvfBuild:
             newest: slots [Q] of the newest entries, which serve as sampled queries.
 
         Returns:
-            Whether `made` covers all filled slots.
+            Whether `lists` covers all filled slots.
         """
-        while rows > 0 and self.made is None:
+        while rows > 0 and self.lists is None:
             portion = min(rows, _CHUNK, self._sampled - self._done)
             self._train(portion)
             rows -= portion
             if self._pass == _PASSES:
                 self._begin(newest)
-        if self.made is None:
+        if self.lists is None:
             return False
-        while rows > 0 and (covered := self.made.covered) < filled:
+        while rows > 0 and (covered := self.lists.covered) < filled:
             portion = min(rows, _CHUNK, filled - covered)
-            self._cover(self.made, covered + portion)
+            self._cover(self.lists, covered + portion)
             rows -= portion
-        return self.made.covered == filled
+        return self.lists.covered == filled
 
     def replace(self, start: int, stop: int) -> None:
         """The slots [start, stop) have new entries."""
-        if self.made is not None:
-            self.made.replace(start, stop)
+        if self.lists is not None:
+            self.lists.replace(start, stop)
 
     def enough_probes(self, recall: float) -> int:
         """Return the least number of probed lists that contain `recall` of the true neighbours of the sampled queries.
@@ -110,31 +110,31 @@ class IvfBuild:
 
     def _begin(self, newest: Tensor) -> None:
         scale = code_scale(self._rows(torch.arange(min(self._sampled, _CHUNK))))
-        self.made = SegmentedLists(self._entries, self._centroids, scale, self._segment)
+        self.lists = SegmentedLists(self._entries, self._centroids, scale, self._segment)
         self._queries = self._entries[newest].float()  # [Q, D]
         self._near = torch.full((len(newest), _NEIGHBORS + 1), -torch.inf)  # [Q, T] similarities, best first
         self._near_lists = torch.full(self._near.shape, -1)  # [Q, T]
 
-    def _cover(self, made: SegmentedLists, stop: int) -> None:
-        start = made.covered
-        lists = made.extend(stop).expand(len(self._queries), -1)  # [Q, M]
+    def _cover(self, lists: SegmentedLists, stop: int) -> None:
+        start = lists.covered
+        assigned = lists.extend(stop).expand(len(self._queries), -1)  # [Q, M]
         similarities = self._queries @ self._entries[start:stop].float().T  # [Q, M]
         every = torch.cat([self._near, similarities], dim=1)
         self._near, places = every.topk(self._near.shape[1], dim=1)
-        self._near_lists = torch.cat([self._near_lists, lists], dim=1).gather(1, places)
+        self._near_lists = torch.cat([self._near_lists, assigned], dim=1).gather(1, places)
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs besides the ring."""
-        found = {
+        state = {
             "progress": torch.tensor([self._sampled_of, self._pass, self._done]),
-            "centroids": self._centroids.vectors.clone(),  # `made` shares them, and safetensors refuses shared memory
+            "centroids": self._centroids.vectors.clone(),  # `lists` shares them, and safetensors refuses shared memory
             "sums": self._sums,
             "counts": self._counts,
         }
-        if self.made is not None:
-            found |= {"queries": self._queries, "noted": self._near, "noted_lists": self._near_lists}
-            found |= {f"made.{name}": value for name, value in self.made.state().items()}
-        return found
+        if self.lists is not None:
+            state |= {"queries": self._queries, "noted": self._near, "noted_lists": self._near_lists}
+            state |= {f"made.{name}": value for name, value in self.lists.state().items()}
+        return state
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> IvfBuild:
@@ -151,5 +151,5 @@ class IvfBuild:
         if "noted" in state:
             build._queries, build._near, build._near_lists = state["queries"], state["noted"], state["noted_lists"]
             made = {name.removeprefix("made."): value for name, value in state.items() if name.startswith("made.")}
-            build.made = SegmentedLists.restore(made, entries, segment)
+            build.lists = SegmentedLists.restore(made, entries, segment)
         return build

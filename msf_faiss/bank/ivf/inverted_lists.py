@@ -56,13 +56,13 @@ class Centroids:
 
     def nearest(self, vectors: Tensor, count: int) -> Probes:
         """Return the `count` nearest lists of each of `vectors` [M, D]."""
-        found = [self._nearest(part, count) for part in torch.split(vectors, _ASSIGNED)]
-        return found[0] if len(found) == 1 else Probes(*(torch.cat(each) for each in zip(*found, strict=True)))
+        parts = [self._nearest(part, count) for part in torch.split(vectors, _ASSIGNED)]
+        return parts[0] if len(parts) == 1 else Probes(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _nearest(self, vectors: Tensor, count: int) -> Probes:
         if self._compared.dtype == torch.float32:
-            found = faiss.knn(vectors.float().numpy(), self.vectors.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-            similarities, lists = (torch.from_numpy(each) for each in found)
+            nearest = faiss.knn(vectors.float().numpy(), self.vectors.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+            similarities, lists = (torch.from_numpy(each) for each in nearest)
             return Probes(similarities, lists.clamp_(min=0))  # FAISS returns -1 for a vector with NaNs
         products = vectors.bfloat16() @ self._compared.T  # [M, L]
         top = products.max(dim=1, keepdim=True) if count == 1 else products.topk(count, dim=1)
@@ -145,7 +145,7 @@ class InvertedLists:
             ranges: disjoint ranges [start, stop) of the places to search.
         """
         selector = _selector(ranges, len(self))
-        found = torch.empty(queries.shape[0], count, dtype=torch.int64)  # [B, C]
+        places = torch.empty(queries.shape[0], count, dtype=torch.int64)  # [B, C]
         similarities = torch.empty(queries.shape[0], count)  # [B, C]
         # FAISS encodes the queries too, and does not clamp them.
         scaled, lists, nearness = self._scaled(queries), probes.lists.contiguous(), probes.similarities.contiguous()
@@ -156,11 +156,11 @@ class InvertedLists:
             faiss.swig_ptr(lists.numpy()),
             faiss.swig_ptr(nearness.numpy()),
             faiss.swig_ptr(similarities.numpy()),
-            faiss.swig_ptr(found.numpy()),
+            faiss.swig_ptr(places.numpy()),
             False,
             faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1]),
         )
-        return similarities.div_(self._scale**2).masked_fill_(found < 0, -torch.inf), found
+        return similarities.div_(self._scale**2).masked_fill_(places < 0, -torch.inf), places
 
     def order(self, first: int = 0) -> tuple[Tensor, Tensor]:
         """Return the places of the entries in the order of the lists [n], and the list lengths [L], int32.

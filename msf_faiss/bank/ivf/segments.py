@@ -109,9 +109,9 @@ class SegmentedLists:
             if self._rolls and start % self._segment == 0:
                 self._roll(start // self._segment)
             vectors = self._entries[start:part_stop]
-            found = self._centroids.nearest(vectors, probes if len(vectors) <= _NEXT_QUERIES else 1)
-            self._probed = (start, part_stop, found)
-            lists = found.lists[:, 0].contiguous()
+            nearest = self._centroids.nearest(vectors, probes if len(vectors) <= _NEXT_QUERIES else 1)
+            self._probed = (start, part_stop, nearest)
+            lists = nearest.lists[:, 0].contiguous()
             self._pending.append((torch.arange(start, part_stop), lists))
             self._put(start, vectors, lists)
             start = part_stop
@@ -140,8 +140,8 @@ class SegmentedLists:
             key = id(part.centroids)
             if key not in probed:
                 probed[key] = self._probes(queries, part.centroids, probes)
-            found, places = part.search(queries, probed[key], count, ranges)
-            similarities.append(found)
+            part_similarities, places = part.search(queries, probed[key], count, ranges)
+            similarities.append(part_similarities)
             slots.append(places.clamp_(min=0) + start)
         return torch.cat(similarities, dim=1), torch.cat(slots, dim=1)
 
@@ -181,7 +181,7 @@ class SegmentedLists:
         """Return what `restore` needs besides the ring."""
         none = torch.empty(0, dtype=torch.int64)
         slots, lists = (torch.cat([none, *each]) for each in zip((none, none), *self._pending, strict=True))
-        found = {
+        state = {
             "scale": torch.tensor(self._scale, dtype=torch.float64),
             "rolls": torch.tensor(self._rolls),
             "leaving": torch.tensor(self._leaving_number if self._leaving is not None else -1),
@@ -193,8 +193,8 @@ class SegmentedLists:
             name = "leaving" if part is self._leaving else f"part{number}"
             places, sizes = part.order(first)
             own = part.centroids.vectors if part.centroids is not self._centroids else torch.empty(0)
-            found |= {f"{name}.places": places, f"{name}.sizes": sizes, f"{name}.centroids": own}
-        return found
+            state |= {f"{name}.places": places, f"{name}.sizes": sizes, f"{name}.centroids": own}
+        return state
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], entries: Tensor, segment: int) -> SegmentedLists:
@@ -203,15 +203,15 @@ class SegmentedLists:
         Raises:
             ValueError, KeyError: if the state is damaged.
         """
-        made = cls(entries, Centroids(state["centroids"].clone()), float(state["scale"]), segment)
-        made._rolls = bool(state["rolls"])
+        segmented = cls(entries, Centroids(state["centroids"].clone()), float(state["scale"]), segment)
+        segmented._rolls = bool(state["rolls"])
         if state["pending_slots"].numel():
-            made._pending = [(state["pending_slots"], state["pending_lists"])]
-        while (name := f"part{len(made._parts)}") + ".places" in state:
-            made._parts.append(made._restore_part(state, name, len(made._parts)))
+            segmented._pending = [(state["pending_slots"], state["pending_lists"])]
+        while (name := f"part{len(segmented._parts)}") + ".places" in state:
+            segmented._parts.append(segmented._restore_part(state, name, len(segmented._parts)))
         if (number := int(state["leaving"])) >= 0:
-            made._leaving, made._leaving_number = made._restore_part(state, "leaving", number), number
-        return made
+            segmented._leaving, segmented._leaving_number = segmented._restore_part(state, "leaving", number), number
+        return segmented
 
     def _restore_part(self, state: Mapping[str, Tensor], name: str, number: int) -> InvertedLists:
         own = state[f"{name}.centroids"]

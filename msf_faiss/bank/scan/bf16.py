@@ -78,14 +78,14 @@ class Bf16ScanBank(ScanBank):
         lost += scanned.float().norm(dim=1) * self._residuals.amax()
         bounds = unrounded(torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)) + lost.unsqueeze(1)
         slots, bound = self._compare(queries, listed.rows, bounds, k, slack)
-        found = rescore(queries, self._entries, slots, self.age(slots), k)
-        doubted = unproven(found.similarities[:, -1], bound, slack)  # [B]
+        neighbors = rescore(queries, self._entries, slots, self.age(slots), k)
+        doubted = unproven(neighbors.similarities[:, -1], bound, slack)  # [B]
         self._counts[0] += (~doubted).sum()
         if not queries.is_cuda and (count := int(doubted.sum())):
             again = self._search_exactly(queries[doubted], k)
-            found.similarities[doubted], found.slots[doubted] = again
+            neighbors.similarities[doubted], neighbors.slots[doubted] = again
             if self._groups < limits.most_groups:
                 self._next_groups = min(2 * self._groups, limits.most_groups)
             elif 2 * count > queries.shape[0]:
                 self._unscanned = limits.pause
-        return found
+        return neighbors

@@ -73,12 +73,12 @@ class Int8ScanBank(ApproximateScanBank):
         # Rounding to integers has a standard deviation of 12 ** -0.5 in each component, of the query and of the entry.
         error = _SIGMAS * (2 / 12) ** 0.5 / self._scale
         slots, bound = self._compare(queries, listed.rows[:batch], bounds, k, error)
-        found = rescore(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        neighbors = rescore(queries, self._entries, slots, self.age(slots), slots.shape[1])
         if self._groups < limits.most_groups and not queries.is_cuda:
-            kth = found.similarities[:, min(k, slots.shape[1]) - 1]
+            kth = neighbors.similarities[:, min(k, slots.shape[1]) - 1]
             if unproven(kth, bound, error).double().mean() > _UNSURE:
                 self._next_groups = min(2 * self._groups, limits.most_groups)
-        return found
+        return neighbors
 
 
 def _mix(vectors: Tensor, signs: Tensor) -> Tensor:

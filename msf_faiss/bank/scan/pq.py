@@ -121,9 +121,9 @@ class PqScanBank(ApproximateScanBank):
         similarities = compare(queries, self._entries, slots).masked_fill_(self._outside(slots, newest), -torch.inf)
         best = similarities.topk(min(candidates, slots.shape[1]), dim=1).indices
         slots = slots.gather(1, best)
-        found = rescore(queries, self._entries, slots, self.age(slots), slots.shape[1])
-        found.similarities.masked_fill_(self._outside(found.slots, newest), -torch.inf)
-        return found
+        neighbors = rescore(queries, self._entries, slots, self.age(slots), slots.shape[1])
+        neighbors.similarities.masked_fill_(self._outside(neighbors.slots, newest), -torch.inf)
+        return neighbors
 
     def _outside(self, slots: Tensor, newest: int) -> Tensor:
         ages = self.age(slots)
