@@ -102,7 +102,8 @@ def run_started(
     if state.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(state.device)})"
     else:
-        device += f" ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        device += f" ({threads} thread{'s' if threads > 1 else ''})"
     return RunStarted(
         run_dir=run_dir,
         device=device + (f", on each of {state.ranks.size} ranks" if state.ranks.size > 1 else ""),

@@ -85,14 +85,14 @@ def check_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -
     fixed = {key: text for key, text in changes.items() if _is_in(key, _FIXED)}
     if fixed:
         raise UserError(
-            f"{run}: the run has another config ({'; '.join(fixed.values())}), and these settings cannot change within "
-            "a run. Start a new run with another --out"
+            f"{run}: the config differs from the run's ({'; '.join(fixed.values())}), and these settings cannot change "
+            "within a run. Start a new run with another --out"
         )
     refused = {key: text for key, text in changes.items() if not _is_in(key, allowed)}
     if refused:
         flags = " ".join(f"--allow-config-change {key}" for key in refused)
         raise UserError(
-            f"{run}: the run has another config ({'; '.join(refused.values())}). Resume with its own config "
+            f"{run}: the config differs from the run's ({'; '.join(refused.values())}). Resume with the run's config "
             f"(give --out alone), allow the change with {flags}, or start a new run with another --out"
         )
     return list(changes.values())

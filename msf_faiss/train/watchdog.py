@@ -8,23 +8,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from msf_faiss.errors import EXIT_RESTART
 
 
 class Watchdog:
-    """Calls `on_hang` if `reset` is not called for `seconds`.
+    """Ends the process if `reset` is not called for `seconds`; None disables it.
 
-    Args:
-        seconds: None disables the watchdog.
-        on_hang: by default prints the stack of every thread, and ends the process with the exit code that asks for a
-            restart. Nothing gentler gets a thread out of a hung call.
+    It prints the stack of every thread and exits with the code that asks for a restart. Nothing gentler gets a thread
+    out of a hung call.
     """
 
-    def __init__(self, seconds: float | None, on_hang: Callable[[float], None] | None = None) -> None:
+    def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
-        self._on_hang = on_hang or _end
         self._last_reset = time.monotonic()
         self._paused = 0
         self._over = threading.Event()
@@ -61,8 +58,7 @@ class Watchdog:
     def _watch(self, seconds: float) -> None:
         while not self._over.wait(min(seconds / 4, 1.0)):
             if not self._paused and time.monotonic() - self._last_reset > seconds:
-                self._on_hang(seconds)
-                return
+                _end(seconds)
 
 
 def _end(seconds: float) -> None:

@@ -95,7 +95,7 @@ def test_resuming_needs_the_same_config(msf_faiss: Cli, tiny_run: Path) -> None:
     assert f"error: {tiny_run}: already contains a run. Omit --resume never to resume it" in done.stderr
     other = msf_faiss("pretrain", *TINY, "--set", "seed=3", "--out", tiny_run)
     assert other.returncode == 2
-    assert "the run has another config (seed: was 0, now 3). Resume with its own config" in other.stderr
+    assert "the config differs from the run's (seed: was 0, now 3). Resume with the run's config" in other.stderr
     # It resumes with the same settings, or with none.
     for arguments in ([*TINY], []):
         again = msf_faiss("pretrain", *arguments, "--out", tiny_run)
