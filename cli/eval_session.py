@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from msf_faiss.evaluate.linear import EpochProgress
     from msf_faiss.evaluate.logistic import PenaltyFit
-    from msf_faiss.evaluate.results import EncoderName, Result
+    from msf_faiss.evaluate.results import EvalEncoder, Result
     from msf_faiss.evaluate.setup import EvalSetup
 
-Score = Callable[["EvalSetup", "EncoderName"], Iterable["Result"]]
+Score = Callable[["EvalSetup", "EvalEncoder"], Iterable["Result"]]
 """Evaluates one encoder; yields each result as soon as it is ready."""
 
 _ENCODERS = {
@@ -41,7 +41,7 @@ class Session:
     """The arguments and options that all evaluations share."""
 
     run: Path
-    encoders: tuple[EncoderName, ...]
+    encoders: tuple[EvalEncoder, ...]
     overrides: tuple[str, ...]
     base: str | None
     arch: str | None
@@ -113,7 +113,7 @@ class Session:
         return 0
 
 
-def options(*encoders: EncoderName, every: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def options(*encoders: EvalEncoder, every: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Add the arguments and options of all evaluations, which the command gets as a `Session`.
 
     `encoders` are the choices of --encoder; the default is the first, or with `every` all of those in the weights.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, EvaluationName, Result, Score
 
-TITLES: Mapping[EncoderName, str] = {
+TITLES: Mapping[EvalEncoder, str] = {
     "online": "trained",
     "target": "target encoder",
     "weights": "weights",
@@ -18,8 +18,8 @@ TITLES: Mapping[EncoderName, str] = {
 }
 """Column titles."""
 
-_ORDER: tuple[EncoderName, ...] = get_args(EncoderName)
-_TRAINED: tuple[EncoderName, ...] = ("online", "target", "weights")
+_ORDER: tuple[EvalEncoder, ...] = get_args(EvalEncoder)
+_TRAINED: tuple[EvalEncoder, ...] = ("online", "target", "weights")
 _EVALUATIONS: tuple[EvaluationName, ...] = get_args(EvaluationName)
 
 
@@ -31,8 +31,8 @@ class Comparison:
     epoch: float | None
     checkpoint: str | None  # or file of weights; None: only untrained encoders were scored
     data: Mapping[str, Any]  # the "data" of the results' protocol
-    encoders: tuple[EncoderName, ...]  # with a score, in the order of columns
-    scores: Mapping[str, Mapping[EncoderName, Score]]  # by metric, in the order of rows
+    encoders: tuple[EvalEncoder, ...]  # with a score, in the order of columns
+    scores: Mapping[str, Mapping[EvalEncoder, Score]]  # by metric, in the order of rows
     results: tuple[Result, ...]  # with these scores, by evaluation
 
     def gain(self, metric: str) -> float | None:
@@ -87,9 +87,9 @@ def _is_comparable(result: Result, trained: Result) -> bool:
 
 
 def _compare(trained: Result | None, results: Sequence[Result]) -> Comparison:
-    scores: dict[str, dict[EncoderName, Score]] = {}
+    scores: dict[str, dict[EvalEncoder, Score]] = {}
     evaluations: dict[str, EvaluationName] = {}
-    latest: dict[tuple[str, EncoderName], Result] = {}
+    latest: dict[tuple[str, EvalEncoder], Result] = {}
     for result in results:
         for score in result.scores:
             scores.setdefault(score.metric, {})[result.encoder] = score
@@ -116,7 +116,7 @@ def _compare(trained: Result | None, results: Sequence[Result]) -> Comparison:
     )
 
 
-def _sort_key(scores: Mapping[EncoderName, Score], metric: str, evaluation: EvaluationName) -> tuple[Any, ...]:
+def _sort_key(scores: Mapping[EvalEncoder, Score], metric: str, evaluation: EvaluationName) -> tuple[Any, ...]:
     """Order of rows: by evaluation; kNN by k, then majority vote, then by temperature; others by name, top 1 first."""
     settings = next(iter(scores.values())).settings
     name = metric.removesuffix(", top 5")

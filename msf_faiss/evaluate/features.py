@@ -13,7 +13,7 @@ from msf_faiss.data.source import Source
 from msf_faiss.embeddings.extract import Features, describe_view, extract
 from msf_faiss.evaluate.feature_cache import CachedFeatures
 from msf_faiss.evaluate.images import labelled_ids, sample
-from msf_faiss.evaluate.results import EncoderName
+from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.evaluate.setup import EvalSetup
 
 _SPLITS = {"train": "training", "test": "held-out"}
@@ -31,7 +31,7 @@ def choose_images(setup: EvalSetup, limit: int | None = None) -> dict[str, Tenso
 
 
 def compute_features(
-    setup: EvalSetup, encoder: EncoderName, chosen: Mapping[str, Tensor], *, network: nn.Module | None = None
+    setup: EvalSetup, encoder: EvalEncoder, chosen: Mapping[str, Tensor], *, network: nn.Module | None = None
 ) -> dict[str, Features]:
     """Centre-view features of the chosen images by split, on every rank.
 
@@ -66,7 +66,7 @@ def compute_features(
     return features
 
 
-def _read_cache(setup: EvalSetup, encoder: EncoderName, split: str, ids: Tensor) -> CachedFeatures | None:
+def _read_cache(setup: EvalSetup, encoder: EvalEncoder, split: str, ids: Tensor) -> CachedFeatures | None:
     """Cached features of the images `ids` [N], or of all labelled images, reduced to `ids`."""
     if setup.cache is None:
         return None
@@ -81,7 +81,7 @@ def _read_cache(setup: EvalSetup, encoder: EncoderName, split: str, ids: Tensor)
     return cached
 
 
-def _cache_path(setup: EvalSetup, encoder: EncoderName, split: str, ids: Tensor) -> Path:
+def _cache_path(setup: EvalSetup, encoder: EvalEncoder, split: str, ids: Tensor) -> Path:
     assert setup.cache is not None
     weights, config = setup.weights, setup.config
     trained = encoder in weights.trained

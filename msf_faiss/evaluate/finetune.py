@@ -72,52 +72,6 @@ def published_settings(fraction: float, images: int) -> FinetuneSettings:
     return ONE_PERCENT if few_labels and images >= _FEWEST_FOR_ONE_PERCENT else TEN_PERCENT
 
 
-def finetune_and_score(
-    backbone: nn.Module,
-    source: Source,
-    ids: Tensor,
-    test: Source,
-    test_ids: Tensor,
-    *,
-    config: Config,
-    device: torch.device,
-    classes: int,
-    settings: FinetuneSettings,
-    ranks: Ranks = ALONE,
-    on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
-) -> TopScore:
-    """Fine-tune a copy of `backbone` and a linear layer, and score them on centre views of the test images.
-
-    Args:
-        backbone: [B, 3, S, S] -> [B, F]; not changed.
-        source: of the training images.
-        ids: [N] int64, the training images, all labelled.
-        test: of the test images.
-        test_ids: [M] int64, the test images, all labelled; a class >= `classes` is never predicted.
-        config: its seed determines the layer's initial weights, order and crops, its views the size of a crop.
-        device: where to compute.
-        classes: C, larger than every training label.
-        settings: of the training.
-        ranks: that train together and share the test images; each returns the same score.
-        on_epoch: called after each epoch, on every rank.
-
-    Raises:
-        UserError: as `finetune`; also if an image is unreadable, or logits of test images are not finite.
-    """
-    network = finetune(
-        backbone,
-        source,
-        ids,
-        config=config,
-        device=device,
-        classes=classes,
-        settings=settings,
-        ranks=ranks,
-        on_epoch=on_epoch,
-    )
-    return _score(network, test, test_ids, classes, config=config, device=device, settings=settings, ranks=ranks)
-
-
 def finetune(
     backbone: nn.Module,
     source: Source,
@@ -130,12 +84,23 @@ def finetune(
     ranks: Ranks = ALONE,
     on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
 ) -> nn.Sequential:
-    """A trained copy of `backbone` with a trained linear layer, [B, 3, S, S] -> [B, C]. Arguments as above.
+    """Train a copy of `backbone` with a new linear layer: [B, 3, S, S] -> [B, C].
 
     Each epoch uses every image once, but drops a batch in which a rank has fewer than two images, too few for batch
     statistics: the rest at the end of an epoch (other images each epoch), or a batch of unreadable images. Ranks train
     on parts of each batch whose sizes differ by at most one; batch statistics and gradients are those of the whole
     batch, so that the result differs from one rank's only by the order of summation.
+
+    Args:
+        backbone: [B, 3, S, S] -> [B, F]; not changed.
+        source: of the training images.
+        ids: [N] int64, the training images, all labelled.
+        config: its seed determines the layer's initial weights, order and crops, its views the size of a crop.
+        device: where to compute.
+        classes: C, larger than every training label.
+        settings: of the training.
+        ranks: that train together.
+        on_epoch: called after each epoch, on every rank.
 
     Raises:
         UserError: if there are fewer than two images per rank in all or in a batch, an image is unreadable, the loss is
@@ -262,24 +227,29 @@ def _align(parts: list[NDArray[np.int64]], batches: Iterator[EvalBatch]) -> Iter
 
 
 @torch.no_grad()
-def _score(
-    network: nn.Sequential,
+def score_network(
+    network: nn.Module,
     test: Source,
     ids: Tensor,
-    classes: int,
     *,
     config: Config,
     device: torch.device,
+    classes: int,
     settings: FinetuneSettings,
-    ranks: Ranks,
+    ranks: Ranks = ALONE,
 ) -> TopScore:
+    """Score a fine-tuned network on centre views of the labelled images `ids` [M], which the ranks share.
+
+    A class >= `classes` is never predicted. Other arguments as in `finetune`.
+
+    Raises:
+        UserError: if an image is unreadable, or logits are not finite.
+    """
     assert test.labels is not None
     network.eval()
     layout = best_memory_format(network, device)
     own = ids.numpy()[ranks.slice_of(len(ids))]
-    counts = torch.zeros(
-        4, dtype=torch.int64, device=device
-    )  # top 1, top 5, images, images whose logits are not finite
+    counts = torch.zeros(4, dtype=torch.int64, device=device)  # top 1, top 5, images, images with invalid logits
     if len(own):
         for batch in eval_batches(test, own, config=config, device=device, batch_size=settings.batch_size):
             logits = network(batch.views(device, config.views).contiguous(memory_format=layout))  # [b, C]

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import msf_faiss
 from msf_faiss.embeddings.extract import Features, describe_view
-from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, EvaluationName, Result, Score
 from msf_faiss.evaluate.setup import EvalSetup
 
 
 def common_protocol(
     setup: EvalSetup,
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     chosen: Mapping[str, Tensor],
     features: Mapping[str, Features],
     *,
@@ -65,7 +65,7 @@ def common_protocol(
 
 def make_result(
     setup: EvalSetup,
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     evaluation: EvaluationName,
     scores: Sequence[Score],
     protocol: Mapping[str, Any],

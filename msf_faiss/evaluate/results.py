@@ -20,7 +20,7 @@ FOLDER = "results"
 SUMMARY = "summary.json"
 """Name of the file with all results of a folder, see `summary`."""
 
-EncoderName = Literal["online", "target", "weights", "untrained", "pixels"]
+EvalEncoder = Literal["online", "target", "weights", "untrained", "pixels"]
 """The online or target backbone of a checkpoint; the backbone of a plain state dict; the network before training; no
 network, only the pixels of the centre view."""
 
@@ -45,7 +45,7 @@ class Result:
     """One evaluation of one encoder, identified by (evaluation, encoder, weights, protocol)."""
 
     evaluation: EvaluationName
-    encoder: EncoderName
+    encoder: EvalEncoder
     checkpoint: str | None  # path, relative to the run if there is one; None: untrained
     weights: str | None  # SHA-256 of the model file; None: untrained
     step: int | None  # completed steps: 0 if untrained, None for pixels or if unknown

@@ -14,13 +14,13 @@ from msf_faiss.evaluate.features import choose_images, compute_features
 from msf_faiss.evaluate.knn import KnnScore, knn_scores
 from msf_faiss.evaluate.linear import FeatureBatches, TopScore
 from msf_faiss.evaluate.protocol import common_protocol, make_result
-from msf_faiss.evaluate.results import EncoderName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, Result, Score
 from msf_faiss.evaluate.setup import EvalSetup
 
 
 def score_knn(
     setup: EvalSetup,
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     *,
     ks: Sequence[int],
     temperatures: Sequence[float],
@@ -60,7 +60,7 @@ def score_knn(
     return make_result(setup, encoder, "knn", [_knn_score(score) for score in scores], protocol, start)
 
 
-def score_linear(setup: EvalSetup, encoder: EncoderName, *, fast: bool = False, epochs: int = linear.EPOCHS) -> Result:
+def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, epochs: int = linear.EPOCHS) -> Result:
     """Accuracy of a linear probe by the paper's protocol (see `linear`).
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.features import choose_images, compute_features
-from msf_faiss.evaluate.finetune import FinetuneSettings, finetune_and_score, published_settings
+from msf_faiss.evaluate.finetune import FinetuneSettings, finetune, published_settings, score_network
 from msf_faiss.evaluate.protocol import common_protocol, make_result
-from msf_faiss.evaluate.results import EncoderName, Result
+from msf_faiss.evaluate.results import EvalEncoder, Result
 from msf_faiss.evaluate.scoring import linear_protocol, top_scores, train_linear
 from msf_faiss.evaluate.setup import EvalSetup
 from msf_faiss.evaluate.subsets import balanced_subset, listed_subset
@@ -26,7 +26,7 @@ FRACTIONS = (0.01, 0.1)
 
 def score_semi(
     setup: EvalSetup,
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     *,
     labels: float | Path,
     mode: Mode,
@@ -76,23 +76,22 @@ def score_semi(
         assert train.labels is not None
         published = published_settings(len(subset.ids) / len(chosen["train"]), len(subset.ids))
         settings = replace(published, **(changes or {}))
-        score = finetune_and_score(
-            network,
-            setup.train,
-            train.ids,
-            test,
-            features["test"].ids,
-            config=setup.config,
-            device=setup.device,
-            classes=int(train.labels.max()) + 1,
-            settings=settings,
-            ranks=setup.ranks,
-            on_epoch=setup.on_progress,
-        )
+        common: dict[str, Any] = {
+            "config": setup.config,
+            "device": setup.device,
+            "classes": int(train.labels.max()) + 1,
+            "settings": settings,
+            "ranks": setup.ranks,
+        }
+        tuned = finetune(network, setup.train, train.ids, on_epoch=setup.on_progress, **common)
+        score = score_network(tuned, test, features["test"].ids, **common)
         details = _finetune_protocol(settings)
         metric = f"fine-tune, {amount}{_changed_settings(settings, published)}"
-    common = common_protocol(setup, encoder, few, features, training_images=len(chosen["train"]))
-    protocol = {**common, "labels": dict(subset.description), **details}
+    protocol = {
+        **common_protocol(setup, encoder, few, features, training_images=len(chosen["train"])),
+        "labels": dict(subset.description),
+        **details,
+    }
     scores = top_scores(metric, score, labels=len(subset.ids))
     return make_result(setup, encoder, "semi-linear" if mode == "linear" else "semi-fine-tune", scores, protocol, start)
 

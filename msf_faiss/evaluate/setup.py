@@ -20,7 +20,7 @@ from msf_faiss.evaluate.feature_cache import FeatureCache
 from msf_faiss.evaluate.images import has_held_out, is_labelled
 from msf_faiss.evaluate.linear import EpochProgress
 from msf_faiss.evaluate.logistic import PenaltyFit
-from msf_faiss.evaluate.results import EncoderName
+from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.evaluate.weights import Weights, open_weights
 
 
@@ -45,7 +45,7 @@ class EvalSetup:
         """The images by split: "train", and "test" if there are held-out images."""
         return {"train": self.train} | ({} if self.test is None else {"test": self.test})
 
-    def encoder(self, name: EncoderName) -> nn.Module:
+    def encoder(self, name: EvalEncoder) -> nn.Module:
         """Normalised views [B, 3, S, S] -> features [B, F], on the device, frozen, in eval mode.
 
         Raises:

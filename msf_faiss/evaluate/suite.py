@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from msf_faiss.evaluate import logistic
-from msf_faiss.evaluate.results import EncoderName, Result
+from msf_faiss.evaluate.results import EvalEncoder, Result
 from msf_faiss.evaluate.scoring import score_knn, score_linear
 from msf_faiss.evaluate.semi import FRACTIONS, Mode, score_semi
 from msf_faiss.evaluate.setup import EvalSetup
@@ -19,7 +19,7 @@ KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1)
 
 
 def score_suite(
-    setup: EvalSetup, encoder: EncoderName, *, families: Sequence[Family] = FAMILIES, fast: bool = False
+    setup: EvalSetup, encoder: EvalEncoder, *, families: Sequence[Family] = FAMILIES, fast: bool = False
 ) -> Iterator[Result]:
     """Yield the result of every evaluation as soon as it is ready. Features are computed once if they are cached.
 

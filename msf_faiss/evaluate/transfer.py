@@ -9,13 +9,13 @@ from msf_faiss.evaluate import logistic
 from msf_faiss.evaluate.features import choose_images, compute_features
 from msf_faiss.evaluate.logistic import LogisticScore, Metric, train_logistic
 from msf_faiss.evaluate.protocol import common_protocol, make_result
-from msf_faiss.evaluate.results import EncoderName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, Result, Score
 from msf_faiss.evaluate.setup import EvalSetup
 
 
 def score_transfer(
     setup: EvalSetup,
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     *,
     metric: Metric = "accuracy",
     penalties: Sequence[float] = logistic.GRID,

@@ -32,7 +32,7 @@ from msf_faiss.config.load import load_config, override_config
 from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.results import EncoderName
+from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.models import build_model
 
 TIMM = "timm:"
@@ -59,11 +59,11 @@ class Weights:
     epoch: float | None
     config: Config  # with the overrides
     net: Mapping[str, Any]  # the network, for a protocol
-    trained: tuple[EncoderName, ...]  # the encoders in the file, the one to evaluate by default first
-    load: Callable[[EncoderName], nn.Module]  # backbone of one of `trained`, [B, 3, S, S] -> [B, F], on the CPU
+    trained: tuple[EvalEncoder, ...]  # the encoders in the file, the one to evaluate by default first
+    load: Callable[[EvalEncoder], nn.Module]  # backbone of one of `trained`, [B, 3, S, S] -> [B, F], on the CPU
     fresh: Callable[[], nn.Module]  # the untrained backbone
 
-    def backbone(self, name: EncoderName) -> nn.Module:
+    def backbone(self, name: EvalEncoder) -> nn.Module:
         """Normalised views [B, 3, S, S] -> features [B, F], on the CPU.
 
         Raises:
@@ -146,7 +146,7 @@ def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
         form, load = "MSF authors' checkpoint", _authors_loader(path, state, config)
     else:
         form, load = "state dict", _plain_loader(path, state, config, arch)
-    trained: tuple[EncoderName, ...] = ("online", "target") if by_authors else ("weights",)
+    trained: tuple[EvalEncoder, ...] = ("online", "target") if by_authors else ("weights",)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(
@@ -164,7 +164,7 @@ def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
     )
 
 
-def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[EncoderName], nn.Module]:
+def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[EvalEncoder], nn.Module]:
     """Backbones with the authors' names, loaded as part of our whole model so that the heads are checked too."""
     renamed: StateDict = {}
     for name, tensor in state.items():
@@ -177,7 +177,7 @@ def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[E
         elif name not in _AUTHORS_BANK:
             raise UserError(f"{path}: unexpected weight {name!r} in a checkpoint of the MSF authors' code")
 
-    def load(name: EncoderName) -> nn.Module:
+    def load(name: EvalEncoder) -> nn.Module:
         model = build_model(config.model, seed=0)
         _load_strictly(model, renamed, path, "the MSF authors' names, converted to ours")
         return model.online.backbone if name == "online" else model.target.backbone
@@ -185,10 +185,10 @@ def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[E
     return load
 
 
-def _plain_loader(path: Path, state: StateDict, config: Config, arch: str | None) -> Callable[[EncoderName], nn.Module]:
+def _plain_loader(path: Path, state: StateDict, config: Config, arch: str | None) -> Callable[[EvalEncoder], nn.Module]:
     """A backbone with its own names; weights of a classifier are ignored."""
 
-    def load(name: EncoderName) -> nn.Module:
+    def load(name: EvalEncoder) -> nn.Module:
         network, heads = _build_network(config, arch)
         backbone = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
         _load_strictly(network, backbone, path, arch or config.model.backbone.kind)

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.evaluate.comparison import Comparison, compare, describe_data
-from msf_faiss.evaluate.results import EncoderName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, Result, Score
 from msf_faiss.export.formats import Format, describe_backbone
 from msf_faiss.text import printable, replace_unprintable
 
@@ -22,7 +22,7 @@ _LIBRARY: Mapping[Format, str] = {
     "safetensors": "pytorch",
     "onnx": "onnx",
 }
-_COLUMNS: Mapping[EncoderName, str] = {
+_COLUMNS: Mapping[EvalEncoder, str] = {
     "online": "this encoder",
     "target": "this encoder",
     "untrained": "untrained",

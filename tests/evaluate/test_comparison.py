@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from msf_faiss.evaluate.comparison import compare, describe_data
-from msf_faiss.evaluate.results import EncoderName, EvaluationName, Result, Score
+from msf_faiss.evaluate.results import EvalEncoder, EvaluationName, Result, Score
 
 DATA = {
     "config": {"kind": "demo"},
@@ -26,7 +26,7 @@ def probe(accuracy: float, name: str = "linear", top: int = 1) -> Score:
 
 
 def result(
-    encoder: EncoderName,
+    encoder: EvalEncoder,
     *scores: Score,
     step: int | None = None,
     data: dict[str, Any] = DATA,

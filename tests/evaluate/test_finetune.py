@@ -1,6 +1,6 @@
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,10 +21,10 @@ from msf_faiss.evaluate.finetune import (
     TEN_PERCENT,
     FinetuneSettings,
     finetune,
-    finetune_and_score,
     published_settings,
+    score_network,
 )
-from msf_faiss.evaluate.linear import AUGMENTATION, EpochProgress
+from msf_faiss.evaluate.linear import AUGMENTATION, EpochProgress, TopScore
 from msf_faiss.models import build_backbone
 
 CPU = torch.device("cpu")
@@ -81,6 +81,19 @@ def backbone(kind: str = "norms") -> nn.Module:
     else:
         network = Flat(0.5 if kind == "dropout" else 0.0)
     return network.requires_grad_(False).eval()
+
+
+def finetune_and_score(
+    network: nn.Module,
+    source: MemorySource,
+    ids: Tensor,
+    test: MemorySource,
+    test_ids: Tensor,
+    *,
+    on_epoch: Callable[[EpochProgress], None] = lambda epoch: None,
+    **common: Any,
+) -> TopScore:
+    return score_network(finetune(network, source, ids, on_epoch=on_epoch, **common), test, test_ids, **common)
 
 
 def train(
@@ -255,7 +268,7 @@ def test_divergence_names_the_learning_rates() -> None:
     source, last = Drawn([0, 1, 2] * 4), dataclasses.replace(wild, epochs=1, batch_size=12, head_learning_rate=3e38)
     ids, options = torch.arange(12), {"config": CONFIG, "device": CPU, "classes": 3, "settings": last}
     with pytest.raises(UserError, match=r"the logits of [0-9]+ of 12 test images are not finite"):
-        finetune_and_score(backbone("flat"), source, ids, source, ids, **options)  # type: ignore[arg-type]
+        finetune_and_score(backbone("flat"), source, ids, source, ids, **options)
 
 
 def test_unreadable_images_are_errors_or_left_out() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.results import EncoderName
+from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.evaluate.weights import Weights, open_weights
 from msf_faiss.models import MeanShift, build_model
 
@@ -61,7 +61,7 @@ def save(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
     return path
 
 
-def features(weights: Weights, name: EncoderName, views: Tensor) -> Tensor:
+def features(weights: Weights, name: EvalEncoder, views: Tensor) -> Tensor:
     with torch.no_grad():
         output: Tensor = weights.backbone(name).eval()(views)
     return output

@@ -17,7 +17,7 @@ from networks import CIFAR, NARROW, MakeCheckpoint
 from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint
 from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.results import EncoderName, Result, Score, save_result
+from msf_faiss.evaluate.results import EvalEncoder, Result, Score, save_result
 from msf_faiss.export import export_encoder, folder
 from msf_faiss.export.card import plain
 from msf_faiss.export.folder import strip_folders
@@ -26,7 +26,7 @@ RunOf = Callable[..., Path]
 
 
 def result(
-    checkpoint: Checkpoint, encoder: EncoderName, accuracy: float, *, path: str = "/home/somebody/cats", **protocol: Any
+    checkpoint: Checkpoint, encoder: EvalEncoder, accuracy: float, *, path: str = "/home/somebody/cats", **protocol: Any
 ) -> Result:
     trained = encoder in ("online", "target")
     data = {
