@@ -107,9 +107,9 @@ def _deep_luma(image: Image.Image) -> NDArray[np.uint8] | None:
     if image.mode == "F":
         raise ValueError("its samples are floating-point numbers of unknown range; convert them to 8 or 16 bits")
     if image.mode == "L" and signed:
-        samples = np.asarray(image).view(np.int8).astype(np.int64)
+        samples = np.asarray(image).view(np.int8).astype(np.int16)
     elif image.mode in DEEP_MODES:
-        samples = np.asarray(image).astype(np.int64)
+        samples = np.asarray(image)
     else:
         return None
     largest = full_scale(image)
