@@ -6,7 +6,7 @@ RUN ?= runs/demo
 DEMO ?=
 REPLAY ?=
 
-.PHONY: demo test test-slow soak check format docs wheel docker-replay clean
+.PHONY: demo test test-slow fuzz soak check format docs wheel docker-replay clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -18,10 +18,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/msf-faiss results $(RUN)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak and not fuzz" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m fuzz
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak

@@ -1,7 +1,5 @@
 """`msf-faiss eval-knn`."""
 
-from __future__ import annotations
-
 import click
 
 from .eval_session import Session, options

@@ -5,8 +5,6 @@ training · 75 ended early, run the same command again · 130 interrupted by Ctr
 signal, number n
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

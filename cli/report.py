@@ -1,7 +1,5 @@
 """`msf-faiss report`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ SIGINT is Ctrl-C. SIGTERM and SIGUSR1 come from a scheduler that reclaims the ma
 with `--signal=USR1@120`), a container engine, or torchrun.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,8 +4,6 @@ A SplitMix64 hash (Steele, Lea & Flood, "Fast splittable pseudorandom number gen
 counters: (seed, epoch, stream, id) alone reproduces the numbers drawn for that sample.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -1,7 +1,5 @@
 """Diagnostics: what determines whether msf-faiss runs on this machine, and how fast, and problems with remedies."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

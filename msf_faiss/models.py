@@ -3,8 +3,6 @@
 Shapes: B images, S height and width of a view, F features of the backbone, D dimensions of an embedding.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import shutil

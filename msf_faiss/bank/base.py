@@ -3,8 +3,6 @@
 Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 

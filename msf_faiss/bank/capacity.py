@@ -1,7 +1,5 @@
 """The number of entries of a bank, and the memory that they need."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -1,7 +1,5 @@
 """Creates the bank that a config describes."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B queries, K neighbours, N slots, D dimensions.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from msf_faiss.bank.ring import RingBank, RingSpec

@@ -6,8 +6,6 @@ the ranks (see `Ranks.known_row_counts`).
 Shapes: W ranks, N slots in all, b rows of this rank, B rows of all ranks, K neighbours, D dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Shapes: B queries of a step, Q of them checked, K neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """The slow bank that the others are tested against: every query against every entry, in float64, in plain torch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

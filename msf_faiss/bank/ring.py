@@ -3,8 +3,6 @@
 Shapes: N capacity, n filled slots, M pushed vectors, B queries, K neighbours, D dimensions.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

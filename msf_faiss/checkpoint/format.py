@@ -13,8 +13,6 @@
 Nothing is pickled, so loading a checkpoint executes no code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

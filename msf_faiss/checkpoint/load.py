@@ -1,7 +1,5 @@
 """The model and the bank of a checkpoint, for any use but further training."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Writing and tidying checkpoints: each appears complete or not at all, and none is ever overwritten."""
 
-from __future__ import annotations
-
 import datetime
 import errno
 import itertools

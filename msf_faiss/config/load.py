@@ -4,8 +4,6 @@ Duplicate keys are errors; an empty section has its defaults. Paths are relative
 file; `~` is the home folder.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from importlib import resources

@@ -1,7 +1,5 @@
 """Messages for the errors that pydantic finds in a config: what is wrong with a key, and what to do."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

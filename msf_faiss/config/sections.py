@@ -1,7 +1,5 @@
 """The keys of each section of a config, collected from the models in `schema`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args

@@ -4,8 +4,6 @@
 would read it as something else.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: N images, B images of a batch, S pixels of a view's side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from functools import partial
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Decode a batch of images and handle unreadable ones as `data.unreadable` says: raise, or leave out and count."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

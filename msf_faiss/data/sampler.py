@@ -1,7 +1,5 @@
 """The order of the training images: a pure function of (seed, epoch), so that a run can resume at any step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

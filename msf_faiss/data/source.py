@@ -3,8 +3,6 @@
 Shapes: N images; H, W height and width of a decoded image in pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 

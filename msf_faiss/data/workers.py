@@ -4,8 +4,6 @@ Workers come from a fork server. A plain fork may hang or crash once OpenMP, CUD
 spawned process takes seconds to import torch; the server imports it once and forks before any of that has started.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

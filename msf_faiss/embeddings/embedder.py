@@ -9,8 +9,6 @@ Files are written batch by batch, so that any number of images fits, and atomica
 Shapes: N images, B of a batch, F dimensions of an embedding.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

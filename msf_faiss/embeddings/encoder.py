@@ -3,8 +3,6 @@
 Shapes: B images, S pixels of a view's side, F dimensions of a feature.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

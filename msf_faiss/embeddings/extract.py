@@ -3,8 +3,6 @@
 Shapes: N images, B of a batch, S pixels of a view's side, F features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple

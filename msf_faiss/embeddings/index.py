@@ -4,8 +4,6 @@ FILE.faiss                    unit vectors, compared by inner product, under the
 FILE.faiss.images.parquet     id, name, label, class of each entry, in the order of the index; of a bank also age
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path

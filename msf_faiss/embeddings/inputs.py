@@ -1,7 +1,5 @@
 """The images and the config on which a checkpoint's encoder is applied after training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Compare results on the same images: one row per metric, one column per encoder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

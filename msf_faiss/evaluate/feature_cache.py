@@ -3,8 +3,6 @@
 One safetensors file per key; a key covers all that determines the features (see `features.compute_features`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Features of the images of an evaluation: computed by all ranks together, or read from the cache."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

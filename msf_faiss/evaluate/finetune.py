@@ -8,8 +8,6 @@ reports the epoch with the best test accuracy, we report the last.
 Shapes: N training images, B of a batch, b of this rank's part of it, S pixels of a view's side, C classes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

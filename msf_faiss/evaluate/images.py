@@ -1,7 +1,5 @@
 """Which images of a data set an evaluation uses."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Shapes: N voting images, Q queries, K voters of each, F features, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ of the training images; the fast one trains on the features of their centre view
 Shapes: N training images, B of a batch, F features, C classes.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

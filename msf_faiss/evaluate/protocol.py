@@ -1,7 +1,5 @@
 """The protocol of an evaluation, which says what its scores mean, and the result that carries both."""
 
-from __future__ import annotations
-
 import datetime
 import sys
 import time

@@ -1,7 +1,5 @@
 """Results of evaluations: scores with their complete protocol, one JSON file each. No torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

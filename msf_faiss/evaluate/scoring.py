@@ -1,7 +1,5 @@
 """Score one encoder with kNN or with a linear probe."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

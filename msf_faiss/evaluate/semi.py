@@ -1,7 +1,5 @@
 """Score one encoder with few labels: semi-supervised evaluation with a frozen or a fine-tuned backbone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace

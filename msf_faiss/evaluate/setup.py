@@ -1,7 +1,5 @@
 """What an evaluation runs on: weights, images, device and ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: N labelled images, n of a subset, C classes that have labelled images.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Score one encoder with every evaluation that the data allow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """Summarise all results of a folder, as Markdown and as JSON."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Sequence

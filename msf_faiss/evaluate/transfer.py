@@ -1,7 +1,5 @@
 """Score one encoder by logistic regression on its features: transfer evaluation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

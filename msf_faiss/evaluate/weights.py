@@ -9,8 +9,6 @@ A file contains a state dict, or a dict with one under `state_dict` or `model`. 
 Every weight must match the network. Files of torch.save are read with `weights_only`, which executes no code in them.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import pickle

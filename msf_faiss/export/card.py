@@ -1,7 +1,5 @@
 """The model card of an export: description, code that loads it, training, evaluation results."""
 
-from __future__ import annotations
-
 import importlib.resources
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ RUN/exports/timm-online-step-00001234/
     msf-faiss.json                     its facts for programs, and the SHA-256 of each file
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import importlib.metadata

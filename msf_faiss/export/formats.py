@@ -1,7 +1,5 @@
 """The formats of an export, which encoders each can hold, and how a network is described."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from msf_faiss.config import TorchvisionBackbone

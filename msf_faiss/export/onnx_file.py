@@ -3,8 +3,6 @@
 Shapes: B images, S height and width of a view, F features.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """A safetensors file that also describes its network, so that `load_export` can rebuild it."""
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from pathlib import Path

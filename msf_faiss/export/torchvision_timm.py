@@ -1,7 +1,5 @@
 """The weights of an encoder in the formats of torchvision and timm."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

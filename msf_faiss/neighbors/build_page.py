@@ -3,8 +3,6 @@
 Shapes: Q queries, K neighbours, P images of the page, M points of the map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Shapes: N training images, n images of the gallery, D dimensions.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -3,8 +3,6 @@
 Shapes: M points, D dimensions.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA

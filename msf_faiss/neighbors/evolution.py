@@ -1,7 +1,5 @@
 """Choose the checkpoints of a run at which a page repeats its queries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

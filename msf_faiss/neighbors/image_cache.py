@@ -5,8 +5,6 @@ An image is identified by its key: its id in the training set, or len(source) + 
 Shapes: M images, K neighbours, D dimensions, n entries of the gallery.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 

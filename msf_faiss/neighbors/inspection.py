@@ -3,8 +3,6 @@
 Shapes: Q queries, K neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Options of an inspection and of a page of neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: P images of the page (its nodes), Q queries, K neighbours of each, M points of a map, n bins of a histogram.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -7,8 +7,6 @@ content security policy forbids any script, style or image except the page's own
 Shapes: P images of the page, K neighbours, M points of the map.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

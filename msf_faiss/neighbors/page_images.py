@@ -3,8 +3,6 @@
 Shapes: P images of the page, M images, K neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple

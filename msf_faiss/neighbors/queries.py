@@ -3,8 +3,6 @@
 Shapes: Q queries, B images, S pixels of a view's side, D dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Results of an inspection as plain values. Thumbnails are separate from the records, which stay small."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """An inspection as a PNG: one row for each query, with its neighbours to its right. All sizes are in pixels."""
 
-from __future__ import annotations
-
 import io
 import math
 from functools import cache

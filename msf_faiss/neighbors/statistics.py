@@ -3,8 +3,6 @@
 Shapes: A sampled images, K neighbours of each, N training images, n entries of the gallery, C classes.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The report: a self-contained HTML page about one or more runs. Without JavaScript it loses only its crosshair."""
 
-from __future__ import annotations
-
 import base64
 import datetime
 import importlib.resources

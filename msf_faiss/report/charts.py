@@ -3,8 +3,6 @@
 A plot is WIDTH by HEIGHT units. The page stretches it to its size on the screen, but not its lines and text.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Shapes: n points of a curve, by step.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

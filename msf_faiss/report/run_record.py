@@ -1,7 +1,5 @@
 """Everything in a run directory that a report shows. Most missing or damaged parts are reported, not fatal."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence

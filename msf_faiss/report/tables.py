@@ -1,7 +1,5 @@
 """Tables of settings and of evaluation results, side by side for all runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

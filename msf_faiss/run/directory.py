@@ -13,8 +13,6 @@ RUN/profile/           traces, see `train.profiler`
 RUN/report.html        everything on one page, see `report`
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

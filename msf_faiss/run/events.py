@@ -1,7 +1,5 @@
 """Events of a run, in the order in which `pretrain` yields them. Plain values; needs no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

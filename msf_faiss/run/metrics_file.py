@@ -1,7 +1,5 @@
 """RUN/metrics.jsonl: a header with the version of the format, then one JSON object per event. Needs no torch."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

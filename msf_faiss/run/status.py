@@ -1,7 +1,5 @@
 """RUN/status.json: run status, readable from another process. Needs no torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

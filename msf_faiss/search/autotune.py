@@ -1,7 +1,5 @@
 """Finds the fastest engine of exact search by timing: it depends on the processor, the dtype and the shapes."""
 
-from __future__ import annotations
-
 import statistics
 import time
 

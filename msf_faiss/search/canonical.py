@@ -3,8 +3,6 @@
 Shapes: B queries, C candidates of each, K neighbours, N rows, D dimensions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

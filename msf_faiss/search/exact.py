@@ -3,8 +3,6 @@
 Shapes: B queries, C candidates of each, K neighbours, n rows of a range, N slots, D dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

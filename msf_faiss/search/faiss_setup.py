@@ -7,8 +7,6 @@
 - Without a GPU `StandardGpuResources()` succeeds, and `knn_gpu` then aborts the process: call `has_gpu` first.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import threading

@@ -3,8 +3,6 @@
 Shapes: N vectors, D dimensions, L inverted lists, Q sampled queries.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

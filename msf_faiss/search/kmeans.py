@@ -3,8 +3,6 @@
 Shapes: N vectors, K clusters, D dimensions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

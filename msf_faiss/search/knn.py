@@ -1,7 +1,5 @@
 """Exact nearest neighbours between two tensors."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ Selecting among all rows costs more than the product itself; among the maxima of
 Shapes: B queries, C rows on a shortlist, G groups, T rows of a tile, n rows, D dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Saves in the background: training waits for a copy of the state, and a thread writes it."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

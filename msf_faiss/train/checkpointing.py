@@ -1,7 +1,5 @@
 """Saves the checkpoints of a run, and resumes the run from one."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence

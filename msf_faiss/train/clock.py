@@ -1,7 +1,5 @@
 """Measures where the wall time of training goes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The mean-shift loss."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -3,8 +3,6 @@
 Shapes: B queries, K neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The optimizer, and the schedules of its learning rate and of the EMA momentum."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

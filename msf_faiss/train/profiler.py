@@ -3,8 +3,6 @@
 Tracing slows a step down, so traced steps are not timed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Builds the events that describe a run and its progress."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

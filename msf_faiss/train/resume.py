@@ -1,7 +1,5 @@
 """Selects the checkpoint that a run resumes from, and compares its config with the current one."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Sequence

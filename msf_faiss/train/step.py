@@ -3,8 +3,6 @@
 Shapes: B batch, b micro-batch, S height and width of a view, D dimensions of an embedding, K neighbours.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

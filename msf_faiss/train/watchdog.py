@@ -1,7 +1,5 @@
 """Ends a run whose step hangs: in a collective whose peer is gone, on an unresponsive disk, in a deadlock."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import os

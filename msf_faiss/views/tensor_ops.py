@@ -6,8 +6,6 @@ so nothing here synchronizes with a GPU. The result for an image does not depend
 Shapes: B images, n of them selected by an operation, S pixels of a side.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Shapes: N slots, n filled slots, M pushed vectors, B queries, K neighbours, L li
 D dimensions.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

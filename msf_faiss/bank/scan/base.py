@@ -3,8 +3,6 @@
 Shapes: B queries, C candidates, K neighbours, N slots, G groups, D dimensions.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

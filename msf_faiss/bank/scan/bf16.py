@@ -3,8 +3,6 @@
 Shapes: B queries, K neighbours, N slots, D dimensions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Decode an encoded image, the image in a file, or that in a row of a table."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import stat

@@ -6,8 +6,6 @@ rotation, which they do not vary. So raw pixels and untrained networks classify 
 Shapes: n images, S pixels of a side. Lengths are in pixels unless stated in periods of the pattern.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The kind of data at a path, for commands that take only a path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

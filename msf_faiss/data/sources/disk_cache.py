@@ -1,7 +1,5 @@
 """Arrow files in `data.cache_dir`, derived from the files of a data set, that make it fast to open again."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging

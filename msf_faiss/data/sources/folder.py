@@ -1,7 +1,5 @@
 """Image files in a folder and its subfolders, with or without classes."""
 
-from __future__ import annotations
-
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Data sets that Hugging Face `datasets` can open: from folders and from the hub."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import partial

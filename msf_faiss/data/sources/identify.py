@@ -1,7 +1,5 @@
 """What a file is that cannot be read as an image, in words for its owner."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

@@ -1,7 +1,5 @@
 """Labels in the columns of tables."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray

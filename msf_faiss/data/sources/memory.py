@@ -1,7 +1,5 @@
 """Images of one size in a tensor."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

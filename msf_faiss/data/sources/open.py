@@ -1,7 +1,5 @@
 """Open the data set that a config names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Literal

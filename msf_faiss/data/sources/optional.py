@@ -1,7 +1,5 @@
 """Import libraries that only some kinds of data need."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Parquet compresses whole row groups: reading one image means decompressing a gro
 a page or two; the file opens at once whatever its size, and all processes of a machine share its pages.
 """
 
-from __future__ import annotations
-
 import os
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Look at a sample of a data set for what its images lose on the way to 8-bit RGB, and warn of it once."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

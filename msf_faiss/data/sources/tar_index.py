@@ -4,8 +4,6 @@ The webdataset library streams shards and shuffles within a buffer; training her
 library decides which files form a sample, and this index says where they are.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

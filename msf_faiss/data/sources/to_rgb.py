@@ -4,8 +4,6 @@ Pillow keeps deeper samples as the file has them and says nothing of their range
 a sample of b unsigned bits spans 0 .. 2^b - 1, one of b signed bits 0 .. 2^(b-1) - 1.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

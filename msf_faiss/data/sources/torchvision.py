@@ -1,7 +1,5 @@
 """CIFAR-10, CIFAR-100 and STL-10, downloaded and verified by torchvision."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
