@@ -22,7 +22,7 @@ from msf_faiss.config import (
     ViewsConfig,
 )
 from msf_faiss.errors import UserError
-from msf_faiss.run.events import Report, RunStarted
+from msf_faiss.run.events import Event, RunStarted
 from msf_faiss.run.recorder import Recorder
 from msf_faiss.train.resume import Resume
 from msf_faiss.train.trainer import pretrain
@@ -147,7 +147,7 @@ def cases(folder: Path, whole: Path) -> Iterator[tuple[int, Path, Path, str, boo
         shutil.rmtree(run_dir)
 
 
-def run(config: Config, run_dir: Path, resume: Resume = "never") -> list[Report]:
+def run(config: Config, run_dir: Path, resume: Resume = "never") -> list[Event]:
     reports = []
     with Recorder(run_dir) as record:
         for report in pretrain(config, run_dir, resume=resume):
