@@ -217,9 +217,12 @@ def _inspect(
 
 def _check_extension(out: Path) -> None:
     from msf_faiss.errors import UserError
+    from msf_faiss.files import kind_of
 
     if out.suffix.lower() not in _EXTENSIONS:
         raise UserError(f"--out {out}: the extension must be .html (page), .png (sheet of pictures) or .json (records)")
+    if kind_of(out, "choose another --out") == "folder":
+        raise UserError(f"--out {out}: is a folder; name a file in it")
 
 
 def _print_table(console: Console, inspection: Inspection) -> None:

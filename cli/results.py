@@ -29,10 +29,11 @@ def command(run: Path, as_json: bool) -> None:
     from msf_faiss.errors import UserError
     from msf_faiss.evaluate.comparison import compare
     from msf_faiss.evaluate.results import FOLDER, load_results
+    from msf_faiss.files import kind_of
 
     from .console import stdout
 
-    if not run.is_dir():
+    if kind_of(run) != "folder":
         raise UserError(f"{run}: no such run directory")
     results = load_results(run / FOLDER)
     pages = sorted(path for path in (run / "neighbors").glob("*") if path.suffix in _EXTENSIONS)

@@ -1,10 +1,31 @@
-"""Atomic writes: a file appears complete, or not at all."""
+"""What is at a path, and atomic writes: a file appears complete, or not at all."""
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+from msf_faiss.errors import UserError
+from msf_faiss.text import printable
+
+
+def kind_of(path: Path, remedy: str = "name another path") -> Literal["file", "folder", "special"] | None:
+    """What is at `path`, after links: a special file is a named pipe, socket or device. None: nothing.
+
+    Raises:
+        UserError: if the file system does not say: a link to itself, a folder without permission, a name that is too
+            long, a mount that is gone. It ends with `remedy`.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a zero byte
+        return None
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be opened: {error.strerror}; {remedy}") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "special"
 
 
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> None:

@@ -30,6 +30,7 @@ from msf_faiss.config import Config
 from msf_faiss.config.sections import dotted, key_of
 from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 
 FORMAT = "msf-faiss checkpoint"
 VERSION = 3
@@ -92,7 +93,13 @@ class Checkpoint:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The directories of a run's checkpoints, oldest first."""
+    """The directories of a run's checkpoints, oldest first.
+
+    Raises:
+        UserError: if the file system refuses access to `run_dir`.
+    """
+    if kind_of(run_dir / FOLDER) != "folder":
+        return []
     return sorted((path for path in (run_dir / FOLDER).glob(f"{PREFIX}*") if path.is_dir()), key=step_of)
 
 
@@ -108,11 +115,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: if there is no checkpoint, it is damaged, or it is not one of msf-faiss.
     """
-    if not path.exists():
+    kind = kind_of(path)
+    if kind is None:
         raise UserError(f"{path}: no such run directory or checkpoint; give the directory that `pretrain --out` named")
     if path.name == MANIFEST:
-        path = path.parent
-    if not path.is_dir():
+        path, kind = path.parent, "folder"
+    if kind != "folder":
         raise UserError(
             f"{path}: a file, but a checkpoint of msf-faiss is a directory; give the run directory or "
             f"one of its {FOLDER}/{PREFIX}… directories"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from msf_faiss.data.source import Source
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 from msf_faiss.text import printable
 
 Dtype = Literal["float32", "float16"]
@@ -42,9 +43,10 @@ def refuse_existing(files: Sequence[Path], *, force: bool) -> None:
         UserError: if one of them is a folder, or exists and `force` is not set.
     """
     for path in files:
-        if path.is_dir():
+        kind = kind_of(path, "name another file with --out")
+        if kind == "folder":
             raise UserError(f"{printable(path)} is a folder; name a file with --out")
-        if path.exists() and not force:
+        if kind and not force:
             raise UserError(f"{printable(path)} already exists; name another file with --out, or replace it: --force")
 
 

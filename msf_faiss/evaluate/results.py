@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_atomic
+from msf_faiss.files import kind_of, write_atomic
 
 FOLDER = "results"
 """Name of the results folder in a run's directory."""
@@ -76,6 +76,7 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         UserError: if it cannot be created or written.
     """
+    kind_of(folder, "name another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

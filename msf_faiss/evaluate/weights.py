@@ -31,6 +31,7 @@ from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EvalEncoder
+from msf_faiss.files import kind_of
 from msf_faiss.models import build_model
 
 TIMM = "timm:"
@@ -91,7 +92,7 @@ def open_weights(
     Raises:
         UserError: if there are no weights at `path`, or the other arguments do not fit them.
     """
-    if not path.is_file() or path.name == MANIFEST:
+    if kind_of(path) != "file" or path.name == MANIFEST:
         if base is not None or arch is not None:
             raise UserError(f"{path}: a checkpoint has its own config and network; leave out --config and --arch")
         return _open_checkpoint(path, overrides)
@@ -106,9 +107,9 @@ def open_weights(
 def run_of(path: Path) -> Path | None:
     """The run directory of `path`, a run or checkpoint directory or a manifest; None if there is none."""
     folder = path.parent if path.name == MANIFEST else path
-    if (folder / FOLDER).is_dir():
+    if kind_of(folder / FOLDER) == "folder":
         return folder
-    return folder.parent.parent if folder.is_dir() and folder.parent.name == FOLDER else None
+    return folder.parent.parent if kind_of(folder) == "folder" and folder.parent.name == FOLDER else None
 
 
 def _open_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:

@@ -31,6 +31,7 @@ from msf_faiss.export.formats import Format, check_exportable, describe_architec
 from msf_faiss.export.onnx_file import OPSET, write_onnx
 from msf_faiss.export.safetensors_file import write_safetensors
 from msf_faiss.export.torchvision_timm import write_timm, write_torchvision
+from msf_faiss.files import kind_of
 from msf_faiss.text import printable
 
 FOLDER = "exports"
@@ -192,9 +193,10 @@ def _check_replaceable(out: Path, facts: Mapping[str, Any], *, force: bool) -> N
         UserError: if something would be lost.
     """
     name = printable(out)
-    if not out.exists():
+    kind = kind_of(out, "name another folder with --out")
+    if kind is None:
         return
-    if not out.is_dir():
+    if kind != "folder":
         raise UserError(f"{name} is a file, but an export is a folder; name another folder with --out")
     found = {path.name: path for path in out.iterdir()}
     if not found:

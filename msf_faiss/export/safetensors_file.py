@@ -16,6 +16,7 @@ from msf_faiss.config.schema import Positive
 from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.errors import UserError
 from msf_faiss.export.torchvision_timm import WEIGHTS, weights_of
+from msf_faiss.files import kind_of
 from msf_faiss.models import build_backbone, mlp
 
 METADATA = "msf_faiss"
@@ -58,7 +59,7 @@ def load_export(path: Path | str) -> nn.Module:
         UserError: if the file cannot be read, does not describe its network, or a weight is missing or unexpected.
     """
     path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / WEIGHTS if kind_of(path) == "folder" else path
     try:
         with safetensors.safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}

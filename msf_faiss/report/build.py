@@ -20,6 +20,7 @@ import msf_faiss
 from msf_faiss.config.yaml_subset import dump
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import Result
+from msf_faiss.files import kind_of
 from msf_faiss.neighbors.page_html import csp_hash, html_environment
 from msf_faiss.neighbors.records import Inspection, write_output
 from msf_faiss.report import charts
@@ -60,7 +61,7 @@ def write_report(
         UserError: if one of `runs` is not a run, or `out` is not a report or cannot be written.
     """
     if out is None:
-        out = runs[0] / REPORT if len({run.resolve() for run in runs}) == 1 else Path(REPORT)
+        out = runs[0] / REPORT if len({os.path.realpath(run) for run in runs}) == 1 else Path(REPORT)
     _check_overwrites_only_report(out)
     records = read_runs(runs, neighbors=neighbors)
     write_output(out, render_report(records, out=out, title=title))
@@ -68,7 +69,7 @@ def write_report(
 
 
 def _check_overwrites_only_report(out: Path) -> None:
-    if out.is_dir():
+    if kind_of(out, "name another file with --out") == "folder":
         raise UserError(f"--out {out}: is a folder; name a file in it, such as {out / REPORT}")
     try:
         with out.open("rb") as file:

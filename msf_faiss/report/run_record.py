@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.evaluate.comparison import Comparison, compare
 from msf_faiss.evaluate.results import FOLDER as RESULTS
 from msf_faiss.evaluate.results import Result, load_results
+from msf_faiss.files import kind_of
 from msf_faiss.neighbors.inspection import inspect
 from msf_faiss.neighbors.options import InspectOptions
 from msf_faiss.neighbors.records import Inspection
@@ -55,9 +57,9 @@ def read_runs(paths: Sequence[Path], *, neighbors: bool) -> list[RunRecord]:
     Raises:
         UserError: if one of the paths is not a run, or its metrics cannot be read or have another format version.
     """
-    unique = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    unique = list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
     for path in unique:
-        if not path.is_dir():
+        if kind_of(path) != "folder":
             raise UserError(f"{path}: no such run directory; name the directory given to `pretrain --out`")
         if not any((path / name).exists() for name in (CONFIG, METRICS, STATUS)):
             raise UserError(f"{path}: not a run (no {CONFIG} in it); name the directory given to `pretrain --out`")

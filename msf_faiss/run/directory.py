@@ -25,7 +25,7 @@ from msf_faiss.checkpoint.save import remove_incomplete
 from msf_faiss.config import Config
 from msf_faiss.config.load import dump_config
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_atomic
+from msf_faiss.files import kind_of, write_atomic
 from msf_faiss.run.metrics_file import METRICS
 from msf_faiss.run.status import LOCK, STATUS
 
@@ -87,7 +87,8 @@ def write_config(run_dir: Path, config: Config) -> None:
 
 
 def _refuse_occupied(run_dir: Path, *, resume: bool) -> None:
-    if run_dir.is_file():
+    kind = kind_of(run_dir, "choose another directory with --out")
+    if kind not in (None, "folder"):
         raise UserError(f"{run_dir}: is a file. Choose a directory with --out")
     if list_checkpoints(run_dir):
         if resume:
@@ -97,7 +98,7 @@ def _refuse_occupied(run_dir: Path, *, resume: bool) -> None:
             "--out"
         )
     # A run that ended before its first checkpoint has nothing to lose.
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    names = {path.name for path in run_dir.iterdir()} if kind else set()
     foreign = sorted(names - {CONFIG, METRICS, TENSORBOARD, FOLDER, LOCK, STATUS, PROFILE, REPORT})
     if foreign:
         raise UserError(

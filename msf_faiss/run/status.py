@@ -11,7 +11,7 @@ from typing import Any, Literal
 import filelock
 
 from msf_faiss.errors import UserError
-from msf_faiss.files import write_atomic
+from msf_faiss.files import kind_of, write_atomic
 from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TrainingProgress
 
 STATUS = "status.json"
@@ -116,7 +116,7 @@ def read_status(run_dir: Path) -> Status:
         UserError: if there is no run at `run_dir`, or its status cannot be read.
     """
     beat = _read_heartbeat(run_dir / STATUS)
-    if beat is None and not (run_dir / LOCK).exists():
+    if beat is None and not kind_of(run_dir / LOCK):
         raise UserError(f"{run_dir}: no run there (it has no {STATUS}). Give the directory named by `pretrain --out`")
     silent = None if beat is None else max(0.0, time.time() - beat.time)
     if beat is not None and beat.host != socket.gethostname():

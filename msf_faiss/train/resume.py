@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def find_resume_point(run_dir: Path, resume: Resume, ranks: Ranks) -> ResumePoin
         UserError: if there is no checkpoint at `resume`, all checkpoints are damaged, or `run_dir` contains a run that
             did not start from `resume`.
     """
-    path = None if isinstance(resume, str) else resume.resolve()
+    path = None if isinstance(resume, str) else Path(os.path.realpath(resume))  # `resolve` raises for a link to itself
     if ranks.broadcast_object(bool(list_checkpoints(run_dir))):
         checkpoint, damaged = find_newest_valid(run_dir, ranks)
         if path is not None and not _descends_from(checkpoint, path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 import pytest
-from invoking import Cli
+from invoking import Cli, Invoke
 from msf_faiss_cli.main import _COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +72,48 @@ def test_closed_pipe_is_not_an_error() -> None:
 def test_version(msf_faiss: Cli) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert msf_faiss("--version").stdout == f"msf-faiss {version}\n"
+
+
+@pytest.mark.parametrize("problem", ["link to itself", "long name"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain", "demo", "--out", "BAD"],
+        ["pretrain", "demo", "--out", "BAD/run"],
+        ["pretrain", "--out", "BAD"],
+        ["pretrain", "demo", "--out", "new", "--resume", "BAD"],
+        ["pretrain", "BAD"],
+        ["status", "BAD"],
+        ["results", "BAD"],
+        ["report", "BAD"],
+        ["report", "RUN", "--out", "BAD"],
+        ["export", "BAD", "--format", "safetensors"],
+        ["export", "RUN", "--format", "safetensors", "--out", "BAD"],
+        ["embed", "BAD", "--out", "x.npy"],
+        ["embed", "RUN", "--out", "BAD.npy"],
+        ["embed", "RUN", "--out", "x.npy", "--data", "BAD"],
+        ["index", "RUN", "--out", "BAD"],
+        ["index", "RUN", "--out", "x.faiss", "--data", "BAD"],
+        ["eval-knn", "BAD"],
+        ["eval-knn", "RUN", "--out", "BAD"],
+        ["inspect-neighbors", "BAD"],
+        ["inspect-neighbors", "RUN", "--out", "BAD/x.html"],
+        ["inspect-neighbors", "RUN", "--query", "BAD", "--out", "x.html"],
+    ],
+    ids=" ".join,
+)
+def test_paths_that_cannot_be_looked_at_are_named(
+    command: list[str], problem: str, invoke: Invoke, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad, reason = ("loop", "Too many levels of symbolic links")
+    if problem == "long name":
+        bad, reason = "n" * 300, "File name too long"
+    else:
+        for name in (bad, f"{bad}.npy"):
+            Path(name).symlink_to(name)
+    done = invoke(*(word.replace("BAD", bad).replace("RUN", str(tiny_run)) for word in command))
+    assert done.code == 2, done.stderr
+    assert bad in done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
