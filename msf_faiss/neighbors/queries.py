@@ -16,6 +16,7 @@ from msf_faiss.data.readable import decode_readable
 from msf_faiss.data.source import Source, UnreadableImageError
 from msf_faiss.data.sources.decode import decode_file
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.options import InspectOptions
 from msf_faiss.text import printable
@@ -102,8 +103,9 @@ def decode_batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _decode_query(path: Path) -> Tensor:
     """uint8 [3, H, W]."""
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
+    kind = kind_of(path, "name an image file")
+    if kind != "file":
+        problem = "is a folder" if kind == "folder" else "is not a regular file" if kind else "does not exist"
         raise UserError(f"--query {printable(path)} {problem}; name an image file")
     try:
         return decode_file(path, lambda: printable(path))

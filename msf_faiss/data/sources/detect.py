@@ -5,6 +5,7 @@ from typing import Any
 
 from msf_faiss.config import CachedSource, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of Hugging Face `datasets`
 _PATTERN = set("{}*?[]")
@@ -31,19 +32,19 @@ def detect_data(path: Path, like: DataConfig) -> DataConfig:
 
 
 def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData | HuggingFaceData]:
-    if path.is_dir():
+    remedy = "give a folder of images, a .parquet or .tar file, or a folder or pattern of them"
+    is_pattern = bool(_PATTERN & set(str(path)))
+    found = None if is_pattern else kind_of(path, remedy)
+    if found == "folder":
         if any((path / name).is_file() for name in _SAVED_TO_DISK):
             return HuggingFaceData
         extensions = {file.suffix.lower() for file in path.iterdir()}
         if ".parquet" in extensions:
             return ParquetData
         return WebDatasetData if ".tar" in extensions else FolderData
-    if path.suffix.lower() == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and found == "file":
         return ParquetData
-    if ".tar" in path.suffixes and (path.is_file() or _PATTERN & set(str(path))):
+    if ".tar" in path.suffixes and (found == "file" or is_pattern):
         return WebDatasetData
-    problem = "is neither a Parquet nor a tar file" if path.is_file() else "does not exist"
-    raise UserError(
-        f"{path} {problem}; give a folder of images, a .parquet or .tar file, or a folder or pattern of them; for other"
-        " data pass --set data.kind=… --set data.path=…"
-    )
+    problem = "is neither a Parquet nor a tar file" if found else "does not exist"
+    raise UserError(f"{path} {problem}; {remedy}; for other data pass --set data.kind=… --set data.path=…")

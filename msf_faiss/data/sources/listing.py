@@ -102,15 +102,22 @@ def _walk(root: Path, watched: dict[str, State]) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from walk(entry.path, f"{prefix}{entry.name}{os.sep}", above | {here})
             elif entry.name.lower().endswith(EXTENSIONS):
-                if entry.is_file() or entry.is_symlink():
+                if entry.is_symlink() or entry.is_file():
                     yield prefix + entry.name
             elif entry.is_symlink():  # its target may become a folder, without a change of this one
                 watched[prefix + entry.name] = _state_of(Path(entry.path))
 
     return walk(str(root), "", frozenset())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder without permission
+        return False
 
 
 def _state(status: os.stat_result) -> State:
