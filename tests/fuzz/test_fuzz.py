@@ -100,7 +100,7 @@ def attempt(number: int, door: Callable[[], object], name: str) -> bool:
         raise
 
 
-@cases(300, 10_000)
+@cases(150, 10_000)
 def test_images(tmp_path: Path, count: int) -> None:
     kinds = _images()
     taken = 0
@@ -138,7 +138,7 @@ def _tar() -> bytes:
     return file.getvalue()
 
 
-@cases(40, 700)
+@cases(20, 700)
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_tables_and_shards(tmp_path: Path, kind: str, count: int) -> None:
     original, ending = (_parquet(), "parquet") if kind == "parquet" else (_tar(), "tar")
@@ -157,7 +157,7 @@ def test_tables_and_shards(tmp_path: Path, kind: str, count: int) -> None:
         file.unlink()
 
 
-@cases(60, 600)
+@cases(30, 600)
 def test_configs(tmp_path: Path, count: int) -> None:
     for number, data in mutants([dump_config(Config()).encode()], count):
         file = tmp_path / f"config-{number}.yaml"
@@ -195,7 +195,7 @@ def _plant(root: Path, rng: np.random.Generator, depth: int = 0) -> None:
             continue
 
 
-@cases(30, 1_000)
+@cases(15, 1_000)
 def test_folder_trees(tmp_path: Path, count: int) -> None:
     for number in range(count):
         root = tmp_path / f"tree-{number}"
@@ -211,7 +211,7 @@ def test_folder_trees(tmp_path: Path, count: int) -> None:
         attempt(number, door, root.name)
 
 
-@cases(10, 250)
+@cases(5, 250)
 @pytest.mark.parametrize("format", ["safetensors", "pth"])
 def test_foreign_weights(tmp_path: Path, format: str, count: int) -> None:
     state = build_model(load_config("demo").model, seed=0).online.backbone.state_dict()
