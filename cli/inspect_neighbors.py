@@ -211,7 +211,7 @@ def _inspect(
     from msf_faiss.neighbors.records import write_records
     from msf_faiss.neighbors.sheet import write_sheet
 
-    inspection = inspect(checkpoint, options, thumbnails=extension == ".png")
+    inspection = inspect(checkpoint, options, thumbnails=extension == ".png", notify=notify)
     return inspection, partial(write_sheet if extension == ".png" else write_records, inspection)
 
 
@@ -303,10 +303,14 @@ def _summary(inspection: Inspection) -> list[str]:
 
 
 def _purity(summary: Summary) -> str:
-    chance = "" if summary.chance is None else f" (chance {summary.chance:.1%})"
+    low, high = summary.purity_interval or (0, 1)
+    chance = "" if summary.chance is None else f"; chance {summary.chance:.1%}"
     ranks = [
         f"{rank}: {purity:.0%}"
         for rank, purity in enumerate(summary.purity_by_rank[:10], start=1)
         if purity is not None
     ]
-    return f"purity {summary.purity:.1%}{chance}, by rank {'  '.join(ranks)}"
+    return (
+        f"purity {summary.purity:.1%} (95% interval {low:.1%} to {high:.1%}{chance}) of {summary.images:,} "
+        f"{'image' if summary.images == 1 else 'images'}, by rank {'  '.join(ranks)}"
+    )

@@ -16,7 +16,9 @@ import click
     "several runs]",
 )
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: the run's name]")
-@click.option("--no-neighbors", is_flag=True, help="Omit the neighbours, which take some seconds per run.")
+@click.option(
+    "--no-neighbors", is_flag=True, help="Omit the neighbours, for which 2,000 images per run are embedded on the CPU."
+)
 def command(runs: tuple[Path, ...], out: Path | None, title: str | None, no_neighbors: bool) -> None:
     """Write a report of one or several runs as a self-contained HTML page.
 

@@ -1,5 +1,6 @@
 """Contents of pages of neighbours, computed by brute force from a few random embeddings."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msf_faiss.neighbors.page_content import (
+    ClassPurity,
     Cluster,
+    Confusion,
     EmbeddingMap,
     Explorer,
     Graph,
@@ -18,7 +21,7 @@ from msf_faiss.neighbors.page_content import (
     Nodes,
     Statistics,
 )
-from msf_faiss.neighbors.records import InspectionProtocol
+from msf_faiss.neighbors.records import InspectionProtocol, Summary
 
 
 def drawn(count: int, side: int = 16) -> tuple[Image.Image, ...]:
@@ -61,6 +64,7 @@ def make_explorer(
     complete[list(incomplete)] = False
     positions = embeddings @ np.linalg.svd(embeddings - embeddings.mean(0), full_matrices=False)[2][:2].T
     positions = (positions - positions.min(0)) / np.maximum(np.ptp(positions, axis=0), 1e-6)
+    found, cluster_of = _clusters(embeddings, labels, classes, clusters, members, rng)
     return Explorer(
         protocol=InspectionProtocol(
             checkpoint="runs/first/checkpoints/step-00001234",
@@ -92,7 +96,10 @@ def make_explorer(
         order=order,  # type: ignore[arg-type]
         statistics=_statistics(neighbors, similarities, ages, labels, classes),
         evolution=tuple(_moment(step, each, chosen, labels, k) for step, each in enumerate(evolution, start=1)),
-        clusters=_clusters(embeddings, labels, classes, clusters, members, rng),
+        clusters=found,
+        cluster_of=cluster_of,
+        pairs=_pairs(neighbors, similarities),
+        outliers=_outliers(neighbors, similarities),
         map=EmbeddingMap(
             method="pca",
             nodes=np.arange(count),
@@ -153,7 +160,12 @@ def _statistics(
 
     retrieved = np.bincount(neighbors[there], minlength=len(labels))
     by_class = [
-        (name, float(match[rows].sum() / compared[rows].sum()), int(rows.sum()))
+        ClassPurity(
+            name=name,
+            purity=(purity := float(match[rows].sum() / compared[rows].sum())),
+            interval=_interval(purity),
+            images=int(rows.sum()),
+        )
         for index, name in enumerate(classes or ())
         if compared[rows := labels == index].any()
     ]
@@ -161,14 +173,21 @@ def _statistics(
     def mean(values: NDArray[Any], where: NDArray[np.bool_]) -> float | None:
         return float(values[where].mean()) if where.any() else None
 
+    ranks = range(neighbors.shape[1])
+    purity = mean(match, compared)
     return Statistics(
-        images=len(labels),
+        summary=Summary(
+            images=len(labels),
+            purity=purity,
+            purity_interval=None if purity is None else _interval(purity),
+            chance=1 / len(classes) if classes and compared.any() else None,
+            purity_by_rank=tuple(mean(match[:, rank], compared[:, rank]) for rank in ranks),
+            similarity=mean(similarities, there),
+            similarity_by_rank=tuple(mean(similarities[:, rank], there[:, rank]) for rank in ranks),
+            age=None if ages is None else mean(ages, there),
+        ),
         similarity=histogram(similarities),
         age=None if ages is None else histogram(ages),
-        purity_by_rank=tuple(mean(match[:, rank], compared[:, rank]) for rank in range(neighbors.shape[1])),
-        similarity_by_rank=tuple(mean(similarities[:, rank], there[:, rank]) for rank in range(neighbors.shape[1])),
-        purity=mean(match, compared),
-        chance=1 / len(classes) if classes and compared.any() else None,
         hubs=tuple(
             Hub(
                 node=int(node),
@@ -181,8 +200,39 @@ def _statistics(
             if retrieved[node]
         ),
         never_retrieved=float((retrieved == 0).mean()),
-        purity_by_class=tuple(sorted(by_class, key=lambda row: row[1])),
+        purity_by_class=tuple(sorted(by_class, key=lambda row: row.purity)),
+        confusion=_confusion(neighbors, labels, len(classes)) if classes and compared.any() else None,
     )
+
+
+def _interval(purity: float) -> tuple[float, float]:
+    return max(0.0, purity - 0.04), min(1.0, purity + 0.05)
+
+
+def _confusion(neighbors: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Confusion:
+    counts = np.zeros((classes, classes), np.int64)
+    for row, others in zip(labels, neighbors, strict=True):
+        for other in others[others >= 0]:
+            counts[row, labels[other]] += 1
+    shown = np.arange(classes)[:40]
+    return Confusion(labels=shown, counts=counts[:40, :40], totals=counts.sum(axis=1)[:40], present=classes)
+
+
+def _pairs(neighbors: NDArray[np.int64], similarities: NDArray[np.float32]) -> tuple[tuple[int, int, float], ...]:
+    pairs = {
+        (min(node, int(other)), max(node, int(other))): float(similarities[node, rank])
+        for node, row in enumerate(neighbors)
+        for rank, other in enumerate(row)
+        if other >= 0
+    }
+    return tuple((*pair, value) for pair, value in sorted(pairs.items(), key=lambda item: -item[1])[:60])
+
+
+def _outliers(neighbors: NDArray[np.int64], similarities: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    means = [
+        (node, float(similarities[node][row >= 0].mean())) for node, row in enumerate(neighbors) if (row >= 0).any()
+    ]
+    return tuple(sorted(means, key=lambda each: each[1])[:30])
 
 
 def _moment(
@@ -191,7 +241,13 @@ def _moment(
     neighbors, similarities = (rows[list(queries)] for rows in _nearest(embeddings, k))
     match = (labels[neighbors] == labels[list(queries)][:, None])[neighbors >= 0]
     return Moment(
-        step=390 * step, epoch=10.0 * step, neighbors=neighbors, similarities=similarities, purity=float(match.mean())
+        step=390 * step,
+        epoch=10.0 * step,
+        neighbors=neighbors,
+        similarities=similarities,
+        images=500,
+        purity=float(match.mean()),
+        purity_interval=_interval(float(match.mean())),
     )
 
 
@@ -202,24 +258,24 @@ def _clusters(
     count: int,
     members: int,
     rng: np.random.Generator,
-) -> tuple[Cluster, ...]:
+) -> tuple[tuple[Cluster, ...], NDArray[np.int64] | None]:
     if not count:
-        return ()
+        return (), None
     centers = embeddings[rng.choice(len(embeddings), count, replace=False)]
     for _ in range(8):
         nearest = (embeddings @ centers.T).argmax(1)
         centers = _unit(np.stack([embeddings[nearest == index].sum(0) for index in range(count)]) + 1e-9)
+    order = np.argsort(-np.bincount(nearest, minlength=count), kind="stable").tolist()
     found = []
-    for index in range(count):
+    for index in order:
         inside = np.flatnonzero(nearest == index)
-        known = labels[inside][labels[inside] >= 0]
-        commonest = int(np.bincount(known).argmax()) if len(known) else None
+        known = labels[inside][labels[inside] >= 0].tolist()
+        largest = Counter(known).most_common(3) if classes else []
         found.append(
             Cluster(
                 size=len(inside),
                 members=tuple(rng.permutation(inside)[:members].tolist()),
-                class_name=None if commonest is None or classes is None else classes[commonest],
-                share=None if commonest is None else float((known == commonest).mean()),
+                classes=tuple((classes[label], number / len(known)) for label, number in largest if classes),
             )
         )
-    return tuple(sorted(found, key=lambda cluster: -cluster.size))
+    return tuple(found), np.array([order.index(index) for index in nearest])

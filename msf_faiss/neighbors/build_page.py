@@ -16,18 +16,38 @@ from msf_faiss.neighbors.evolution import earlier_checkpoints
 from msf_faiss.neighbors.gallery import Gallery, open_gallery, thumbnail
 from msf_faiss.neighbors.image_cache import ImageCache
 from msf_faiss.neighbors.image_search import ImageNeighbors, search_images
-from msf_faiss.neighbors.inspection import make_inspection
+from msf_faiss.neighbors.inspection import make_inspection, search_sample
 from msf_faiss.neighbors.options import PageOptions
-from msf_faiss.neighbors.page_content import Cluster, EmbeddingMap, Explorer, Graph, Moment, Nodes, Statistics
+from msf_faiss.neighbors.page_content import Cluster, EmbeddingMap, Explorer, Graph, Moment, Nodes
 from msf_faiss.neighbors.page_images import PageImages, collect_page_images
-from msf_faiss.neighbors.queries import Queries, choose_queries, embed_queries
+from msf_faiss.neighbors.queries import Queries
 from msf_faiss.neighbors.records import Inspection
-from msf_faiss.neighbors.statistics import compare_labels, compute_statistics, worst_first
+from msf_faiss.neighbors.review import find_outliers, near_duplicates
+from msf_faiss.neighbors.statistics import Matches, compare_labels, compute_statistics
 from msf_faiss.text import printable
 
 _MAX_POINTS = 3000  # of the map
 
 Notify = Callable[[str], object]
+
+
+class _Moment(NamedTuple):
+    """A checkpoint of the evolution."""
+
+    checkpoint: Checkpoint
+    neighbors: ImageNeighbors  # of the queries
+    sample: Matches  # of the neighbours of random images
+
+    def on_page(self, node_of: NDArray[np.int64], columns: slice) -> Moment:
+        return Moment(
+            step=self.checkpoint.step,
+            epoch=self.checkpoint.epoch,
+            neighbors=node_of[self.neighbors.ids[:, columns]],
+            similarities=self.neighbors.similarities[:, columns],
+            images=len(self.sample.same),
+            purity=self.sample.purity(),
+            purity_interval=self.sample.purity_interval(),
+        )
 
 
 class BuiltPage(NamedTuple):
@@ -53,29 +73,33 @@ def build_page(checkpoint: Checkpoint, options: PageOptions, notify: Notify = la
     """
     earlier = earlier_checkpoints(checkpoint, options.moments, options.searched, notify) if options.moments else []
     gallery = open_gallery(checkpoint, searched=options.searched, overrides=options.overrides, device=options.device)
-    cache, queries, statistics = _sample(gallery, options, notify)
+    cache, queries, sample, found = search_sample(gallery, options, notify)
+    statistics = compute_statistics(gallery, sample, found)
     images, k = len(gallery.source), min(options.k, len(gallery.source))
     neighbors = search_images(gallery.bank, queries.embeddings, queries.ids, k)
-    inspection = make_inspection(gallery, queries, neighbors, options, thumbnails=False)
+    inspection = make_inspection(gallery, queries, neighbors, statistics.summary, options, thumbnails=False)
     keys = np.where(queries.ids < 0, images + np.arange(len(queries.ids)), queries.ids)  # [Q], see `image_cache`
     cache.add(keys, queries.embeddings, map(thumbnail, queries.views), neighbors)
-    evolution = [(each, _search_at(gallery, each, queries, k, notify)) for each in earlier]
-    if earlier:
-        evolution.append((checkpoint, neighbors))
-    clusters = _clusters(gallery, options, notify)
+    evolution = [_search_at(gallery, each, queries, options, notify) for each in earlier]
+    matches = compare_labels(gallery.labels[sample], found.ids, gallery.labels)
+    evolution += [_Moment(checkpoint, neighbors, matches)] if earlier else []
+    clusters, cluster_of = _clusters(gallery, options, notify)
+    pairs, outliers = near_duplicates(sample, found, cache.embeddings), find_outliers(sample, found)
 
     notify("collecting neighbours of neighbours")
     required = [
-        *(other for _, then in evolution for other in then.ids.ravel().tolist() if other >= 0),
+        *(other for then in evolution for other in then.neighbors.ids.ravel().tolist() if other >= 0),
         *(member for cluster in clusters for member in cluster.members),
         *(hub.node for hub in statistics.hubs),
+        *(key for pair in pairs for key in pair[:2]),
+        *(key for key, _ in outliers),
     ]
     others = np.random.default_rng(options.seed).permutation(np.unique(gallery.entry_ids)).tolist()
     page = collect_page_images(
         keys.tolist(), required, options.page_images, lambda some: cache.neighbors(some).ids, others
     )
     nearest = _neighbors_on_page(cache, page)
-    columns = slice(max(each.max_count for each in (nearest, *(then for _, then in evolution))))
+    columns = slice(max(each.max_count for each in (nearest, *(then.neighbors for then in evolution))))
     labels = np.append(gallery.labels, np.full(len(options.files), -1))  # by key
     node_of = np.full(len(labels) + 1, -1)  # by key; -1 stays -1
     node_of[page.keys] = np.arange(len(page.keys))
@@ -99,55 +123,43 @@ def build_page(checkpoint: Checkpoint, options: PageOptions, notify: Notify = la
         statistics=replace(
             statistics, hubs=tuple(replace(hub, node=int(node_of[hub.node])) for hub in statistics.hubs)
         ),
-        evolution=tuple(
-            Moment(
-                step=when.step,
-                epoch=when.epoch,
-                neighbors=node_of[then.ids[:, columns]],
-                similarities=then.similarities[:, columns],
-                purity=compare_labels(labels[keys], then.ids, gallery.labels).purity(),
-            )
-            for when, then in evolution
-        ),
+        evolution=tuple(then.on_page(node_of, columns) for then in evolution),
         clusters=tuple(
             replace(cluster, members=tuple(node_of[list(cluster.members)].tolist())) for cluster in clusters
         ),
+        cluster_of=cluster_of[page.keys] if clusters else None,
+        pairs=tuple((int(node_of[one]), int(node_of[two]), cosine) for one, two, cosine in pairs),
+        outliers=tuple((int(node_of[key]), mean) for key, mean in outliers),
         map=_map(cache, page, len(keys), options, notify),
     )
     return BuiltPage(inspection, explorer)
 
 
-def _sample(gallery: Gallery, options: PageOptions, notify: Notify) -> tuple[ImageCache, Queries, Statistics]:
-    """Search the neighbours of a sample of images; choose the queries."""
-    queries = choose_queries(gallery, options)  # before the long work, so that errors are found at once
-    images = len(gallery.source)
-    notify(
-        f"embedding and searching {min(options.sample, images):,} random images for the statistics"
-        if options.searched == "bank"
-        else f"embedding {images:,} images, and searching the neighbours of each"
-    )
-    cache = ImageCache(gallery, min(options.k, images), len(options.files))
-    sample = cache.sample(options.sample, options.seed)
-    neighbors = cache.neighbors(sample)
-    if queries is None:
-        queries = embed_queries(gallery, (), worst_first(gallery, sample, neighbors)[: options.queries])
-    return cache, queries, compute_statistics(gallery, sample, neighbors)
-
-
-def _search_at(gallery: Gallery, checkpoint: Checkpoint, queries: Queries, k: int, notify: Notify) -> ImageNeighbors:
-    """The neighbours of the queries at another checkpoint."""
+def _search_at(
+    gallery: Gallery, checkpoint: Checkpoint, queries: Queries, options: PageOptions, notify: Notify
+) -> _Moment:
+    """The neighbours of the queries, and of the same random images, at another checkpoint."""
     notify(f"searching at step {checkpoint.step:,}")
-    then = gallery.at(checkpoint)
-    return search_images(then.bank, then.embed_views(queries.views), queries.ids, k)
-
-
-def _clusters(gallery: Gallery, options: PageOptions, notify: Notify) -> tuple[Cluster, ...]:
-    if not options.clusters:
-        return ()
-    notify(f"computing {options.clusters} clusters")
-    return find_clusters(
-        *newest_entries(gallery), gallery.labels, gallery.classes, clusters=options.clusters, seed=options.seed
+    then, k = gallery.at(checkpoint), min(options.k, len(gallery.source))
+    neighbors = search_images(then.bank, then.embed_views(queries.views), queries.ids, k)
+    cache = ImageCache(then, k)
+    sample = cache.sample(options.sample if gallery.labels.max() >= 0 else 1, options.seed)
+    return _Moment(
+        checkpoint, neighbors, compare_labels(gallery.labels[sample], cache.neighbors(sample).ids, gallery.labels)
     )
+
+
+def _clusters(gallery: Gallery, options: PageOptions, notify: Notify) -> tuple[tuple[Cluster, ...], NDArray[np.int64]]:
+    """The clusters, and the index of each training image's cluster, -1 for none: [N + files]."""
+    cluster_of = np.full(len(gallery.source) + len(options.files), -1)
+    if not options.clusters:
+        return (), cluster_of
+    notify(f"computing {options.clusters} clusters")
+    ids, embeddings = newest_entries(gallery)
+    clusters, cluster_of[ids] = find_clusters(
+        ids, embeddings, gallery.labels, gallery.classes, clusters=options.clusters, seed=options.seed
+    )
+    return clusters, cluster_of
 
 
 def _neighbors_on_page(cache: ImageCache, page: PageImages) -> ImageNeighbors:

@@ -14,6 +14,7 @@ from msf_faiss.neighbors.page_content import Cluster
 from msf_faiss.search.kmeans import spherical_kmeans
 
 _MEMBERS = 12
+_CLASSES = 3  # that a cluster names
 
 
 def newest_entries(gallery: Gallery) -> tuple[NDArray[np.int64], Tensor]:
@@ -32,8 +33,8 @@ def find_clusters(
     clusters: int,
     seed: int,
     members: int = _MEMBERS,
-) -> tuple[Cluster, ...]:
-    """Spherical k-means clusters, largest first, whose members are ids.
+) -> tuple[tuple[Cluster, ...], NDArray[np.int64]]:
+    """Spherical k-means clusters, largest first, whose members are ids; and the index of each image's cluster: [n].
 
     Args:
         ids: [n] of the images.
@@ -52,18 +53,22 @@ def find_clusters(
     assigned = spherical_kmeans(embeddings, clusters, seed).numpy()  # [n]
     rng = np.random.default_rng(seed)
     sizes = np.bincount(assigned)
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     result = []
-    for number in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]:
+    for number in order:
         inside = ids[assigned == number]
         labelled = labels[inside][labels[inside] >= 0]
-        by_class = np.bincount(labelled, minlength=1)
-        named = classes is not None and len(labelled) > 0
+        by_class = np.bincount(labelled)
+        largest = np.argsort(-by_class, kind="stable")[: min(_CLASSES, np.count_nonzero(by_class))].tolist()
         result.append(
             Cluster(
                 size=len(inside),
                 members=tuple(rng.permutation(inside)[:members].tolist()),
-                class_name=classes[int(by_class.argmax())] if classes is not None and named else None,
-                share=float(by_class.max() / len(labelled)) if named else None,
+                classes=()
+                if classes is None
+                else tuple((classes[label], float(by_class[label] / len(labelled))) for label in largest),
             )
         )
-    return tuple(result)
+    index = np.empty(len(sizes), np.int64)
+    index[order] = np.arange(len(order))
+    return tuple(result), index[assigned]

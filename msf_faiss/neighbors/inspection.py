@@ -1,12 +1,14 @@
 """Inspect the neighbours that queries retrieve from a checkpoint's bank, or from its training set.
 
-Shapes: Q queries, K neighbours.
+Shapes: A random images, Q queries, K neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import msf_faiss
@@ -25,15 +27,29 @@ from msf_faiss.neighbors.records import (
     QueryRecord,
     Summary,
     Thumbnails,
-    summarize,
 )
-from msf_faiss.neighbors.statistics import worst_first
+from msf_faiss.neighbors.statistics import compute_summary, worst_first
 from msf_faiss.text import printable
 from msf_faiss.views.random_view import center_crop
 
 
-def inspect(checkpoint: Checkpoint, options: InspectOptions, *, thumbnails: bool = True) -> Inspection:
-    """Retrieve the neighbours of queries.
+class Sample(NamedTuple):
+    """Random images and their neighbours, and the queries."""
+
+    cache: ImageCache
+    queries: Queries
+    ids: NDArray[np.int64]  # [A]
+    neighbors: ImageNeighbors  # of the random images, [A, K]
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    options: InspectOptions,
+    *,
+    thumbnails: bool = True,
+    notify: Callable[[str], object] = lambda line: None,
+) -> Inspection:
+    """Retrieve the neighbours of queries; summarize those of random images, since a few queries say little.
 
     The target encoder embeds centre views of the queries, in eval mode. A query's own image is not among its
     neighbours, and an image with several entries counts once, by its most similar one.
@@ -42,24 +58,49 @@ def inspect(checkpoint: Checkpoint, options: InspectOptions, *, thumbnails: bool
         checkpoint: gives the encoder and the bank.
         options: queries, and what to search.
         thumbnails: include thumbnails.
+        notify: called with a line on what happens next.
 
     Raises:
         UserError: if a query does not exist or is unreadable, the bank is empty or refers to other data, the data or
             the checkpoint cannot be read, or the worst queries are wanted of unlabelled images.
     """
     gallery = open_gallery(checkpoint, searched=options.searched, overrides=options.overrides, device=options.device)
-    queries = choose_queries(gallery, options)
-    columns = min(options.k, len(gallery.source))
+    sample = search_sample(gallery, options, notify)
+    summary = compute_summary(gallery, sample.ids, sample.neighbors)
+    queries = sample.queries
+    neighbors = search_images(gallery.bank, queries.embeddings, queries.ids, min(options.k, len(gallery.source)))
+    return make_inspection(gallery, queries, neighbors, summary, options, thumbnails=thumbnails)
+
+
+def search_sample(gallery: Gallery, options: InspectOptions, notify: Callable[[str], object]) -> Sample:
+    """Search the neighbours of random images; choose the queries.
+
+    Raises:
+        UserError: as `inspect`.
+    """
+    queries = choose_queries(gallery, options)  # before the long work, so that errors are found at once
+    images = len(gallery.source)
+    notify(
+        f"embedding and searching {min(options.sample, images):,} random images for the statistics"
+        if options.searched == "bank"
+        else f"embedding {images:,} images, and searching the neighbours of each"
+    )
+    cache = ImageCache(gallery, min(options.k, images), len(options.files))
+    sample = cache.sample(options.sample, options.seed)
+    neighbors = cache.neighbors(sample)
     if queries is None:
-        cache = ImageCache(gallery, columns)
-        sample = cache.sample(options.sample, options.seed)
-        queries = embed_queries(gallery, (), worst_first(gallery, sample, cache.neighbors(sample))[: options.queries])
-    neighbors = search_images(gallery.bank, queries.embeddings, queries.ids, columns)
-    return make_inspection(gallery, queries, neighbors, options, thumbnails=thumbnails)
+        queries = embed_queries(gallery, (), worst_first(gallery, sample, neighbors)[: options.queries])
+    return Sample(cache, queries, sample, neighbors)
 
 
 def make_inspection(
-    gallery: Gallery, queries: Queries, neighbors: ImageNeighbors, options: InspectOptions, *, thumbnails: bool
+    gallery: Gallery,
+    queries: Queries,
+    neighbors: ImageNeighbors,
+    summary: Summary,
+    options: InspectOptions,
+    *,
+    thumbnails: bool,
 ) -> Inspection:
     """Records of queries and their neighbours."""
     checkpoint, config, bank = gallery.checkpoint, gallery.config, gallery.bank
@@ -84,7 +125,7 @@ def make_inspection(
     )
     return Inspection(
         protocol=protocol,
-        summary=_summarize(gallery, records),
+        summary=summary,
         queries=tuple(records),
         thumbnails=_thumbnails(gallery, records, queries) if thumbnails else None,
     )
@@ -142,16 +183,6 @@ def _label(source: Source, index: int) -> tuple[int, str] | tuple[None, None]:
         return None, None
     label = int(source.labels[index])
     return label, printable(source.classes[label])
-
-
-def _summarize(gallery: Gallery, records: Sequence[QueryRecord]) -> Summary:
-    chances: list[float | None] = [None] * len(records)
-    ids, labels = gallery.entry_ids, gallery.labels[gallery.entry_ids]  # [n]
-    for row, query in enumerate(records):
-        others = labels[(labels >= 0) & (ids != (-1 if query.id is None else query.id))]
-        if query.label is not None and len(others):
-            chances[row] = float((others == query.label).mean())
-    return summarize(records, chances)
 
 
 def _thumbnails(gallery: Gallery, records: Sequence[QueryRecord], queries: Queries) -> Thumbnails:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msf_faiss.neighbors.records import InspectionProtocol, Selection
+from msf_faiss.neighbors.records import InspectionProtocol, Interval, Selection, Summary
 
 MapMethod = Literal["pca", "tsne"]
 
@@ -53,20 +53,37 @@ class Hub:
     matching: float | None  # fraction of those that have its class; None: unlabelled
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassPurity:
+    """Purity of the neighbours of one class."""
+
+    name: str
+    purity: float
+    interval: Interval
+    images: int  # sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Confusion:
+    """Numbers of neighbours by the query's class and the neighbour's class."""
+
+    labels: NDArray[np.int64]  # [C] classes of the matrix, ascending
+    counts: NDArray[np.int64]  # [C, C] rows: the query's class; columns: the neighbour's
+    totals: NDArray[np.int64]  # [C] labelled neighbours of each row, including those outside the matrix
+    present: int  # number of classes that occur, in the matrix or not
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
     """Statistics of the neighbours of random images, or of all if the data set was searched."""
 
-    images: int  # sampled
+    summary: Summary
     similarity: Histogram
     age: Histogram | None  # None: the data set was searched
-    purity_by_rank: tuple[float | None, ...]  # [K]
-    similarity_by_rank: tuple[float | None, ...]  # [K]
-    purity: float | None
-    chance: float | None  # expected purity of random neighbours
     hubs: tuple[Hub, ...]  # most retrieved first
     never_retrieved: float  # 0..1, fraction of the gallery that no sampled image retrieves
-    purity_by_class: tuple[tuple[str, float, int], ...]  # class, purity, sampled images; lowest purity first
+    purity_by_class: tuple[ClassPurity, ...]  # lowest purity first
+    confusion: Confusion | None  # None: no labelled neighbours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +94,9 @@ class Moment:
     epoch: float
     neighbors: NDArray[np.int64]  # [Q, K] nodes, padded with -1
     similarities: NDArray[np.float32]  # [Q, K]
-    purity: float | None  # of the queries
+    images: int  # random ones, whose neighbours the purity is of
+    purity: float | None
+    purity_interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +105,7 @@ class Cluster:
 
     size: int  # in images
     members: tuple[int, ...]  # nodes
-    class_name: str | None  # most frequent class
-    share: float | None  # 0..1, fraction of its labelled images with that class
+    classes: tuple[tuple[str, float], ...]  # at most three, largest first, with their fraction of its labelled images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,4 +131,7 @@ class Explorer:
     statistics: Statistics
     evolution: tuple[Moment, ...] = ()  # of the queries, by step
     clusters: tuple[Cluster, ...] = ()  # largest first
+    cluster_of: NDArray[np.int64] | None = None  # [P] index in `clusters`, -1 for an image outside the gallery
+    pairs: tuple[tuple[int, int, float], ...] = ()  # near-duplicates: two nodes and their cosine, highest first
+    outliers: tuple[tuple[int, float], ...] = ()  # node and mean cosine of its neighbours, lowest first
     map: EmbeddingMap | None = None

@@ -13,6 +13,7 @@ import importlib.resources
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +27,15 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from msf_faiss.neighbors.page_content import Explorer, Histogram
+from msf_faiss.neighbors.page_content import Confusion, Explorer, Histogram
 from msf_faiss.neighbors.records import write_output
 
-_SCRIPTS = ("theme", "core", "charts", "views", "map", "navigation")
+_SCRIPTS = ["theme", "core", "selection", "charts", "review", "views", "clusters", "map_colors", "map", "navigation"]
 _MAX_PIXELS = 60_000_000  # of all pictures together; photographs take about 0.2 bytes a pixel, 0.3 as base64
 _SMALL_SIDE = 64  # pictures up to this side are shown pixel by pixel, and kept lossless while they fit
 _MIN_SIDE = 16
 _QUALITY = 82  # WebP's
-_MAX_NAME, _MAX_CLASS_NAME = 240, 80  # characters; longer ones lose their middle
+_MAX_NAME, _MAX_CLASS_NAME = 480, 80  # characters; longer ones lose their middle
 _BIDI_CONTROLS = {*"\u061c\u200e\u200f\u2028\u2029", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 _SIMILARITY_STEPS = 100_000  # similarities are written as integers, in steps of 1e-5
 
@@ -64,8 +65,7 @@ def render_page(explorer: Explorer, max_bytes: int = 30_000_000) -> str:
         explorer=explorer,
         protocol=explorer.protocol,
         statistics=statistics,
-        mean_similarity=_mean(statistics.similarity_by_rank),
-        mean_age=None if statistics.age is None else _histogram_mean(statistics.age),
+        summary=statistics.summary,
         style=style,
         script=script,
         style_hash=csp_hash(style),
@@ -99,14 +99,18 @@ def _picture_side(side: int, count: int) -> int:
 
 def displayable(text: str, max_length: int = _MAX_NAME) -> str:
     """Replace control characters, text-direction controls included, and shorten long text in the middle."""
-    if len(text) > max_length:
-        text = f"{text[: 2 * max_length // 3]}…{text[-max_length // 3 + 1 :]}"
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if letter in _BIDI_CONTROLS or unicodedata.category(letter) in ("Cc", "Cs")
         else letter
-        for letter in text
+        for letter in _shorten(text, max_length)
     )
+
+
+def _shorten(text: str, max_length: int = _MAX_NAME) -> str:
+    if len(text) <= max_length:
+        return text
+    return f"{text[: 2 * max_length // 3]}…{text[-max_length // 3 + 1 :]}"
 
 
 def _join_scripts(files: Traversable) -> str:
@@ -129,7 +133,8 @@ def _page_data(explorer: Explorer) -> dict[str, Any]:
         "k": explorer.protocol.k,
         "classes": None if explorer.classes is None else [class_name(name) for name in explorer.classes],
         "ids": nodes.ids.tolist(),
-        "names": [displayable(name) for name in nodes.names],
+        # As they are, so that they can be copied; the script replaces control characters where it shows them.
+        "names": [re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", _shorten(name)) for name in nodes.names],
         "labels": nodes.labels.tolist(),
         "neighbors": _present(graph.neighbors, graph.neighbors),
         "similarities": _present(_quantize(graph.similarities), graph.neighbors),
@@ -140,18 +145,28 @@ def _page_data(explorer: Explorer) -> dict[str, Any]:
         "statistics": {
             "similarity": _histogram(statistics.similarity),
             "age": None if statistics.age is None else _histogram(statistics.age),
-            "purityByRank": _rounded(statistics.purity_by_rank),
-            "similarityByRank": _rounded(statistics.similarity_by_rank),
-            "chance": statistics.chance,
+            "purityByRank": _rounded(statistics.summary.purity_by_rank),
+            "similarityByRank": _rounded(statistics.summary.similarity_by_rank),
+            "chance": statistics.summary.chance,
             "never": statistics.never_retrieved,
             "hubs": [[hub.node, hub.retrieved, hub.matching] for hub in statistics.hubs],
-            "purityByClass": [[class_name(name), *rest] for name, *rest in statistics.purity_by_class],
+            "images": statistics.summary.images,
+            "purityByClass": [
+                [class_name(row.name), row.purity, row.images, *row.interval] for row in statistics.purity_by_class
+            ],
+            "confusion": None if statistics.confusion is None else _confusion(statistics.confusion),
+        },
+        "review": {
+            "pairs": [[one, two, round(cosine * _SIMILARITY_STEPS)] for one, two, cosine in explorer.pairs],
+            "outliers": [[node, round(mean * _SIMILARITY_STEPS)] for node, mean in explorer.outliers],
         },
         "evolution": [
             {
                 "step": moment.step,
                 "epoch": moment.epoch,
+                "images": moment.images,
                 "purity": moment.purity,
+                "interval": moment.purity_interval,
                 "neighbors": _present(moment.neighbors, moment.neighbors),
                 "similarities": _present(_quantize(moment.similarities), moment.neighbors),
             }
@@ -161,11 +176,11 @@ def _page_data(explorer: Explorer) -> dict[str, Any]:
             {
                 "size": cluster.size,
                 "members": list(cluster.members),
-                "name": None if cluster.class_name is None else class_name(cluster.class_name),
-                "share": cluster.share,
+                "classes": [[class_name(name), share] for name, share in cluster.classes],
             }
             for cluster in explorer.clusters
         ],
+        "clusterOf": [] if explorer.cluster_of is None else explorer.cluster_of.tolist(),
         "map": None
         if explorer.map is None
         else {
@@ -192,20 +207,17 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
     }
 
 
+def _confusion(confusion: Confusion) -> dict[str, Any]:
+    return {
+        "labels": confusion.labels.tolist(),
+        "counts": confusion.counts.tolist(),
+        "totals": confusion.totals.tolist(),
+        "present": confusion.present,
+    }
+
+
 def _rounded(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else round(value, 6) for value in values]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _histogram_mean(histogram: Histogram) -> float | None:
-    """Return the mean, approximated by the centres of the bins."""
-    counts = histogram.matching + histogram.others
-    centers = (histogram.edges[1:] + histogram.edges[:-1]) / 2
-    return float((centers * counts).sum() / counts.sum()) if counts.sum() else None
 
 
 def _to_json(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Results of an inspection as plain values. Thumbnails are separate from the records, which stay small."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,10 @@ Searched = Literal["bank", "dataset"]
 
 Selection = Literal["random", "chosen", "worst"]
 """How queries were selected; worst: those of lowest purity in a sample, in this order."""
+
+
+Interval = tuple[float, float]
+"""Ends of a 95 % interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +92,11 @@ class InspectionProtocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Means over all queries; None if there is no value."""
+    """Means over the neighbours of many random images, or of all if the data set is searched; None if undefined."""
 
-    queries: int
+    images: int
     purity: float | None  # fraction of neighbours with their query's label
+    purity_interval: Interval | None
     chance: float | None  # expected purity of random entries of other images
     purity_by_rank: tuple[float | None, ...]
     similarity: float | None
@@ -132,22 +137,6 @@ class Inspection:
         return self.protocol.k - min(len(query.neighbors) for query in self.queries)
 
 
-def summarize(queries: Sequence[QueryRecord], chances: Sequence[float | None]) -> Summary:
-    """Means over `queries`; `chances` are the fractions of other entries with each query's label."""
-    neighbors = [neighbor for query in queries for neighbor in query.neighbors]
-    ranks = range(1, max((len(query.neighbors) for query in queries), default=0) + 1)
-    by_rank = [[neighbor for neighbor in neighbors if neighbor.rank == rank] for rank in ranks]
-    return Summary(
-        queries=len(queries),
-        purity=_purity(neighbors),
-        chance=_mean([chance for chance in chances if chance is not None]),
-        purity_by_rank=tuple(map(_purity, by_rank)),
-        similarity=_mean([neighbor.similarity for neighbor in neighbors]),
-        similarity_by_rank=tuple(_mean([neighbor.similarity for neighbor in rank]) for rank in by_rank),
-        age=_mean([neighbor.age for neighbor in neighbors if neighbor.age is not None]),
-    )
-
-
 def write_records(inspection: Inspection, path: Path) -> None:
     """Write an inspection without its thumbnails as JSON: an object of `protocol`, `summary` and `queries`.
 
@@ -172,11 +161,3 @@ def write_output(path: Path, content: bytes | str) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}; name another file with --out") from error
-
-
-def _purity(neighbors: Sequence[NeighborRecord]) -> float | None:
-    return _mean([float(neighbor.matches) for neighbor in neighbors if neighbor.matches is not None])
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

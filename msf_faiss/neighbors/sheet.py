@@ -88,10 +88,11 @@ class _Sheet:
     def header(self, inspection: Inspection) -> None:
         protocol, summary = inspection.protocol, inspection.summary
         searched = "bank entries" if protocol.searched == "bank" else "training images"
-        facts = [f"{summary.queries} queries among {protocol.entries:,} {searched}"]
-        if summary.purity is not None:
-            chance = "" if summary.chance is None else f" (chance {summary.chance:.1%})"
-            facts.append(f"purity {summary.purity:.1%}{chance}")
+        facts = [f"{len(inspection.queries)} queries among {protocol.entries:,} {searched}"]
+        if summary.purity is not None and summary.purity_interval is not None:
+            low, high = summary.purity_interval
+            chance = "" if summary.chance is None else f"; chance {summary.chance:.1%}"
+            facts.append(f"purity of {summary.images:,} images {summary.purity:.1%} ({low:.1%} to {high:.1%}{chance})")
         if summary.similarity is not None:
             facts.append(f"mean similarity {summary.similarity:.3f}")
         if summary.age is not None:

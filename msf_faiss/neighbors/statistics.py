@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_faiss.errors import UserError
+from msf_faiss.neighbors.confusion import compute_confusion
 from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.image_search import ImageNeighbors
-from msf_faiss.neighbors.page_content import Histogram, Hub, Statistics
+from msf_faiss.neighbors.page_content import ClassPurity, Histogram, Hub, Statistics
+from msf_faiss.neighbors.records import Interval, Summary
 
 _BINS = 40
 _HUBS = 12
+_Z = 1.959964  # the central 95 % of a normal distribution lie within so many standard deviations
 
 
 class Matches(NamedTuple):
@@ -27,6 +30,9 @@ class Matches(NamedTuple):
         """Fraction of the compared neighbours; None if there are none."""
         return _ratio(self.same.sum(), self.compared.sum())
 
+    def purity_interval(self) -> Interval | None:
+        return purity_interval(self.same.sum(axis=1), self.compared.sum(axis=1))
+
     def purity_per_query(self) -> NDArray[np.float64]:
         """[A], nan for queries without compared neighbours."""
         count = self.compared.sum(axis=1)
@@ -38,6 +44,29 @@ def compare_labels(query_labels: NDArray[np.int64], neighbors: NDArray[np.int64]
     neighbor_labels = np.where(neighbors < 0, -1, labels[neighbors])  # [A, K]
     compared = (neighbor_labels >= 0) & (query_labels >= 0)[:, None]
     return Matches(compared, compared & (neighbor_labels == query_labels[:, None]))
+
+
+def purity_interval(same: NDArray[np.int64], compared: NDArray[np.int64]) -> Interval | None:
+    """95 % interval of the purity sum(same) / sum(compared), both [A] per query; None if nothing is compared.
+
+    Wilson's score interval (JASA 22, 1927) for the effective number of neighbours, p (1 - p) / variance, with the
+    variance of a ratio between queries: the neighbours of one query resemble each other and count for fewer (Korn and
+    Graubard, Survey Methodology 24, 1998). Where p is 0 or 1, each query counts once.
+    """
+    total, queries = compared.sum(), np.count_nonzero(compared)
+    if total == 0:
+        return None
+    purity = same.sum() / total
+    residuals = same - purity * compared
+    variance = queries / max(1, int(queries) - 1) * (residuals @ residuals) / total**2
+    if purity in (0, 1) or queries == 1:
+        effective = float(queries)
+    else:
+        effective = min(float(total), purity * (1 - purity) / max(variance, 1e-12))
+    center = purity + _Z**2 / (2 * effective)
+    half = _Z * np.sqrt(purity * (1 - purity) / effective + (_Z / (2 * effective)) ** 2)
+    low, high = (float(end / (1 + _Z**2 / effective)) for end in (center - half, center + half))
+    return max(0.0, low), min(1.0, high)
 
 
 def worst_first(gallery: Gallery, sample: NDArray[np.int64], neighbors: ImageNeighbors) -> list[int]:
@@ -61,24 +90,38 @@ def worst_first(gallery: Gallery, sample: NDArray[np.int64], neighbors: ImageNei
     return worst
 
 
+def compute_summary(gallery: Gallery, sample: NDArray[np.int64], neighbors: ImageNeighbors) -> Summary:
+    """Means over the neighbours of the images `sample` [A]."""
+    labels, exists = gallery.labels, neighbors.ids >= 0
+    matches = compare_labels(labels[sample], neighbors.ids, labels)
+    ranks = range(neighbors.max_count)
+    similarities = np.where(exists, np.clip(neighbors.similarities.astype(np.float64), -1, 1), 0)
+    return Summary(
+        images=len(sample),
+        purity=matches.purity(),
+        purity_interval=matches.purity_interval(),
+        chance=_chance(gallery.entry_ids, sample, labels),
+        purity_by_rank=tuple(_ratio(matches.same[:, rank].sum(), matches.compared[:, rank].sum()) for rank in ranks),
+        similarity=_ratio(similarities.sum(), exists.sum()),
+        similarity_by_rank=tuple(_ratio(similarities[:, rank].sum(), exists[:, rank].sum()) for rank in ranks),
+        age=_ratio(neighbors.ages[exists].sum(), exists.sum()) if gallery.searched == "bank" else None,
+    )
+
+
 def compute_statistics(gallery: Gallery, sample: NDArray[np.int64], neighbors: ImageNeighbors) -> Statistics:
     """Statistics of the neighbours of the images `sample` [A]; hubs have ids as nodes."""
     labels, exists = gallery.labels, neighbors.ids >= 0
     matches = compare_labels(labels[sample], neighbors.ids, labels)
-    ranks = range(neighbors.max_count)
     similarities = np.clip(neighbors.similarities.astype(np.float64), -1, 1)
     counts = np.bincount(neighbors.ids[exists], minlength=len(labels))  # [N] times retrieved
     return Statistics(
-        images=len(sample),
+        summary=compute_summary(gallery, sample, neighbors),
         similarity=_histogram(similarities, _similarity_edges(similarities[exists]), exists, matches.same),
         age=_age_histogram(gallery, neighbors, matches.same) if gallery.searched == "bank" else None,
-        purity_by_rank=tuple(_ratio(matches.same[:, rank].sum(), matches.compared[:, rank].sum()) for rank in ranks),
-        similarity_by_rank=tuple(_ratio(similarities[:, rank].sum(), exists[:, rank].sum()) for rank in ranks),
-        purity=matches.purity(),
-        chance=_chance(gallery.entry_ids, sample, labels),
         hubs=_hubs(counts, neighbors.ids, matches, labels),
         never_retrieved=float((counts[np.unique(gallery.entry_ids)] == 0).mean()),
         purity_by_class=_purity_by_class(gallery, sample, matches),
+        confusion=None if gallery.classes is None else compute_confusion(labels[sample], neighbors.ids, labels),
     )
 
 
@@ -141,21 +184,20 @@ def _hubs(
     )
 
 
-def _purity_by_class(
-    gallery: Gallery, sample: NDArray[np.int64], matches: Matches
-) -> tuple[tuple[str, float, int], ...]:
-    """Class, purity and number of sampled images, lowest purity first, for classes with compared neighbours."""
+def _purity_by_class(gallery: Gallery, sample: NDArray[np.int64], matches: Matches) -> tuple[ClassPurity, ...]:
+    """The classes with compared neighbours, lowest purity first."""
     if gallery.classes is None:
         return ()
     labels = gallery.labels[sample]
-    labelled = labels >= 0
-    same, compared, images = (
-        np.bincount(labels[labelled], weights, len(gallery.classes))
-        for weights in (matches.same.sum(axis=1)[labelled], matches.compared.sum(axis=1)[labelled], None)
-    )
-    rows = [
-        (name, float(same[label] / compared[label]), int(images[label]))
-        for label, name in enumerate(gallery.classes)
-        if compared[label]
-    ]
-    return tuple(sorted(rows, key=lambda row: row[1]))
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    same, compared = matches.same.sum(axis=1), matches.compared.sum(axis=1)  # [A]
+    rows = []
+    for label, of_class in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        interval = purity_interval(same[of_class], compared[of_class])
+        if interval is not None:
+            purity = float(same[of_class].sum() / compared[of_class].sum())
+            rows.append(
+                ClassPurity(name=gallery.classes[label], purity=purity, interval=interval, images=len(of_class))
+            )
+    return tuple(sorted(rows, key=lambda row: row.purity))

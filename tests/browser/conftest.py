@@ -24,7 +24,7 @@ def visit(browser: Browser, tmp_path: Path) -> Iterator[Visit]:
         write_page(explorer, path)
         defaults = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}  # no animations to wait for
         context = browser.new_context(**defaults | options)
-        context.set_default_timeout(5_000)
+        context.set_default_timeout(20_000)  # for busy machines
         contexts.append(context)
         if script is not None:
             context.add_init_script(script)

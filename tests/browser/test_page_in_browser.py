@@ -1,7 +1,9 @@
 """The page of neighbours in Chromium: pointer, keyboard, layout, accessibility and hostile names."""
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,14 @@ import pytest
 from explorers import make_explorer, random_explorer
 from playwright.sync_api import Locator, Page, expect
 
-from msf_faiss.neighbors.page_content import Explorer
+from msf_faiss.neighbors.page_content import ClassPurity, Explorer
 
 pytestmark = pytest.mark.browser
 
 Visit = Callable[..., Page]
 
-SECTIONS = ("explore", "statistics", "evolution", "clusters", "map")
+SECTIONS = ("explore", "statistics", "review", "evolution", "clusters", "map")
+expect.set_options(timeout=20_000)  # for busy machines
 HOSTILE = (
     '<img src=x onerror="window.broken=1; alert(1)">',
     "</script x><script>alert(2)</script><!--",
@@ -339,9 +342,9 @@ def test_statistics(visit: Visit, complete: Explorer) -> None:
         "Similarity",
         "Age",
     ]
-    for rank, purity in enumerate(complete.statistics.purity_by_rank, start=1):
+    for rank, purity in enumerate(complete.statistics.summary.purity_by_rank, start=1):
         assert f"{rank}: {purity:.1%}" in labels[0]
-    assert f"chance: {complete.statistics.chance:.1%}" in labels[0]
+    assert f"chance: {complete.statistics.summary.chance:.1%}" in labels[0]
     age = complete.statistics.age
     heights = charts.nth(3).evaluate(
         "chart => [...chart.querySelectorAll('.a')].map(bar => +bar.getAttribute('height'))"
@@ -350,13 +353,14 @@ def test_statistics(visit: Visit, complete: Explorer) -> None:
     for details in page.locator("#view-statistics details").all():
         details.locator("summary").click()
         assert details.locator("tbody tr").count() >= 8
-    assert f"{complete.statistics.never_retrieved:.1%} of the searched images" in page.locator(".wide").inner_text()
+    hubs = page.locator(".wide", has_text="Hubs")
+    assert f"{complete.statistics.never_retrieved:.1%} of the searched images" in hubs.inner_text()
     hub = complete.statistics.hubs[1]
-    page.locator(".hubs a").nth(1).click()
+    hubs.locator("a").nth(1).click()
     expect_query(page, complete, hub.node)
     expect(page.locator("#view-image .facts")).to_contain_text(f"{hub.retrieved} images")
     page.go_back()
-    worst = complete.statistics.purity_by_class[0][0]
+    worst = complete.statistics.purity_by_class[0].name
     page.locator(".classes a").first.click()
     expect(page.locator("#view-explore")).to_be_visible()
     headings = page.locator("#queries h3").all_text_contents()
@@ -371,6 +375,11 @@ def test_evolution(visit: Visit, complete: Explorer) -> None:
     for place, moment in enumerate(complete.evolution):
         assert nodes(columns.nth(place).locator("a")) == moment.neighbors[2, :5].tolist()
         expect(columns.nth(place)).to_contain_text(f"step {moment.step:,}")
+    label = page.locator("#evolution-head svg.plot").get_attribute("aria-label") or ""
+    for moment in complete.evolution:
+        low, high = moment.purity_interval
+        assert f"Step {moment.step:,}: {moment.purity:.1%}, 95% interval {low:.1%} to {high:.1%}" in label
+    expect(page.locator("#evolution-head .chart")).to_contain_text("neighbours of 500 images")
     page.locator("#depth").select_option("8")
     assert nodes(columns.nth(2).locator("a")) == complete.evolution[2].neighbors[2].tolist()
     tile = columns.nth(2).locator("a").first
@@ -387,16 +396,231 @@ def test_evolution(visit: Visit, complete: Explorer) -> None:
     assert focused(page) == node
 
 
-def test_clusters(visit: Visit, complete: Explorer) -> None:
-    page = visit(complete, "#clusters")
+def test_bars_of_all_classes_have_one_scale(visit: Visit, complete: Explorer) -> None:
+    rows = tuple(
+        ClassPurity(name=name, purity=0.5, interval=(low, 0.6), images=images)
+        for name, images, low in (("one", 1, 0.1), ("a class of a long name", 12_345, 0.4))
+    )
+    page = visit(replace(complete, statistics=replace(complete.statistics, purity_by_class=rows)), "#statistics")
+    widths = "bars => bars.map(bar => [...bar.children, bar].map(part => part.getBoundingClientRect().width))"
+    (filled, band, track), (other_filled, other_band, other_track) = page.locator(".classes .meter").evaluate_all(
+        widths
+    )
+    assert (filled, track) == pytest.approx((other_filled, other_track))
+    assert filled == pytest.approx(track / 2)
+    assert (band, other_band) == pytest.approx((track * 0.5, track * 0.2))
+
+
+def test_confusion_matrix(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#statistics")
+    confusion = complete.statistics.confusion
+    table = page.locator(".confusion")
+    for row, counts in enumerate(confusion.counts):
+        expected = [str(round(100 * count / counts.sum())) if count else "" for count in counts]
+        assert table.locator("tbody tr").nth(row).locator("td").all_inner_texts() == expected
+    table.locator("[data-cell]").first.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight", "ArrowLeft", "ArrowUp"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.dataset.cell") == "0 1"
+    page.keyboard.press("Enter")
+    labels, neighbors = complete.nodes.labels, complete.graph.neighbors
+    number = {node: int((labels[neighbors[node]] == 1).sum()) for node in np.flatnonzero(labels == 0)}
+    expected = sorted((node for node in number if number[node]), key=lambda node: -number[node])
+    expect(page.locator(".confused h4")).to_have_text("Images of class 0 with neighbours of class 1")
+    assert nodes(page.locator(".confused a")) == expected[:24]
+    page.locator("[data-cell='1 1']").click()
+    expect(page.locator(".confused h4")).to_have_text("Images of class 1 with neighbours of class 1")
+
+
+def test_review_lists_near_duplicates_and_outliers(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#review")
+    slider = page.get_by_role("slider")
+    floor = np.floor(complete.pairs[-1][2] * 100) / 100
+    for threshold in (round(complete.pairs[10][2] * 200) / 200, floor):
+        slider.fill(f"{threshold:.3f}")
+        shown = [pair[:2] for pair in complete.pairs if round(pair[2], 5) >= threshold]
+        expect(page.locator("#pair-count")).to_have_text(f"{len(shown)} pairs")
+        tiles = nodes(page.locator(".pairs a"))
+        assert list(zip(tiles[::2], tiles[1::2], strict=True)) == shown[:24]
+    while page.locator(".pair-list > .button").is_visible():
+        page.locator(".pair-list > .button").click()
+    assert len(nodes(page.locator(".pairs a"))) == 2 * len(complete.pairs)
+    page.get_by_role("button", name="Select the second of each pair").click()
+    second = {pair[1] for pair in complete.pairs}
+    expect(page.locator("#selection-count")).to_have_text(f"{len(second)} images selected")
+    assert set(nodes(page.locator("#review .hubs a"))) == {node for node, _ in complete.outliers[:24]}
+    assert page.locator("#review .hubs .caption b").first.inner_text() == f"{complete.outliers[0][1]:.3f}"
+
+
+def test_clusters_are_named_by_share_and_show_all_members(visit: Visit, complete: Explorer) -> None:
+    mixed = replace(complete.clusters[0], classes=(("class 1", 0.11), ("class 0", 0.1)))
+    explorer = replace(complete, clusters=(mixed, *complete.clusters[1:]))
+    page = visit(explorer, "#clusters")
     cards = page.locator(".cluster")
-    expect(cards).to_have_count(len(complete.clusters))
-    for place, cluster in enumerate(complete.clusters):
-        assert nodes(cards.nth(place).locator("a")) == list(cluster.members)
-        expect(cards.nth(place)).to_contain_text(f"{cluster.size} image")
-        expect(cards.nth(place)).to_contain_text(f"{cluster.share:.0%} of this class")
-    cards.nth(1).locator("a").nth(2).click()
-    expect_query(page, complete, complete.clusters[1].members[2])
+    expect(cards).to_have_count(len(explorer.clusters))
+    for place, cluster in enumerate(explorer.clusters):
+        name, share = cluster.classes[0]
+        expect(cards.nth(place).locator("h3")).to_have_text("mixed" if place == 0 else f"{name} {share:.0%}")
+        expect(cards.nth(place)).to_contain_text(f"Cluster {place + 1}: {cluster.size} image")
+        tiles = cards.nth(place).locator("a[data-node]")
+        assert nodes(tiles)[: len(cluster.members)] == list(cluster.members)
+        more = cards.nth(place).get_by_role("button", name="more of")
+        if more.count():
+            more.click()
+        assert sorted(nodes(tiles)) == np.flatnonzero(explorer.cluster_of == place).tolist()
+    expect(cards.nth(0)).to_contain_text("class 1 11%, class 0 10%")
+    cards.nth(1).get_by_text("Show on the map").click()
+    expect(page.locator("#color-by")).to_have_value("cluster")
+    chosen = page.locator(".chip[aria-pressed=true]")
+    expect(chosen).to_have_text(f"2 · {explorer.clusters[1].classes[0][0]} {explorer.clusters[1].classes[0][1]:.0%}")
+    page.locator("#canvas").focus()
+    page.keyboard.press("a")
+    expect(page.locator("#selection-count")).to_have_text(f"{explorer.clusters[1].size} images selected")
+
+
+CHIP_COLORS = """chips => chips.map(chip => {
+    const context = new OffscreenCanvas(1, 1).getContext("2d");
+    context.fillStyle = getComputedStyle(chip.querySelector("i")).backgroundColor;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+})"""
+
+
+def oklab(colors: Any) -> np.ndarray[Any, Any]:
+    """[*, 3] of sRGB colours in 0..255, by Ottosson's formulas."""
+    part = np.asarray(colors) / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    cones = [
+        [0.41222147, 0.53633254, 0.05144599],
+        [0.2119035, 0.68069955, 0.10739696],
+        [0.08830246, 0.28171884, 0.6299787],
+    ]
+    axes = [
+        [0.21045426, 0.79361779, -0.00407205],
+        [1.9779985, -2.42859221, 0.45059371],
+        [0.0259040, 0.78277177, -0.80867577],
+    ]
+    return np.cbrt(linear @ np.transpose(cones)) @ np.transpose(axes)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_map_colors_tell_classes_apart(visit: Visit, scheme: str) -> None:
+    """22 classes: twenty colours, and two by another shape."""
+    page = visit(random_explorer(200, kinds=22, with_map=True), "#map", color_scheme=scheme)
+    chips = page.locator(".chip")
+    expect(chips).to_have_count(22)
+    colors = oklab(chips.evaluate_all(CHIP_COLORS))
+    shapes = chips.locator("i").evaluate_all("dots => dots.map(dot => dot.dataset.shape)")
+    assert shapes == ["circle"] * 20 + ["square"] * 2
+    apart = np.linalg.norm(colors[:20, None] - colors[None, :20], axis=2) + np.eye(20)
+    assert apart.min() > 0.08  # 0.02 can just be told apart
+    background = {"light": [255, 255, 255], "dark": [27, 29, 31]}[scheme]
+    assert np.linalg.norm(colors - oklab(background), axis=1).min() > 0.25
+
+
+def test_map_is_colored_by_class_cluster_purity_or_age(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#map")
+    places = map_positions(page, complete)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
+    seen = np.flatnonzero(apart.min(1) > 12)  # points that no other covers
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    pixels = """points => points.map(([x, y]) =>
+        [...canvas.getContext("2d").getImageData(Math.round(x), Math.round(y), 1, 1).data].join())"""
+
+    def colors(key: str) -> list[str]:
+        page.locator("#color-by").select_option(key)
+        page.evaluate(AFTER_A_FRAME)
+        found: list[str] = page.evaluate(pixels, (places[seen] - [box["x"], box["y"]]).tolist())
+        return found
+
+    assert page.locator("#color-by option").all_inner_texts() == ["class", "cluster", "purity", "age of neighbours"]
+    labels = complete.nodes.labels
+    purity = (labels[complete.graph.neighbors] == labels[:, None]).mean(axis=1)
+    for key, values in (("class", labels), ("cluster", complete.cluster_of), ("purity", purity)):
+        groups: dict[Any, set[str]] = {}
+        for node, color in zip(seen, colors(key), strict=True):
+            groups.setdefault(values[node], set()).add(color)
+        assert len(groups) > 2
+        assert all(len(found) == 1 for found in groups.values())  # the same value, the same colour
+        assert len(set.union(*groups.values())) == len(groups)
+    expect(page.locator(".scale")).to_have_text("0%100%")
+    assert len(set(colors("age"))) > len(seen) / 2
+    ages = complete.graph.ages.mean(axis=1)
+    expect(page.locator(".scale")).to_have_text(f"{ages.min().round():,.0f}{ages.max().round():,.0f}")
+
+
+CLIPBOARD = """Object.defineProperty(navigator, "clipboard", {
+    value: { writeText: async (text) => { window.copied = text; } },
+});"""
+
+
+def test_images_are_selected_in_grids_and_their_names_copied_and_saved(visit: Visit) -> None:
+    names = [f"set/\u200fimage {place}\n.png" if place % 2 else f"set/<b>{place}" for place in range(40)]
+    explorer = random_explorer(40, k=8, names=names)
+    page = visit(explorer, script=CLIPBOARD)
+    bar = page.locator("#selection")
+    expect(bar).to_be_hidden()
+    tiles = page.locator("#queries .query").first.locator(".neighbors a")
+    tiles.nth(1).click(modifiers=["Shift"])
+    tiles.nth(4).click(modifiers=["Shift"])
+    chosen = neighbors_of(explorer, explorer.queries[0])[1:5]
+    expect(page.locator("#selection-count")).to_have_text("4 images selected")
+    expect(tiles.nth(3)).to_have_class("selected")
+    expect(tiles.nth(3)).to_have_accessible_description("selected")
+    tiles.nth(5).focus()
+    page.keyboard.press(" ")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press(" ")
+    chosen = sorted({*chosen[:3], neighbors_of(explorer, explorer.queries[0])[5]})
+    expect(page.locator("#view-explore")).to_be_visible()  # nothing was opened
+    expect(page.locator("#announcement")).to_have_text("4 images selected")
+    page.get_by_role("button", name="Copy names").click()
+    expect(page.locator("#announcement")).to_have_text("4 names copied")
+    lines = [json.dumps(names[node], ensure_ascii=False) if node % 2 else names[node] for node in chosen]
+    assert page.evaluate("copied") == "\n".join(lines)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save names").click()
+    assert download.value.suggested_filename == "selected-images.txt"
+    assert download.value.path().read_text() == "\n".join(lines) + "\n"
+    page.get_by_role("button", name="Clear").click()
+    expect(bar).to_be_hidden()
+    page.goto(page.url.partition("#")[0] + "#image-3")
+    page.get_by_role("button", name="Select", exact=True).click()
+    expect(page.get_by_role("button", name="Deselect")).to_be_visible()
+    expect(page.locator("#selection-count")).to_have_text("1 image selected")
+
+
+def test_lasso_selects_points_of_the_map(visit: Visit, complete: Explorer) -> None:
+    page = visit(complete, "#map")
+    places = map_positions(page, complete)
+    columns = np.sort(places[:, 0])
+    gap = int(np.diff(columns)[10:-10].argmax()) + 10
+    middle = (columns[gap] + columns[gap + 1]) / 2
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    corners = [(box["x"] + 3, box["y"] + 3), (middle, box["y"] + 3)]
+    corners += [(x, box["y"] + box["height"] - 3) for x, _ in reversed(corners)]
+
+    def draw() -> None:
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        for x, y in corners[1:]:
+            page.mouse.move(x, y, steps=4)
+        page.mouse.up()
+
+    page.keyboard.down("Shift")
+    draw()
+    page.keyboard.up("Shift")
+    expect(page.locator("#selection-count")).to_have_text(f"{gap + 1} images selected")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="class 1").click()
+    page.get_by_role("button", name="Lasso").click()
+    draw()  # selects shown points only
+    inside = np.flatnonzero((places[:, 0] < middle) & (complete.nodes.labels == 1))
+    expect(page.locator("#selection-count")).to_have_text(f"{len(inside)} images selected")
+    page.goto(page.url.partition("#")[0] + f"#image-{inside[0]}")
+    expect(page.get_by_role("button", name="Deselect")).to_be_visible()
 
 
 def map_positions(page: Page, explorer: Explorer) -> np.ndarray[Any, Any]:

@@ -12,8 +12,8 @@ from msf_faiss.neighbors.records import (
     NeighborRecord,
     OwnEntry,
     QueryRecord,
+    Summary,
     Thumbnails,
-    summarize,
 )
 
 MakeInspection = Callable[..., Inspection]
@@ -96,7 +96,16 @@ def _inspection(
     )
     return Inspection(
         protocol=protocol,
-        summary=summarize(records, [None if classes is None else 1 / len(classes)] * queries),
+        summary=Summary(
+            images=2000,
+            purity=None if classes is None else 0.13,
+            purity_interval=None if classes is None else (0.12, 0.14),
+            chance=None if classes is None else 1 / len(classes),
+            purity_by_rank=(None if classes is None else 0.13,) * k,
+            similarity=0.9,
+            similarity_by_rank=(0.9,) * k,
+            age=100.0 if has_ages else None,
+        ),
         queries=tuple(records),
         thumbnails=pictures if thumbnails else None,
     )

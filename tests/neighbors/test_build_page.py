@@ -99,7 +99,7 @@ def test_graph_equals_brute_force(checkpoint: Checkpoint, tmp_path: Path, search
         assert explorer.graph.complete.all()
     for query, row in zip(inspection.queries, explorer.graph.neighbors, strict=False):
         assert explorer.nodes.ids[row].tolist() == [neighbor.id for neighbor in query.neighbors]
-    assert explorer.statistics.images == (24 if searched == "dataset" else 6)
+    assert explorer.statistics.summary.images == (24 if searched == "dataset" else 6)
     assert (explorer.evolution, explorer.clusters, explorer.map) == ((), (), None)
 
 
@@ -123,9 +123,6 @@ def test_all_parts_refer_to_nodes(checkpoint: Checkpoint, searched: str) -> None
     np.testing.assert_array_equal(explorer.evolution[-1].neighbors, explorer.graph.neighbors[:2])
     np.testing.assert_array_equal(explorer.evolution[-1].similarities, explorer.graph.similarities[:2])
     assert explorer.evolution[0].neighbors.tolist() != explorer.evolution[1].neighbors.tolist()
-    for moment in explorer.evolution:
-        labels = explorer.nodes.labels
-        assert moment.purity == np.mean(labels[moment.neighbors] == labels[:2, None])
     everything = 24 if searched == "dataset" else 20
     assert sum(cluster.size for cluster in explorer.clusters) == everything
     assert [cluster.size for cluster in explorer.clusters] == sorted(
@@ -133,7 +130,13 @@ def test_all_parts_refer_to_nodes(checkpoint: Checkpoint, searched: str) -> None
     )
     named = [member for cluster in explorer.clusters for member in cluster.members]
     assert len(set(named)) == len(named) == sum(min(12, cluster.size) for cluster in explorer.clusters)
+    for node, index in enumerate(explorer.nodes.ids.tolist()):
+        assert (explorer.cluster_of[node] >= 0) == (index < everything)
+    for number, cluster in enumerate(explorer.clusters):
+        assert {explorer.cluster_of[member] for member in cluster.members} == {number}
     named += [hub.node for hub in explorer.statistics.hubs]
+    named += [node for pair in explorer.pairs for node in pair[:2]] + [node for node, _ in explorer.outliers]
+    assert (len(explorer.pairs), len(explorer.outliers)) == (3, 2)  # of 24 images one of ten and one of twenty
     assert 0 <= min(named) <= max(named) < images
     assert explorer.map.nodes.tolist() == list(range(images))
     assert (explorer.map.positions.shape, explorer.map.method) == ((images, 2), "pca")
@@ -151,6 +154,18 @@ def test_evolution_uses_each_checkpoints_encoder_and_bank(checkpoint: Checkpoint
         for query, row, similarities in zip(expected.queries, moment.neighbors, moment.similarities, strict=True):
             assert explorer.nodes.ids[row].tolist() == [neighbor.id for neighbor in query.neighbors]
             assert similarities.tolist() == pytest.approx([neighbor.similarity for neighbor in query.neighbors])
+
+
+@pytest.mark.parametrize("searched", ["bank", "dataset"])
+def test_purity_of_evolution_is_of_the_large_sample(checkpoint: Checkpoint, searched: str) -> None:
+    _, explorer = build(checkpoint, ids=[3], k=5, searched=searched, moments=2)
+    for step, moment in zip((3, 7), explorer.evolution, strict=True):
+        path = checkpoint.path.with_name(f"step-{step:08d}")
+        summary = inspect(
+            find_checkpoint(path), InspectOptions(queries=1, k=5, searched=searched), thumbnails=False
+        ).summary
+        assert (moment.images, moment.purity) == (24, summary.purity)
+        assert moment.purity_interval == summary.purity_interval
 
 
 def test_same_seed_gives_the_same_page(checkpoint: Checkpoint) -> None:
@@ -180,9 +195,10 @@ def test_page_of_unlabelled_images(checkpoint: Checkpoint) -> None:
     _, explorer = build(checkpoint, queries=2, k=2, overrides=["data.labels=none"], clusters=2, moments=2)
     assert explorer.classes is None
     assert set(explorer.nodes.labels.tolist()) == {-1}
-    assert (explorer.statistics.purity, explorer.statistics.purity_by_class) == (None, ())
+    assert (explorer.statistics.summary.purity, explorer.statistics.purity_by_class) == (None, ())
+    assert explorer.statistics.confusion is None
     assert {hub.matching for hub in explorer.statistics.hubs} == {None}
-    assert {(cluster.class_name, cluster.share) for cluster in explorer.clusters} == {(None, None)}
+    assert {cluster.classes for cluster in explorer.clusters} == {()}
     assert {moment.purity for moment in explorer.evolution} == {None}
 
 

@@ -22,23 +22,27 @@ def test_groups_become_clusters() -> None:
     labels[7:107] = np.repeat([0, 1, 2], sizes)
     labels[7:17] = 2  # ten of the first
     labels[37:39] = -1  # two of the second
-    clusters = find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0, members=12)
+    clusters, index = find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0, members=12)
+    assert index.tolist() == np.repeat([1, 0, 2], sizes).tolist()
     assert [cluster.size for cluster in clusters] == [50, 30, 20]
-    assert [cluster.class_name for cluster in clusters] == ["b", "a", "c"]
-    assert [cluster.share for cluster in clusters] == [1, pytest.approx(20 / 30), 1]
+    assert [cluster.classes for cluster in clusters] == [
+        (("b", 1),),
+        (("a", pytest.approx(20 / 30)), ("c", pytest.approx(10 / 30))),
+        (("c", 1),),
+    ]
     for cluster, (low, high) in zip(clusters, [(37, 87), (7, 37), (87, 107)], strict=True):
         assert len(set(cluster.members)) == 12
         assert all(low <= member < high for member in cluster.members)
-    assert clusters == find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0)
-    members = {find_clusters(ids, blobs(sizes), labels, None, clusters=3, seed=seed)[0].members for seed in range(3)}
+    assert clusters == find_clusters(ids, blobs(sizes), labels, ("a", "b", "c"), clusters=3, seed=0)[0]
+    members = {find_clusters(ids, blobs(sizes), labels, None, clusters=3, seed=seed)[0][0].members for seed in range(3)}
     assert len(members) == 3
 
 
 def test_clusters_of_few_unlabelled_images(capfd: pytest.CaptureFixture[str]) -> None:
     labels = np.full(9, -1)
-    (only,) = find_clusters(np.arange(9), blobs([9]), labels, None, clusters=1, seed=0)
-    assert (only.size, only.class_name, only.share, sorted(only.members)) == (9, None, None, list(range(9)))
-    each = find_clusters(np.arange(9), unit(9, 8, seed=1), labels, ("a",), clusters=9, seed=0)
+    (only,), _ = find_clusters(np.arange(9), blobs([9]), labels, None, clusters=1, seed=0)
+    assert (only.size, only.classes, sorted(only.members)) == (9, (), list(range(9)))
+    each, _ = find_clusters(np.arange(9), unit(9, 8, seed=1), labels, ("a",), clusters=9, seed=0)
     assert sorted(cluster.members for cluster in each) == [(index,) for index in range(9)]
     with pytest.raises(UserError, match="10 clusters need at least as many images, found 9; lower --clusters"):
         find_clusters(np.arange(9), blobs([9]), labels, None, clusters=10, seed=0)
@@ -46,7 +50,9 @@ def test_clusters_of_few_unlabelled_images(capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_empty_clusters_are_left_out() -> None:
-    clusters = find_clusters(np.arange(20), unit(1, 8, seed=0).repeat(20, 1), np.full(20, -1), None, clusters=4, seed=0)
+    vectors = unit(1, 8, seed=0).repeat(20, 1)
+    clusters, index = find_clusters(np.arange(20), vectors, np.full(20, -1), None, clusters=4, seed=0)
+    assert [cluster.size for cluster in clusters] == np.bincount(index).tolist()
     assert sum(cluster.size for cluster in clusters) == 20
     assert all(cluster.size for cluster in clusters)
 

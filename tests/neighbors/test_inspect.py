@@ -41,7 +41,7 @@ def test_records_equal_brute_force(checkpoint: Checkpoint, images: Path) -> None
     state = checkpoint.tensors("bank")
     model, files = target_of(checkpoint.config), files_of(images)
     assert [query.id for query in inspection.queries] == list(range(24))
-    matches, chances = [], []
+    matches, chances = [], []  # the sample for the summary is the same 24 images
     for query in inspection.queries:
         similarities = state["embeddings"].double() @ embed(model, files[query.id])
         order = similarities.argsort(descending=True).tolist()
@@ -128,7 +128,6 @@ def test_query_file_has_no_label(checkpoint: Checkpoint, images: Path, tmp_path:
     as_file = [neighbor.id for neighbor in of_file.neighbors]
     assert 4 in as_file
     assert [index for index in as_file if index != 4] == [neighbor.id for neighbor in of_id.neighbors]
-    assert inspection.summary.purity == of_id.matching / 19
     assert (inspection.protocol.selection, inspection.protocol.seed) == ("chosen", None)
 
 
@@ -142,7 +141,18 @@ def test_bank_with_the_query_only(images: Path, tmp_path: Path) -> None:
     inspection = inspect(save(tmp_path, config_of(images), [6, 6]), ids=[6], k=3)
     assert inspection.queries[0].neighbors == ()
     assert inspection.queries[0].own.entries == 2
-    assert dataclasses.astuple(inspection.summary) == (1, None, None, (), None, (), None)
+    assert (inspection.summary.images, len(inspection.summary.purity_by_rank)) == (24, 1)  # of the other images
+
+
+@pytest.mark.parametrize("selection", [{"ids": [0]}, {"queries": 2}, {"queries": 2, "worst": True}])
+def test_summary_is_of_random_images_whatever_the_queries(checkpoint: Checkpoint, selection: dict[str, Any]) -> None:
+    every = inspect(checkpoint, queries=24, k=5, thumbnails=False)
+    few = inspect(checkpoint, k=5, thumbnails=False, **selection)
+    assert few.summary == every.summary
+    assert few.summary.images == 24
+    low, high = few.summary.purity_interval
+    assert low < few.summary.purity < high
+    assert inspect(checkpoint, k=5, sample=7, thumbnails=False).summary.images == 7
 
 
 def test_empty_bank_is_refused(images: Path, tmp_path: Path) -> None:
@@ -151,7 +161,7 @@ def test_empty_bank_is_refused(images: Path, tmp_path: Path) -> None:
         UserError, match="the bank is empty at step 7; inspect a later checkpoint, or search the training images"
     ):
         inspect(empty)
-    assert inspect(empty, searched="dataset").summary.queries == 12
+    assert len(inspect(empty, searched="dataset").queries) == 12
 
 
 def test_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

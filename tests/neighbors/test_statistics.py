@@ -1,5 +1,6 @@
 """Statistics, compared with simple loops."""
 
+import dataclasses
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.neighbors.gallery import Gallery
 from msf_faiss.neighbors.image_cache import ImageCache
 from msf_faiss.neighbors.image_search import search_images
-from msf_faiss.neighbors.statistics import compute_statistics, worst_first
+from msf_faiss.neighbors.statistics import compute_statistics, purity_interval, worst_first
 
 
 def search_random(gallery: Gallery, images: list[int], k: int) -> tuple[np.ndarray, ImageCache]:
@@ -58,22 +59,26 @@ def test_statistics_equal_counting(k: int, labelled: str, searched: str) -> None
     ]
     compared = [(query, rank, other.id) for query, rank, other in pairs if min(label(query), label(other.id)) >= 0]
     matches = {(query, other): label(query) == label(other) for query, _, other in compared}
-    assert statistics.images == len(sample)
-    assert statistics.purity == pytest.approx(mean([float(same) for same in matches.values()]))
+    summary = statistics.summary
+    assert summary.images == len(sample)
+    assert summary.purity == pytest.approx(mean([float(same) for same in matches.values()]))
     ranks = range(max(rank for _, rank, _ in pairs) + 1)
     for rank in ranks:
         here = [float(matches[query, other]) for query, at, other in compared if at == rank]
-        assert statistics.purity_by_rank[rank] == pytest.approx(mean(here))
+        assert summary.purity_by_rank[rank] == pytest.approx(mean(here))
         similar = [other.similarity for _, at, other in pairs if at == rank]
-        assert statistics.similarity_by_rank[rank] == pytest.approx(mean(similar))
-    assert len(statistics.purity_by_rank) == len(statistics.similarity_by_rank) == len(ranks)
+        assert summary.similarity_by_rank[rank] == pytest.approx(mean(similar))
+    assert len(summary.purity_by_rank) == len(summary.similarity_by_rank) == len(ranks)
+    assert summary.similarity == pytest.approx(mean([other.similarity for _, _, other in pairs]))
+    ages = [other.age for _, _, other in pairs]
+    assert summary.age == (pytest.approx(mean(ages)) if searched == "bank" else None)
 
     shares = []
     for query in sample.tolist():
         others = [label(index) for index in ids if index != query and label(index) >= 0]
         if label(query) >= 0 and others:
             shares.append(others.count(label(query)) / len(others))
-    assert statistics.chance == pytest.approx(mean(shares))
+    assert summary.chance == pytest.approx(mean(shares))
 
     times = Counter(other.id for _, _, other in pairs)
     assert statistics.never_retrieved == pytest.approx(np.mean([times[index] == 0 for index in set(ids)]))
@@ -88,8 +93,9 @@ def test_statistics_equal_counting(k: int, labelled: str, searched: str) -> None
         here = [float(same) for (query, _), same in matches.items() if label(query) == number]
         if here:
             by_class[f"class {number}"] = (mean(here), sum(label(query) == number for query in sample.tolist()))
-    assert by_class == {name: (pytest.approx(purity), images) for name, purity, images in statistics.purity_by_class}
-    purities = [purity for _, purity, _ in statistics.purity_by_class]
+    assert by_class == {row.name: (pytest.approx(row.purity), row.images) for row in statistics.purity_by_class}
+    assert all(row.interval[0] <= row.purity <= row.interval[1] for row in statistics.purity_by_class)
+    purities = [row.purity for row in statistics.purity_by_class]
     assert purities == sorted(purities)
 
     for histogram, values in (
@@ -117,8 +123,8 @@ def test_statistics_of_one_image() -> None:
     cache = ImageCache(gallery, 1)
     sample = cache.sample(1, seed=0)
     statistics = compute_statistics(gallery, sample, cache.neighbors(sample))
-    assert (statistics.images, statistics.purity, statistics.chance, statistics.hubs) == (1, None, None, ())
-    assert (statistics.purity_by_rank, statistics.purity_by_class, statistics.never_retrieved) == ((), (), 1)
+    assert dataclasses.astuple(statistics.summary) == (1, None, None, None, (), None, (), None)
+    assert (statistics.hubs, statistics.purity_by_class, statistics.never_retrieved) == ((), (), 1)
     assert statistics.similarity.others.sum() == 0
 
 
@@ -129,6 +135,33 @@ def test_histogram_of_equal_similarities() -> None:
     histogram = compute_statistics(gallery, sample, cache.neighbors(sample)).similarity
     assert histogram.others.sum() == 20
     assert (np.diff(histogram.edges) > 0).all()
+
+
+def test_interval_of_single_neighbours_is_wilsons() -> None:
+    same = np.repeat([1, 0], [13, 87])
+    p, n, z = 0.13, 99, 1.959964  # one less, as the variance is estimated
+    center, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(center + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+    assert purity_interval(same, np.ones(100, np.int64)) == pytest.approx(expected)
+
+
+def test_interval_of_unanimous_neighbours_counts_queries() -> None:
+    """0 of the 48 neighbours of six queries leaves room for the 13 % of a large sample."""
+    low, high = purity_interval(np.zeros(6, np.int64), np.full(6, 8))
+    assert (low, high) == (0, pytest.approx(0.390, abs=1e-3))
+    assert purity_interval(np.full(6, 8), np.full(6, 8)) == (pytest.approx(1 - high), 1)
+    assert purity_interval(np.zeros(3, np.int64), np.zeros(3, np.int64)) is None
+
+
+def test_interval_covers_the_purity_in_95_of_100_samples() -> None:
+    """The neighbours of one query resemble each other: as independent ones they would give too narrow an interval."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(1000):
+        compared = rng.integers(5, 11, size=40)
+        low, high = purity_interval(rng.binomial(compared, rng.beta(0.5, 1.5, size=40)), compared)
+        covered.append(low <= 0.25 <= high)
+    assert 0.925 < np.mean(covered) < 0.975
 
 
 def test_worst_first() -> None:

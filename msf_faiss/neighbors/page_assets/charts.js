@@ -165,16 +165,19 @@ function purityByRank() {
   );
 }
 
-// A line through `points`: { x, value, label } with null for a missing value. `name`: what the labels count.
+// A line through `points`: { x, value, label, interval } with null for a missing value; `interval`: an error band, or
+// undefined. `name`: what the labels count.
 function lineChart(heading, description, points, name, { isPercent, height = plotHeight }) {
   const format = (value) => (isPercent ? percent(value) : cosine(value));
   const formatTick = (value, step) => {
     const digits = Math.max(0, Math.ceil(-Math.log10(isPercent ? 100 * step : step) - 1e-9));
     return isPercent ? percent(value, digits) : value.toFixed(Math.max(2, digits));
   };
+  const describe = ({ value, interval }) =>
+    format(value) + (interval ? `, 95% interval ${intervalText(interval)}` : "");
   const known = points.filter((point) => point.value !== null);
   if (!known.length) return null;
-  const values = known.map((point) => point.value);
+  const values = known.flatMap((point) => [point.value, ...(point.interval ?? [])]);
   const [lowest, highest] = [Math.min(...values), Math.max(...values)];
   const padding = (highest - lowest) * 0.15 || Math.abs(lowest) * 0.05 || 0.05;
   const [low, high] = [lowest - padding, highest + padding];
@@ -195,20 +198,27 @@ function lineChart(heading, description, points, name, { isPercent, height = plo
       svg("path", { class: "curve", d: path }),
       ...known.map((point) => {
         const dot = svg("circle", { class: "dot", cx: x(point), cy: y(point.value), r: 4.5 });
-        return svg("g", null, tooltip(`${name} ${point.label}: ${format(point.value)}`), dot);
+        const band = point.interval?.map(y);
+        const whisker = band && plotLine(x(point), band[0], x(point), band[1], "whisker");
+        return svg("g", null, tooltip(`${name} ${point.label}: ${describe(point)}`), whisker, dot);
       }),
       ...points.map((point, place) =>
         place % every && place !== points.length - 1 ? null : plotText(x(point), base + 17, point.label),
       ),
     ];
   };
-  const spoken = known.map((point) => `${name} ${point.label}: ${format(point.value)}`).join(", ");
-  const rows = known.map((point) => [point.label, format(point.value)]);
+  const spoken = known.map((point) => `${name} ${point.label}: ${describe(point)}`).join(", ");
+  const banded = known.some((point) => point.interval);
+  const rows = known.map((point) => [
+    point.label,
+    format(point.value),
+    ...(banded ? [intervalText(point.interval)] : []),
+  ]);
   return chart(
     heading,
     description,
     plot(`${heading}: ${spoken}`, height, draw),
-    dataTable("Numbers", [name, heading.split(" ")[0]], rows),
+    dataTable("Numbers", [name, heading.split(" ")[0], ...(banded ? ["95% interval"] : [])], rows),
   );
 }
 
@@ -220,6 +230,7 @@ function buildStatistics() {
     purityByRank(),
     similarityByRank(),
     purityByClass(),
+    confusionMatrix(),
     histogram(similarity, "Similarity", "Cosine similarity between a neighbour and its query.", false),
     age && histogram(age, "Age", "Entries pushed into the bank after the neighbour.", true),
     hubs.length ? hubGallery(hubs) : null,
@@ -243,11 +254,11 @@ function purityByClass() {
   const list = el("ol", { class: "classes" });
   const show = (count) =>
     list.replaceChildren(
-      ...rows.slice(0, count).map(([className, purity, images]) => {
+      ...rows.slice(0, count).map(([className, purity, images, ...interval]) => {
         const cells = [
           el("b", { title: className }, isolate(className)),
-          bar(purity),
-          span(percent(purity)),
+          bar(purity, interval),
+          el("span", { title: `95% interval: ${intervalText(interval)}` }, percent(purity)),
           el("small", null, plural(images, "image")),
         ];
         const label = labelOf.get(className);
@@ -263,7 +274,8 @@ function purityByClass() {
     show(rows.length);
     all.remove();
   });
-  return chart("Purity by class", "Lowest purity first.", list, foldable ? all : null);
+  const description = "Lowest purity first. Thin lines: 95% intervals, wide where few images were asked.";
+  return chart("Purity by class", description, list, foldable ? all : null);
 }
 
 function hubGallery(hubs) {

@@ -7,7 +7,8 @@ const [data, pictures] = ["data", "pictures"].map((id) => {
   element.remove(); // megabytes of text
   return JSON.parse(element.textContent);
 });
-const { classes, ids, names, labels, neighbors, similarities, ages } = data;
+const { classes, ids, labels, neighbors, similarities, ages } = data;
+const names = data.names.map((name) => name.replace(/[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu, "\ufffd")); // to show
 const imageCount = ids.length;
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const labelled = labels.some((label) => label >= 0);
@@ -46,6 +47,7 @@ const summaries = neighbors.map((row, node) => ({
   meanSimilarity: row.length ? sum(similarities[node]) / 100000 / row.length : null,
 }));
 const matchText = ({ matching, compared }) => (compared ? `${matching} of ${compared} match` : "");
+const purityOf = (node) => (summaries[node].compared ? summaries[node].matching / summaries[node].compared : null);
 
 // By node: [rank, query] of all nodes that retrieve it.
 const retrievedBy = Array.from({ length: imageCount }, () => []);
@@ -70,14 +72,24 @@ const span = (...children) => el("span", null, ...children);
 const isolate = (text) => el("bdi", null, text); // a right-to-left name leaves the text around it as it is
 const imageUrl = (node) => `data:image/webp;base64,${pictures.images[node]}`;
 const picture = (node, alt = "") => el("img", { src: imageUrl(node), alt, decoding: "async", draggable: "false" });
-const link = (node, attributes, ...children) =>
-  el("a", { href: `#image-${node}`, "data-node": node, ...attributes }, ...children);
-
-function bar(fraction) {
-  const filled = el("i");
-  filled.style.width = percent(fraction);
-  return el("div", { class: "meter", "aria-hidden": "true" }, filled);
+function link(node, attributes, ...children) {
+  const anchor = el("a", { href: `#image-${node}`, "data-node": node, ...attributes }, ...children);
+  markLink(anchor);
+  return anchor;
 }
+
+// `interval`: the error band, drawn over the end of the bar.
+function bar(fraction, interval = null) {
+  const part = (kind, from, to) => {
+    const element = el("i", { class: kind });
+    element.style.left = percent(from);
+    element.style.width = percent(to - from);
+    return element;
+  };
+  const band = interval && part("band", ...interval);
+  return el("div", { class: "meter", "aria-hidden": "true" }, part("filled", 0, fraction), band);
+}
+const intervalText = (interval) => (interval ? `${percent(interval[0])} to ${percent(interval[1])}` : "–");
 
 function matchMark(match) {
   if (match === null) return null;
@@ -113,6 +125,26 @@ function neighborTile(query, rank) {
 function tileList(attributes, items) {
   items[0]?.querySelector("a")?.setAttribute("tabindex", "0");
   return el("ol", { "data-roving": true, ...attributes }, ...items);
+}
+
+// A list of tiles of which `batch` are built at a time, followed by a button for more. `build(item)` returns a tile.
+function pagedTiles(attributes, items, batch, build) {
+  const list = tileList(attributes, items.slice(0, batch).map(build));
+  if (items.length <= batch) return [list];
+  const more = el("button", { type: "button", class: "button" });
+  const update = () => {
+    const left = items.length - list.children.length;
+    more.textContent = `Show ${integer(Math.min(batch, left))} more of ${integer(left)}`;
+    more.hidden = left === 0;
+  };
+  more.addEventListener("click", () => {
+    const added = items.slice(list.children.length, list.children.length + batch).map(build);
+    list.append(...added);
+    update();
+    added[0].querySelector("a").focus({ preventScroll: true });
+  });
+  update();
+  return [list, more];
 }
 
 // The side at which a picture is shown, near `pixels`: small pictures are enlarged by whole factors, without blur.

@@ -1,12 +1,6 @@
 // The map: points and pictures on a canvas.
 
-// Ten colours can be told apart, each in a light and a dark shade. More classes are shown one at a time.
-const palette = [
-  ["#2563eb", "#60a5fa"], ["#ea580c", "#fb923c"], ["#15803d", "#4ade80"], ["#dc2626", "#f87171"],
-  ["#7c3aed", "#a78bfa"], ["#854d0e", "#d6a45a"], ["#db2777", "#f472b6"], ["#0891b2", "#22d3ee"],
-  ["#737312", "#d9d94a"], ["#475569", "#a8b3c2"],
-];
-let imageMap = null; // { resize, focus }, once the map has been built
+let imageMap = null; // { resize, focus, showGroup }, once the map has been built
 
 // The visible part of the map. Both axes have one scale, since distances mean the same in both.
 class Camera {
@@ -58,21 +52,18 @@ function buildMap() {
     return { node, x: x / 10000, y: 1 - y / 10000 };
   });
   const pointOf = new Map(points.map((point) => [point.node, point]));
-  const present = [...new Set(points.map((point) => labels[point.node]))].filter((label) => label >= 0);
-  present.sort((one, two) => one - two);
-  const colored = present.length <= palette.length;
+  const colorings = mapColorings(data.map.nodes);
   const camera = new Camera(points);
   const images = new Map(); // by node
   let hovered = null; // the point under the pointer, or with the keyboard's focus
   let ringed = null; // the point that "Show on the map" asked for
-  let onlyLabel = null; // the one class that is shown
+  let coloring = colorings[0];
+  let legend = null;
+  let onlyGroup = null; // the one class or cluster that is shown
+  let lasso = null; // [x, y] in pixels, while one is drawn
   let frameRequested = false;
 
-  const isShown = (point) => onlyLabel === null || labels[point.node] === onlyLabel;
-  const colorOf = (label) => {
-    if (label < 0 || (!colored && label !== onlyLabel)) return isDark() ? "#8b8f94" : "#8a857e";
-    return colored ? palette[present.indexOf(label)][isDark() ? 1 : 0] : isDark() ? "#2dd4bf" : "#0f766e";
-  };
+  const isShown = (point) => onlyGroup === null || coloring.groupOf(point.node) === onlyGroup;
 
   // -------------------------------------------------------------- Drawing
 
@@ -90,7 +81,7 @@ function buildMap() {
   let thumbnails = { key: "", points: new Set() };
   function choosePictured(size, zoomLevel) {
     const cell = (size + 6) / ((camera.scale / camera.zoom) * zoomLevel);
-    const key = [cell, onlyLabel].join(" ");
+    const key = [cell, coloring.key, onlyGroup].join(" ");
     if (thumbnails.key === key) return thumbnails.points;
     const taken = new Map();
     const around = [-1, 0, 1];
@@ -126,16 +117,17 @@ function buildMap() {
       for (const point of points) {
         const [x, y] = camera.toPixels(point);
         if (isShown(point) === dim || pictured.has(point) || !isVisible([x, y])) continue;
-        context.fillStyle = colorOf(labels[point.node]);
-        context.beginPath();
-        context.arc(x, y, radius, 0, 7);
+        context.fillStyle = coloring.colorOf(point.node);
+        tracePoint(context, coloring.shapeOf(point.node), x, y, radius);
         context.fill();
       }
     }
     context.globalAlpha = 1;
     for (const point of pictured) if (isVisible(camera.toPixels(point))) drawThumbnail(point, size);
+    drawSelected(pictured, size, radius);
     const query = hovered ?? ringed;
     if (query) drawNeighbors(query, size, withPictures);
+    if (lasso) drawLasso();
     canvas.dataset.pictures = pictured.size;
     canvas.dataset.zoom = zoom.toFixed(2);
     canvas.dataset.node = hovered ? hovered.node : "";
@@ -144,12 +136,37 @@ function buildMap() {
   function drawThumbnail(point, size) {
     const [x, y] = camera.toPixels(point).map((center) => Math.round(center - size / 2));
     const image = loadImage(point.node);
-    const edge = present.length ? 2 : 0;
-    context.fillStyle = colorOf(labels[point.node]);
+    const edge = coloring.key === "none" ? 0 : 2;
+    context.fillStyle = coloring.colorOf(point.node);
     context.fillRect(x - edge, y - edge, size + 2 * edge, size + 2 * edge);
     if (!image) return;
     context.imageSmoothingEnabled = !pictures.small || size < pictures.side;
     context.drawImage(image, x, y, size, size);
+  }
+
+  function drawSelected(pictured, size, radius) {
+    context.strokeStyle = getComputedStyle(canvas).color;
+    context.lineWidth = 2;
+    for (const node of selected) {
+      const point = pointOf.get(node);
+      if (!point) continue;
+      const [x, y] = camera.toPixels(point);
+      context.beginPath();
+      if (pictured.has(point)) context.rect(x - size / 2 - 3, y - size / 2 - 3, size + 6, size + 6);
+      else context.arc(x, y, radius + 2.5, 0, 7);
+      context.stroke();
+    }
+  }
+
+  function drawLasso() {
+    context.strokeStyle = getComputedStyle(canvas).color;
+    context.lineWidth = 1.5;
+    context.setLineDash([5, 4]);
+    context.beginPath();
+    for (const [x, y] of lasso) context.lineTo(x, y);
+    context.closePath();
+    context.stroke();
+    context.setLineDash([]);
   }
 
   function loadImage(node) {
@@ -260,12 +277,33 @@ function buildMap() {
     const box = canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
+  const lassoButton = byId("lasso");
+  const isLassoOn = () => lassoButton.getAttribute("aria-pressed") === "true";
+  lassoButton.addEventListener("click", () => {
+    lassoButton.setAttribute("aria-pressed", String(!isLassoOn()));
+    canvas.classList.toggle("lasso", isLassoOn());
+  });
+
+  function selectInside(isInside) {
+    const inside = points.filter((point) => isShown(point) && isInside(camera.toPixels(point)));
+    setSelected(inside.map(({ node }) => node), true);
+  }
+
+  function finishLasso() {
+    const corners = lasso;
+    lasso = null;
+    if (corners.length > 2) selectInside((place) => isInPolygon(place, corners));
+    redraw();
+  }
+
+  const isInView = ([x, y]) => x >= 0 && y >= 0 && x <= camera.width && y <= camera.height;
   const pointers = new Map(); // [x, y] of those that are down
   let moved = 0; // pixels since the first came down
   canvas.addEventListener("pointerdown", (event) => {
     pointers.set(event.pointerId, position(event));
     canvas.setPointerCapture(event.pointerId);
     if (pointers.size === 1) moved = 0;
+    lasso = pointers.size === 1 && (isLassoOn() || event.shiftKey) ? [position(event)] : null;
   });
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = position(event);
@@ -278,9 +316,12 @@ function buildMap() {
       const nowApart = Math.hypot(x - other[0], y - other[1]);
       if (apart > 1) zoomBy(nowApart / apart, (x + other[0]) / 2, (y + other[1]) / 2);
     } else if (moved > 4) {
-      canvas.classList.add("dragging");
       hover(null);
-      camera.moveTo(camera.x - (x - before[0]) / camera.scale, camera.y - (y - before[1]) / camera.scale);
+      if (lasso) lasso.push([x, y]);
+      else {
+        canvas.classList.add("dragging");
+        camera.moveTo(camera.x - (x - before[0]) / camera.scale, camera.y - (y - before[1]) / camera.scale);
+      }
       redraw();
     }
     pointers.set(event.pointerId, [x, y]);
@@ -288,9 +329,13 @@ function buildMap() {
   const release = (event) => {
     if (!pointers.delete(event.pointerId)) return;
     canvas.classList.remove("dragging");
+    if (lasso && moved > 4) return finishLasso();
+    lasso = null;
     if (event.type !== "pointerup" || pointers.size || moved > 4 || event.button !== 0) return;
     const point = nearest(position(event), event.pointerType === "touch" ? 28 : 18);
-    if (point) openQuery(point.node);
+    if (!point) return;
+    if (event.shiftKey || isLassoOn()) setSelected([point.node], !selected.has(point.node));
+    else openQuery(point.node);
   };
   canvas.addEventListener("pointerup", release);
   canvas.addEventListener("pointercancel", release);
@@ -310,6 +355,8 @@ function buildMap() {
     else if (event.key === "-") zoomBy(1 / 1.5);
     else if (event.key === "0") fit();
     else if (event.key === "Enter" && hovered) openQuery(hovered.node);
+    else if (event.key === " " && hovered) setSelected([hovered.node], !selected.has(hovered.node));
+    else if (event.key === "a") selectInside(isInView);
     else if (event.key === "Escape" && hovered) hover(null);
     else return;
     event.preventDefault();
@@ -319,33 +366,28 @@ function buildMap() {
   byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.6));
   byId("zoom-fit").addEventListener("click", fit);
 
-  // -------------------------------------------------------------- Legend
+  // -------------------------------------------------------------- Colours and legend
 
-  function showOnly(label) {
-    onlyLabel = label;
+  function showOnly(group) {
+    onlyGroup = group;
+    legend.press(group);
     hover(null);
     redraw();
   }
 
-  const named = present.map((label) => [label, classOf(points.find(({ node }) => labels[node] === label).node)]);
-  const chips = (colored ? named : []).map(([label, text]) => {
-    const dot = el("i");
-    const attributes = { type: "button", class: "chip", "aria-pressed": "false", title: text };
-    const chip = el("button", attributes, dot, isolate(text));
-    chip.recolor = () => (dot.style.background = colorOf(label));
-    chip.addEventListener("click", () => {
-      showOnly(onlyLabel === label ? null : label);
-      for (const other of chips) other.setAttribute("aria-pressed", String(other === chip && onlyLabel !== null));
-    });
-    return chip;
-  });
-  byId("map-legend").append(...chips);
-  if (!colored) {
-    const options = named.map(([label, text]) => el("option", { value: label }, text));
-    const select = el("select", null, el("option", { value: "" }, `All ${integer(named.length)} classes`), ...options);
-    select.addEventListener("change", () => showOnly(select.value === "" ? null : Number(select.value)));
-    byId("map-legend").append(el("label", null, "Show one class ", select));
+  function colorBy(key) {
+    coloring = colorings.find((other) => other.key === key);
+    legend = buildLegend(coloring, showOnly);
+    byId("map-legend").replaceChildren(...chooser, ...legend.elements);
+    showOnly(null);
   }
+
+  const options = colorings.map(({ key, title: text }) => el("option", { value: key }, text));
+  const colorSelect = el("select", { id: "color-by" }, ...options);
+  colorSelect.addEventListener("change", () => colorBy(colorSelect.value));
+  const chooser = colorings.length > 1 ? [el("label", null, "Colour by ", colorSelect)] : [];
+  colorBy(coloring.key);
+  selectionListeners.push(redraw);
 
   imageMap = {
     resize() {
@@ -353,7 +395,7 @@ function buildMap() {
       [camera.width, camera.height] = [box.clientWidth, box.clientHeight];
       const ratio = devicePixelRatio || 1;
       [canvas.width, canvas.height] = [camera.width, camera.height].map((pixels) => Math.round(pixels * ratio));
-      for (const chip of chips) chip.recolor();
+      legend.recolor();
       draw();
     },
     focus(node) {
@@ -363,5 +405,21 @@ function buildMap() {
       camera.moveTo(ringed.x, ringed.y);
       redraw();
     },
+    showGroup(key, group) {
+      colorSelect.value = key;
+      colorBy(key);
+      showOnly(group);
+      fit();
+    },
   };
+}
+
+// By the even-odd rule.
+function isInPolygon([x, y], corners) {
+  let inside = false;
+  corners.forEach(([x1, y1], place) => {
+    const [x0, y0] = corners.at(place - 1);
+    if (y0 > y !== y1 > y && x < x0 + ((y - y0) * (x1 - x0)) / (y1 - y0)) inside = !inside;
+  });
+  return inside;
 }

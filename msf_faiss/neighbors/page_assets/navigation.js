@@ -4,6 +4,7 @@ const builders = new Map([ // by view, in the order of the sections; null: nothi
   ["explore", null],
   ["image", null],
   ["statistics", buildStatistics],
+  ["review", buildReview],
   ["evolution", buildEvolution],
   ["clusters", buildClusters],
   ["map", buildMap],
@@ -184,12 +185,17 @@ document.addEventListener("pointerdown", (event) => {
 document.addEventListener("click", (event) => {
   const anchor = event.target.closest("a");
   if (!anchor || event.defaultPrevented || event.button) return;
-  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // such as for a new tab
+  if (event.ctrlKey || event.metaKey || event.altKey) return; // such as for a new tab
+  if (event.shiftKey && !anchor.dataset.node) return;
   event.preventDefault();
-  if (anchor.id === "skip") byId("main").focus();
+  if (event.shiftKey) toggleSelected(anchor, true);
+  else if (anchor.id === "skip") byId("main").focus();
   else if (anchor.dataset.mapNode) {
     goTo("#map");
     imageMap.focus(Number(anchor.dataset.mapNode));
+  } else if (anchor.dataset.mapCluster) {
+    goTo("#map");
+    imageMap.showGroup("cluster", Number(anchor.dataset.mapCluster));
   } else if (anchor.dataset.class) {
     byId("by-class").value = anchor.dataset.class;
     showCards();
@@ -204,6 +210,14 @@ document.addEventListener("click", (event) => {
     withTransition(byPointer ? anchor.querySelector("img") : null, () => openQuery(Number(anchor.dataset.node)));
   } else if (anchor.hash === location.hash) scrollTo(0, 0);
   else goTo(anchor.hash);
+});
+
+// Shift would extend the browser's selection of text, and open a window.
+document.addEventListener("mousedown", (event) => {
+  const anchor = event.shiftKey && event.target.closest("a[data-node]");
+  if (!anchor) return;
+  event.preventDefault();
+  anchor.focus({ preventScroll: true });
 });
 
 document.addEventListener("focusin", (event) => {
@@ -221,6 +235,7 @@ document.addEventListener("keydown", (event) => {
   const sections = [...document.querySelectorAll("nav [data-section]")];
   if (/^Arrow|^Home$|^End$/.test(key) && active.matches("[data-roving] [data-node]")) moveFocus(active, key);
   else if (key === "ArrowRight" && active === document.body) focusFirstTile();
+  else if (key === " " && active.matches("a[data-node]")) toggleSelected(active, event.shiftKey);
   else if (key === "Escape" && !byId("results").hidden) {
     closeResults();
     byId("search").focus();

@@ -57,6 +57,7 @@ function showCards() {
   const missing = few ? `; there are fewer images than the ${integer(data.k)} neighbours requested` : "";
   byId("shown").textContent = partOf + plural(data.queries.length, "query", "queries") + missing;
   byId("queries").replaceChildren(...queries.map(card));
+  markSelected(byId("queries")); // cards that had been hidden
 }
 
 function card(query) {
@@ -101,6 +102,7 @@ function showQuery(node) {
   const content = el("div", null, group, retrievers(node), row.length ? neighborTable(node) : null);
   const panes = el("div", { class: "single", "data-area": true }, queryPane(node), content);
   byId("view-image").replaceChildren(trail(), panes);
+  markSelected(byId("view-image"));
 }
 
 function queryPane(node) {
@@ -112,6 +114,8 @@ function queryPane(node) {
   facts.push(["Retrieved by", plural(retrievedBy[node].length, "image")]);
   const number = ids[node] >= 0 && classOf(node) !== null ? `Image ${integer(ids[node])} · ` : ""; // if not the title
   const onMap = data.map !== null && data.map.nodes.includes(node);
+  const select = el("button", { type: "button", class: "button", "data-select": node });
+  select.addEventListener("click", () => setSelected([node], !selected.has(node)));
   return el(
     "div",
     { class: "query-pane" },
@@ -123,6 +127,7 @@ function queryPane(node) {
       el("p", { class: "name" }, number, isolate(names[node])),
       el("dl", null, ...facts.flatMap(([term, text]) => [el("dt", null, term), el("dd", null, text)])),
       onMap ? el("a", { href: "#map", class: "button", "data-map-node": node }, "Show on the map") : null,
+      select,
     ),
   );
 }
@@ -187,8 +192,11 @@ function trail() {
 
 function buildEvolution() {
   const checkpoints = data.evolution;
-  const points = checkpoints.map(({ step, purity }) => ({ x: step, value: purity, label: integer(step) }));
-  const description = "Share of these queries’ neighbours with the same class as their query.";
+  const points = checkpoints.map(({ step, purity, interval }) => {
+    return { x: step, value: purity, interval, label: integer(step) };
+  });
+  const asked = plural(Math.max(...checkpoints.map(({ images }) => images)), "image");
+  const description = `Share of the neighbours of ${asked} with the same class as their query, with 95% intervals.`;
   const options = { isPercent: true, height: 130 };
   const purity = points.length > 1 ? lineChart("Purity over the run", description, points, "Step", options) : null;
   if (purity) byId("evolution-head").append(purity);
@@ -240,26 +248,4 @@ function evolutionCard(query, place, depth) {
     queryHeading(query),
     el("div", { class: "columns" }, ...columns),
   );
-}
-
-// ---------------------------------------------------------------- Clusters
-
-function buildClusters() {
-  const clusterCard = ({ name, size, share, members }, place) => {
-    const number = `Cluster ${place + 1}`;
-    return el(
-      "article",
-      { class: "cluster", "data-area": true },
-      el("h3", null, name === null ? number : isolate(name)),
-      el(
-        "p",
-        null,
-        span(`${name === null ? "" : `${number}, `}${plural(size, "image")}`),
-        share === null ? null : span(`${percent(share, 0)} of this class`),
-      ),
-      share === null ? null : bar(share),
-      tileList({}, members.map((node) => tile(node, null, "Cluster member"))),
-    );
-  };
-  byId("cluster-cards").append(...data.clusters.map(clusterCard));
 }
