@@ -406,9 +406,8 @@ def test_bars_of_all_classes_have_one_scale(visit: Visit, complete: Explorer) ->
     (filled, band, track), (other_filled, other_band, other_track) = page.locator(".classes .meter").evaluate_all(
         widths
     )
-    assert (filled, track) == pytest.approx((other_filled, other_track))
-    assert filled == pytest.approx(track / 2)
-    assert (band, other_band) == pytest.approx((track * 0.5, track * 0.2))
+    expected = (track / 2, track / 2, track, track * 0.5, track * 0.2)
+    assert (filled, other_filled, other_track, band, other_band) == pytest.approx(expected, abs=0.1)  # pixel
 
 
 def test_confusion_matrix(visit: Visit, complete: Explorer) -> None:
@@ -518,15 +517,20 @@ def test_map_colors_tell_classes_apart(visit: Visit, scheme: str) -> None:
     assert np.linalg.norm(colors - oklab(background), axis=1).min() > 0.25
 
 
-def test_map_is_colored_by_class_cluster_purity_or_age(visit: Visit, complete: Explorer) -> None:
-    page = visit(complete, "#map")
-    places = map_positions(page, complete)
+def test_map_is_colored_by_class_cluster_purity_or_age(visit: Visit) -> None:
+    explorer = random_explorer(500, k=8, with_map=True, clusters=4)
+    page = visit(explorer, "#map")
+    places = map_positions(page, explorer)
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
-    seen = np.flatnonzero(apart.min(1) > 12)  # points that no other covers
+    seen = np.flatnonzero(apart.min(1) > 14)  # points that no other covers
+    assert len(seen) > 30
     box = page.locator("#canvas").bounding_box()
     assert box is not None
-    pixels = """points => points.map(([x, y]) =>
-        [...canvas.getContext("2d").getImageData(Math.round(x), Math.round(y), 1, 1).data].join())"""
+    pixels = """points => {
+        const context = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        context.drawImage(canvas, 0, 0);
+        return points.map(([x, y]) => [...context.getImageData(Math.floor(x), Math.floor(y), 1, 1).data].join());
+    }"""
 
     def colors(key: str) -> list[str]:
         page.locator("#color-by").select_option(key)
@@ -535,18 +539,18 @@ def test_map_is_colored_by_class_cluster_purity_or_age(visit: Visit, complete: E
         return found
 
     assert page.locator("#color-by option").all_inner_texts() == ["class", "cluster", "purity", "age of neighbours"]
-    labels = complete.nodes.labels
-    purity = (labels[complete.graph.neighbors] == labels[:, None]).mean(axis=1)
-    for key, values in (("class", labels), ("cluster", complete.cluster_of), ("purity", purity)):
+    labels = explorer.nodes.labels
+    purity = (labels[explorer.graph.neighbors] == labels[:, None]).mean(axis=1)
+    for key, values in (("class", labels), ("cluster", explorer.cluster_of), ("purity", purity)):
         groups: dict[Any, set[str]] = {}
         for node, color in zip(seen, colors(key), strict=True):
             groups.setdefault(values[node], set()).add(color)
         assert len(groups) > 2
-        assert all(len(found) == 1 for found in groups.values())  # the same value, the same colour
+        assert all(len(found) == 1 for found in groups.values()), key  # the same value, the same colour
         assert len(set.union(*groups.values())) == len(groups)
     expect(page.locator(".scale")).to_have_text("0%100%")
     assert len(set(colors("age"))) > len(seen) / 2
-    ages = complete.graph.ages.mean(axis=1)
+    ages = explorer.graph.ages.mean(axis=1)
     expect(page.locator(".scale")).to_have_text(f"{ages.min().round():,.0f}{ages.max().round():,.0f}")
 
 
