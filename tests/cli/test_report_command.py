@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -57,6 +58,11 @@ def test_report_is_written_to_run_and_its_path_to_stdout(run_dir: Path) -> None:
     assert page.count('alt="Query: ') == 6
     assert page.count('alt="Neighbour ') == 6 * 8
     assert "Retrieved from the bank at step 2 (24 entries)." in page
+    assert re.search(
+        r"[\d.]+% of the neighbours of 24 images have the class of their query "  # not of the 6 queries shown
+        r"\(95% interval: [\d.]+% to [\d.]+%; chance: [\d.]+%\)\.",
+        page,
+    )
     assert 'title="' + str(run_dir.parent) not in page
     assert invoke(run_dir).exit_code == 0  # replaces the older one
     (run_dir / "checkpoints").rename(run_dir / "elsewhere")
