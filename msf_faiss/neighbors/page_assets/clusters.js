@@ -37,7 +37,7 @@ function buildClusters() {
         "div",
         { class: "actions" },
         mapped ? el("a", toMap, "Show on the map") : null,
-        selectButton("Select these images", () => nodes),
+        selectButton(`Select all ${integer(nodes.length)}`, () => nodes),
       ),
     );
   };

@@ -151,7 +151,7 @@ function outlierList(outliers) {
     "Outliers",
     `The ${integer(outliers.length)} of ${plural(data.statistics.images, "image")} with the lowest mean similarity ` +
       "to their neighbours.",
-    el("div", { class: "actions" }, selectButton("Select these images", () => nodes)),
+    el("div", { class: "actions" }, selectButton(`Select all ${integer(nodes.length)}`, () => nodes)),
     ...pagedTiles({ class: "hubs" }, outliers, 24, build),
   );
   list.dataset.area = "";
