@@ -19,7 +19,7 @@ from msf_faiss.errors import UserError
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
 
-class NarrowResNet(nn.Module):
+class _NarrowResNet(nn.Module):
     """A small ResNet of basic blocks: [B, 3, S, S] -> [B, F], F = width * 2^(stages - 1).
 
     A 3×3 stem without pooling, one stage for each of `depths`, then global average pooling.
@@ -139,7 +139,7 @@ def compile_model(model: MeanShift) -> None:
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
     """A backbone [B, 3, S, S] -> [B, F], and F. Its weights are drawn from torch's global generator."""
     if isinstance(config, NarrowBackbone):
-        narrow = NarrowResNet(config.width, config.depths, config.strides)
+        narrow = _NarrowResNet(config.width, config.depths, config.strides)
         return narrow, narrow.feature_dim
     resnet: ResNet = torchvision.models.get_model(config.name, weights=None)
     feature_dim = resnet.fc.in_features

@@ -18,7 +18,7 @@ from msf_faiss.config.yaml_subset import MERGE, NULL, compose, scalar
 from msf_faiss.errors import UserError
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """Where a value was written. Places sort by the lines of the file, then by the overrides."""
 
     override: int  # 0: in the file; else number of the override, from 1
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}:{self.line}" if self.line else self.name
 
-    def at(self, node: yaml.Node) -> Place:
+    def at(self, node: yaml.Node) -> _Place:
         """The place of a node of the same text."""
         return self if self.override else self._replace(line=node.start_mark.line + 1)
 
@@ -38,10 +38,10 @@ class Draft:
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         self._values: dict[str, Any] = {} if values is None else values
-        self._places: dict[Key, Place] = {(): Place(0, 0, "config")}
+        self._places: dict[Key, _Place] = {(): _Place(0, 0, "config")}
         self._texts: dict[Key, str] = {}  # scalars as they were written
         self._invalid: set[Key] = set()  # keys whose problem has been reported
-        self._problems: list[tuple[Place, str]] = []
+        self._problems: list[tuple[_Place, str]] = []
 
     def read(self, text: str, name: str) -> None:
         """Read a YAML document; `name` is that of the file in messages.
@@ -49,7 +49,7 @@ class Draft:
         Raises:
             UserError: if it is not YAML or not a mapping. All other problems are collected.
         """
-        place = self._places[()] = Place(0, 0, name)
+        place = self._places[()] = _Place(0, 0, name)
         try:
             root = compose(text)
         except yaml.MarkedYAMLError as error:
@@ -69,7 +69,7 @@ class Draft:
     def override(self, overrides: Sequence[str]) -> None:
         """Apply overrides "dotted.key=value" in order."""
         for number, text in enumerate(overrides, start=1):
-            place = Place(number, 0, f"--set {text}")
+            place = _Place(number, 0, f"--set {text}")
             name, equals, written = text.partition("=")
             key: Key = tuple(part.strip() for part in name.split("."))
             if not equals or not all(key):
@@ -97,7 +97,7 @@ class Draft:
 
     # Reading nodes. `above`: the nodes that contain a node; an alias may refer to one of them.
 
-    def _read(self, node: yaml.Node, key: Key, place: Place, above: tuple[yaml.Node, ...]) -> Any:
+    def _read(self, node: yaml.Node, key: Key, place: _Place, above: tuple[yaml.Node, ...]) -> Any:
         self._places[key] = place
         self._texts.pop(key, None)
         if node in above:
@@ -114,7 +114,7 @@ class Draft:
         return self._read_mapping(node, key, place, (*above, node))
 
     def _read_mapping(
-        self, node: yaml.MappingNode, key: Key, place: Place, above: tuple[yaml.Node, ...]
+        self, node: yaml.MappingNode, key: Key, place: _Place, above: tuple[yaml.Node, ...]
     ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name_node, merged in node.value:
@@ -143,7 +143,7 @@ class Draft:
             values[name] = self._read(value_node, (*key, name), here, above)
         return values
 
-    def _set(self, key: Key, node: yaml.Node | None, place: Place) -> None:
+    def _set(self, key: Key, node: yaml.Node | None, place: _Place) -> None:
         section, name = key[:-1], str(key[-1])
         inside = self._values
         for depth, part in enumerate(section, start=1):
@@ -232,7 +232,7 @@ class Draft:
     def _report(self, key: Key, text: str) -> None:
         self._problems.append((self._place(key), f"{dotted(key)}: {text}"))
 
-    def _place(self, key: Key) -> Place:
+    def _place(self, key: Key) -> _Place:
         return next(self._places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self._places)
 
 

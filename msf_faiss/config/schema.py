@@ -35,14 +35,14 @@ def _broken_rule(problem: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{key}: {problem}", {"key": keys[0], "problem": problem, "keys": keys})
 
 
-UserPath = Annotated[Path, AfterValidator(_expand_home)]
+_UserPath = Annotated[Path, AfterValidator(_expand_home)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-AboveZero = Annotated[float, Field(gt=0)]
+_AboveZero = Annotated[float, Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
 Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_check_memory)]
 
 
-class Section(BaseModel):
+class _Section(BaseModel):
     """Base of all sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
@@ -50,7 +50,7 @@ class Section(BaseModel):
     )
 
 
-class SourceConfig(Section):
+class SourceConfig(_Section):
     """Settings of every kind of data."""
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -84,7 +84,7 @@ class DemoData(SourceConfig):
 class CachedSource(SourceConfig):
     """Settings of data that take long to open the first time, and are indexed on disk for the next."""
 
-    cache_dir: UserPath | None = None
+    cache_dir: _UserPath | None = None
     """Folder for lists of large folders, unpacked Parquet files and indices of tar files. null: `msf-faiss` in the
     user's cache folder."""
 
@@ -93,9 +93,9 @@ class FolderData(CachedSource):
     """Image files in a folder: one subfolder per class, or any tree of unlabelled images."""
 
     kind: Literal["folder"] = "folder"
-    path: UserPath
+    path: _UserPath
     """Folder with the training images."""
-    test_path: UserPath | None = None
+    test_path: _UserPath | None = None
     """Folder with held-out images. null: evaluations use the training images, leaving out the one being classified."""
     labels: Literal["auto", "folders", "none"] = "auto"
     """"folders": the first level of subfolders names the class. "none": unlabelled. "auto": "folders" if every image is
@@ -106,9 +106,9 @@ class ParquetData(CachedSource):
     """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
     kind: Literal["parquet"] = "parquet"
-    path: UserPath
+    path: _UserPath
     """File or folder of files with the training images; files are read in the order of their names."""
-    test_path: UserPath | None = None
+    test_path: _UserPath | None = None
     """File or folder of files with held-out images. null: none."""
     image_column: str = "image"
     """Name of the struct column with the encoded images."""
@@ -121,16 +121,16 @@ class WebDatasetData(CachedSource):
     form a sample, such as 0001.jpg and 0001.cls."""
 
     kind: Literal["webdataset"] = "webdataset"
-    path: UserPath
+    path: _UserPath
     """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar."""
-    test_path: UserPath | None = None
+    test_path: _UserPath | None = None
     """The same for held-out images. null: none."""
     image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = _IMAGE_KEYS
     """Extensions of image files. Of several images in a sample, the one whose extension comes first here is used;
     samples without an image are left out."""
     label_key: str | None = "cls"
     """Extension of the file with the number of the class; samples without it are unlabelled. null: ignore labels."""
-    class_names: UserPath | None = None
+    class_names: _UserPath | None = None
     """Text file with the names of the classes, one per line. null: classes are named by their numbers."""
 
 
@@ -138,7 +138,7 @@ class HuggingFaceData(SourceConfig):
     """Any image data set that the Hugging Face library `datasets` can open."""
 
     kind: Literal["huggingface"] = "huggingface"
-    path: UserPath
+    path: _UserPath
     """Folder (written by `save_to_disk`, or of images or Parquet files), or name on the hub, such as ylecun/mnist."""
     name: str | None = None
     """Configuration of the data set, if it has several. null: its default."""
@@ -152,7 +152,7 @@ class HuggingFaceData(SourceConfig):
     """Name of the column with the images."""
     label_column: str | None = "label"
     """Name of the column with the classes; without it the images are unlabelled. null: ignore labels."""
-    cache_dir: UserPath | None = None
+    cache_dir: _UserPath | None = None
     """Folder in which `datasets` keeps downloads and converted files. null: its own cache folder (HF_HOME)."""
 
 
@@ -160,7 +160,7 @@ class TorchvisionData(SourceConfig):
     """A data set that torchvision can download."""
 
     kind: Literal["cifar10", "cifar100", "stl10"]
-    root: Annotated[UserPath, Field(validate_default=False)] = Path("data")  # validated JSON has no paths
+    root: Annotated[_UserPath, Field(validate_default=False)] = Path("data")  # validated JSON has no paths
     """Folder that contains the data set, or to which it is downloaded."""
     download: bool = True
     """Whether to download a missing data set. false: a missing data set is an error."""
@@ -172,7 +172,7 @@ DataConfig = Annotated[
 ]
 
 
-class WeakView(Section):
+class WeakView(_Section):
     """Random resized crop and horizontal flip."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
@@ -205,7 +205,7 @@ class StrongView(WeakView):
     """Probability of conversion to grayscale."""
     blur: Fraction = 0.5
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[AboveZero, AboveZero] = (0.1, 2.0)
+    blur_sigma: tuple[_AboveZero, _AboveZero] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     @model_validator(mode="after")
@@ -215,7 +215,7 @@ class StrongView(WeakView):
         return self
 
 
-class ViewsConfig(Section):
+class ViewsConfig(_Section):
     """The two random views of a training image, and the centre view that evaluations use."""
 
     size: Annotated[int, Field(ge=8)] = 224
@@ -232,7 +232,7 @@ class ViewsConfig(Section):
     for 224, as in the paper), and `size` below that."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue (from 0 to 1), which is subtracted; by default ImageNet's."""
-    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
+    std: tuple[_AboveZero, _AboveZero, _AboveZero] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue, by which they are divided; by default ImageNet's."""
 
     @property
@@ -250,7 +250,7 @@ class ViewsConfig(Section):
         return self
 
 
-class TorchvisionBackbone(Section):
+class TorchvisionBackbone(_Section):
     """A ResNet of torchvision, randomly initialised."""
 
     kind: Literal["torchvision"] = "torchvision"
@@ -272,7 +272,7 @@ class TorchvisionBackbone(Section):
     about 32 px."""
 
 
-class NarrowBackbone(Section):
+class NarrowBackbone(_Section):
     """A small residual network of basic blocks, for training on a CPU."""
 
     kind: Literal["narrow"] = "narrow"
@@ -294,7 +294,7 @@ class NarrowBackbone(Section):
 BackboneConfig = Annotated[TorchvisionBackbone | NarrowBackbone, Field(discriminator="kind")]
 
 
-class ModelConfig(Section):
+class ModelConfig(_Section):
     """The encoder's backbone and heads."""
 
     backbone: BackboneConfig = TorchvisionBackbone()
@@ -304,7 +304,7 @@ class ModelConfig(Section):
     """Dimension of the embeddings. null: a quarter of the backbone's features (512 for ResNet-50)."""
 
 
-class RecallCheckConfig(Section):
+class RecallCheckConfig(_Section):
     """The check of an approximate bank's recall: every so many steps, a few queries are also searched exactly."""
 
     every_steps: Positive = 100
@@ -313,7 +313,7 @@ class RecallCheckConfig(Section):
     """Queries in a check."""
 
 
-class RingConfig(Section):
+class _RingConfig(_Section):
     """Settings of every kind of bank."""
 
     capacity: Positive | Memory | Literal["dataset"] = 131_072
@@ -334,7 +334,7 @@ class RingConfig(Section):
     """Age, in embeddings pushed since, beyond which an embedding is not retrieved any more. null: no limit."""
 
     @model_validator(mode="after")
-    def _check_k(self) -> RingConfig:
+    def _check_k(self) -> _RingConfig:
         if isinstance(self.capacity, int) and self.k > self.capacity:
             raise _broken_rule(f"must be at most capacity ({self.capacity}), found {self.k}", "k", "capacity")
         if self.max_age is not None and self.k > self.max_age + 1:
@@ -342,13 +342,13 @@ class RingConfig(Section):
         return self
 
 
-class ReferenceBankConfig(RingConfig):
+class ReferenceBankConfig(_RingConfig):
     """Exact search in plain torch; slow, for tests."""
 
     kind: Literal["reference"] = "reference"
 
 
-class FlatBankConfig(RingConfig):
+class FlatBankConfig(_RingConfig):
     """Exact search over the stored embeddings, without an index."""
 
     kind: Literal["flat"] = "flat"
@@ -358,7 +358,7 @@ class FlatBankConfig(RingConfig):
     step."""
 
 
-class ScanBankConfig(RingConfig):
+class ScanBankConfig(_RingConfig):
     """Search by a scan of a compressed copy of the bank; the best candidates are compared exactly."""
 
     kind: Literal["scan"] = "scan"
@@ -371,7 +371,7 @@ class ScanBankConfig(RingConfig):
     recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
-class IvfConfig(Section):
+class IvfConfig(_Section):
     """The inverted file (IVF) of an approximate bank."""
 
     lists: Positive | Literal["auto"] = "auto"
@@ -385,7 +385,7 @@ class IvfConfig(Section):
     fast."""
 
 
-class IvfBankConfig(RingConfig):
+class IvfBankConfig(_RingConfig):
     """Approximate search by an inverted file that is updated at each push."""
 
     kind: Literal["ivf"] = "ivf"
@@ -401,13 +401,13 @@ BankConfig = Annotated[
 ]
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(_Section):
     """SGD as in the paper, or LARS for large batches."""
 
     kind: Literal["sgd", "lars"] = "sgd"
     """"lars" (You et al., 2017): the update of each weight tensor is proportional to its norm, which keeps batches of
     thousands of images stable; needs the extra `lars`."""
-    learning_rate: AboveZero = 0.05
+    learning_rate: _AboveZero = 0.05
     """Peak learning rate, for `train.batch_size` images or, if it is set, for `base_batch_size` images."""
     base_batch_size: Positive | None = None
     """Scale the learning rate by `train.batch_size` / `base_batch_size` (Goyal et al., 2017). null: do not scale it."""
@@ -416,7 +416,7 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """With sgd it applies to all parameters (as in the authors' code); with lars not to biases and batch norms, whose
     updates are not made proportional to their norms either (as in BYOL and SimCLR)."""
-    trust: AboveZero = 0.001
+    trust: _AboveZero = 0.001
     """Trust coefficient of lars: norm of an update at learning rate 1, relative to the norm of the weight tensor."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """"epoch" (as in the paper) or "step": cosine decay to zero, updated once per epoch or per step. "constant": no
@@ -429,7 +429,7 @@ class OptimizerConfig(Section):
         return self.learning_rate * (1 if self.base_batch_size is None else batch_size / self.base_batch_size)
 
 
-class TargetConfig(Section):
+class TargetConfig(_Section):
     """The exponential moving average (EMA) by which the target encoder follows the online encoder."""
 
     momentum: Fraction = 0.99
@@ -438,7 +438,7 @@ class TargetConfig(Section):
     """EMA momentum at the last step, approached on a cosine. null: constant momentum."""
 
 
-class TrainConfig(Section):
+class TrainConfig(_Section):
     """Length, batch size, precision and device of a run."""
 
     epochs: Positive = 200
@@ -465,7 +465,7 @@ class TrainConfig(Section):
     """CPU threads of torch and FAISS. null: one per core."""
     log_every: Positive = 10
     """Steps between two reports on the terminal, in metrics.jsonl and in TensorBoard."""
-    hang_seconds: AboveZero | None = None
+    hang_seconds: _AboveZero | None = None
     """End the process with exit code 75 (start again) if a step takes longer than this. null: never."""
 
     @model_validator(mode="after")
@@ -479,12 +479,12 @@ class TrainConfig(Section):
         return self
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(_Section):
     """When checkpoints are written, and which are kept."""
 
     every_epochs: Positive = 10
     """Epochs between two checkpoints; the end of the run always writes one."""
-    every_minutes: AboveZero | None = 30.0
+    every_minutes: _AboveZero | None = 30.0
     """Also write a checkpoint at the first step that is this many minutes after the last one. null: only after
     epochs."""
     background: bool = True
@@ -496,7 +496,7 @@ class CheckpointConfig(Section):
     """Also keep checkpoints whose epoch is a multiple of this. null: none."""
 
 
-class KnnConfig(Section):
+class KnnConfig(_Section):
     """kNN evaluations during training; without labels there are none."""
 
     every_epochs: Positive | None = 10
@@ -507,7 +507,7 @@ class KnnConfig(Section):
     """Most training and most held-out images to use; of larger sets a fixed sample."""
 
 
-class Config(Section):
+class Config(_Section):
     """Everything that determines a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -12,7 +12,7 @@ Key = tuple[str | int, ...]  # ("views", "weak", "crop_scale", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class SectionKinds:
+class _SectionKinds:
     """The models of a section by kind; a section without a `kind` has one model, of kind ""."""
 
     models: dict[str, type[BaseModel]]
@@ -55,8 +55,8 @@ def key_of(location: Sequence[str | int]) -> Key:
     return key
 
 
-def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, SectionKinds]:
-    sections = {key: SectionKinds({"": model}, "")}
+def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, _SectionKinds]:
+    sections = {key: _SectionKinds({"": model}, "")}
     for name, field in model.model_fields.items():
         below = (*key, name)
         if field.discriminator is not None:
@@ -64,7 +64,7 @@ def _sections(model: type[BaseModel], key: Key = ()) -> dict[Key, SectionKinds]:
             kinds = {kind: each for each in members for kind in get_args(each.model_fields["kind"].annotation)}
             for member in members:
                 sections |= _sections(member, below)
-            sections[below] = SectionKinds(kinds, field.default.kind)
+            sections[below] = _SectionKinds(kinds, field.default.kind)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             sections |= _sections(field.annotation, below)
     return sections

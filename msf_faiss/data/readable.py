@@ -15,7 +15,7 @@ from msf_faiss.errors import UserError
 _SHOWN = 5  # unreadable images that an error lists
 
 
-class Decoded(NamedTuple):
+class _Decoded(NamedTuple):
     """The readable images of a batch, and the problems of the others."""
 
     ids: NDArray[np.int64]  # [B]
@@ -25,7 +25,7 @@ class Decoded(NamedTuple):
 
 def decode_readable(
     source: Source, ids: NDArray[np.int64], config: SourceConfig, reduce: Callable[[int, int, int], int] | None = None
-) -> Decoded:
+) -> _Decoded:
     """Decode the images `ids`. `reduce`: a `source.Reduce` with the image's id as an additional first argument.
 
     Raises:
@@ -41,7 +41,7 @@ def decode_readable(
             unreadable[index] = str(error)
         else:
             readable.append(index)
-    return Decoded(np.array(readable, np.int64), images, unreadable)
+    return _Decoded(np.array(readable, np.int64), images, unreadable)
 
 
 def add_unreadable(known: dict[int, str], new: dict[int, str], config: SourceConfig) -> None:

@@ -22,8 +22,8 @@ from msf_faiss.data.source import Source
 from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _MOST_WORKERS = 16
 _GPU_VIEW_SIZE = 96  # pixels; workers prepare views at least this large for a GPU even if images are in memory
@@ -45,8 +45,8 @@ def worker_count(source: Source, config: Config, device: torch.device = CPU, *, 
 
 
 def load(
-    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, pin_memory: bool = False
-) -> Generator[Result, None, None]:
+    work: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int, pin_memory: bool = False
+) -> Generator[_Result, None, None]:
     """Yield `work(item)` for each of `items`, in order; computed in `workers` processes, or in this one if 0.
 
     `work` must be picklable if there are workers. Closing the generator ends them. Global random states are neither
@@ -109,7 +109,9 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _loader(work: Callable[[Item], Result], items: Iterable[Item], workers: int, pin_memory: bool) -> DataLoader[Any]:
+def _loader(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, pin_memory: bool
+) -> DataLoader[Any]:
     return DataLoader(
         _Work(work),
         batch_size=None,
@@ -124,20 +126,20 @@ def _loader(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
     )
 
 
-class _Work(Dataset[Any], Generic[Item, Result]):
+class _Work(Dataset[Any], Generic[_Item, _Result]):
     """Poses as a data set to the DataLoader: indexing it with an item does that item's work."""
 
-    def __init__(self, work: Callable[[Item], Result]) -> None:
+    def __init__(self, work: Callable[[_Item], _Result]) -> None:
         self._work = work
 
-    def __getitem__(self, item: Item) -> Result | UserError:
+    def __getitem__(self, item: _Item) -> _Result | UserError:
         try:
             return self._work(item)
         except UserError as error:  # returned, since the DataLoader would wrap a raised one in a traceback
             return error
 
 
-def _identity(result: Result) -> Result:
+def _identity(result: _Result) -> _Result:
     return result
 
 

@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msf_faiss.counter_rng import hash_counters
 from msf_faiss.distributed.ranks import Ranks
 
-Network = TypeVar("Network", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 
 _SHUFFLE = 101  # this module's stream of random numbers; data/sampler and views use others
 
 
-def synchronize_batch_norm(network: Network, ranks: Ranks) -> Network:
+def synchronize_batch_norm(network: _Network, ranks: Ranks) -> _Network:
     """Have the batch norms of `network` normalise by the images of all ranks; its tensors keep their names.
 
     Args:
@@ -31,7 +31,7 @@ def synchronize_batch_norm(network: Network, ranks: Ranks) -> Network:
     if ranks.size == 1:
         return network
     if next(network.parameters()).is_cuda:
-        converted: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        converted: _Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     for parent in list(network.modules()):
         for name, child in parent.named_children():

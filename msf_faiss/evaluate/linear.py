@@ -29,7 +29,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 BATCH_SIZE = 256
 EPOCHS = 40
-DROPS = (15 / 40, 30 / 40)  # fractions of the epochs after which the learning rate falls to a tenth
+_DROPS = (15 / 40, 30 / 40)  # fractions of the epochs after which the learning rate falls to a tenth
 AUGMENTATION = WeakView(crop_scale=(0.08, 1.0), flip=0.5)
 EPSILON = 1e-5  # added to each variance, as in the authors' code
 
@@ -76,7 +76,7 @@ class Standardize(nn.Module):
 
 def milestones(epochs: int) -> list[int]:
     """Epochs after which the learning rate falls to a tenth: 15 and 30 of 40."""
-    return [round(fraction * epochs) for fraction in DROPS]
+    return [round(fraction * epochs) for fraction in _DROPS]
 
 
 def train_probe(

@@ -24,14 +24,14 @@ def write_summary(folder: Path, title: str) -> Path:
     results = load_results(folder)
     page = folder / "summary.md"
     try:
-        write_atomic(folder / SUMMARY, json.dumps(summary_json(results, title), indent=2) + "\n")
+        write_atomic(folder / SUMMARY, json.dumps(_summary_json(results, title), indent=2) + "\n")
         write_atomic(page, summary_markdown(results, title))
     except OSError as error:
         raise UserError(f"{page}: cannot write: {error.strerror}; name another folder with --out") from error
     return page
 
 
-def summary_json(results: Sequence[Result], title: str) -> dict[str, Any]:
+def _summary_json(results: Sequence[Result], title: str) -> dict[str, Any]:
     """The accuracies of all comparisons, then every result with its protocol."""
     return {
         "format": "msf-faiss summary",

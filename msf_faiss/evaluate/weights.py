@@ -34,7 +34,7 @@ from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.files import kind_of
 from msf_faiss.models import build_model
 
-TIMM = "timm:"
+_TIMM = "timm:"
 """Prefix of the name of a timm network."""
 
 _CONFIGURABLE = get_args(TorchvisionBackbone.model_fields["name"].annotation)
@@ -43,7 +43,7 @@ _AUTHORS = {"encoder_q": "online", "encoder_t": "target", "predict_q": "predicto
 _AUTHORS_BANK = {"queue", "labels", "queue_ptr"}
 _SHOWN = 3  # weights that an error lists
 
-StateDict = dict[str, Tensor]
+_StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +163,9 @@ def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
     )
 
 
-def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[EvalEncoder], nn.Module]:
+def _authors_loader(path: Path, state: _StateDict, config: Config) -> Callable[[EvalEncoder], nn.Module]:
     """Backbones with the authors' names, loaded as part of our whole model so that the heads are checked too."""
-    renamed: StateDict = {}
+    renamed: _StateDict = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part in _AUTHORS:
@@ -184,7 +184,9 @@ def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[E
     return load
 
 
-def _plain_loader(path: Path, state: StateDict, config: Config, arch: str | None) -> Callable[[EvalEncoder], nn.Module]:
+def _plain_loader(
+    path: Path, state: _StateDict, config: Config, arch: str | None
+) -> Callable[[EvalEncoder], nn.Module]:
     """A backbone with its own names; weights of a classifier are ignored."""
 
     def load(name: EvalEncoder) -> nn.Module:
@@ -206,7 +208,7 @@ def _build_network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[s
         return build_model(config.model, seed=config.seed).online.backbone, ("fc.",)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network, heads = _timm(arch.removeprefix(TIMM)) if arch.startswith(TIMM) else _torchvision(arch)
+        network, heads = _timm(arch.removeprefix(_TIMM)) if arch.startswith(_TIMM) else _torchvision(arch)
     size = config.views.size
     try:
         with torch.no_grad():
@@ -221,7 +223,7 @@ def _build_network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[s
 def _torchvision(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     if name not in torchvision.models.list_models(torchvision.models):
         raise UserError(
-            f"--arch {name}: torchvision has no such classification network; for a network of timm, write {TIMM}NAME"
+            f"--arch {name}: torchvision has no such classification network; for a network of timm, write {_TIMM}NAME"
         )
     network = torchvision.models.get_model(name, weights=None)
     head = next(head for head in _HEADS if hasattr(network, head))
@@ -233,11 +235,11 @@ def _timm(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f"--arch {TIMM}{name} needs the package timm: pip install 'msf-faiss[timm]'") from error
+        raise UserError(f"--arch {_TIMM}{name} needs the package timm: pip install 'msf-faiss[timm]'") from error
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise UserError(f"--arch {TIMM}{name}: {error}; `timm.list_models()` lists the names") from error
+        raise UserError(f"--arch {_TIMM}{name}: {error}; `timm.list_models()` lists the names") from error
     heads = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     return network, tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
 
@@ -265,7 +267,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _state_dict(path: Path, content: Mapping[str, Any]) -> StateDict:
+def _state_dict(path: Path, content: Mapping[str, Any]) -> _StateDict:
     """The state dict in a file's content, without the `module` of DataParallel in its names."""
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -275,7 +277,7 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> StateDict:
     return {".".join(part for part in name.split(".") if part != "module"): value for name, value in state.items()}
 
 
-def _load_strictly(network: nn.Module, state: StateDict, path: Path, what: str) -> None:
+def _load_strictly(network: nn.Module, state: _StateDict, path: Path, what: str) -> None:
     """Load every weight; a missing or unexpected one, or one of another shape, is an error."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]

@@ -35,8 +35,8 @@ from msf_faiss.files import kind_of
 from msf_faiss.text import printable
 
 FOLDER = "exports"
-FACTS = "msf-faiss.json"
-CARD = "README.md"
+_FACTS = "msf-faiss.json"
+_CARD = "README.md"
 FORMAT = "msf-faiss export"
 VERSION = 1
 
@@ -171,9 +171,9 @@ def _write(
         "python": sys.version.split()[0],
     }
     facts["files"] = {path.name: _describe_file(path) for path in sorted(folder.iterdir())}
-    (folder / CARD).write_text(render_card(encoder, format, facts, results), encoding="utf-8")
-    facts["files"][CARD] = _describe_file(folder / CARD)
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / _CARD).write_text(render_card(encoder, format, facts, results), encoding="utf-8")
+    facts["files"][_CARD] = _describe_file(folder / _CARD)
+    (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -202,18 +202,18 @@ def _check_replaceable(out: Path, facts: Mapping[str, Any], *, force: bool) -> N
     if not found:
         return
     old = _old_facts(out)
-    known = {FACTS, *old.get("files", {})}
+    known = {_FACTS, *old.get("files", {})}
     foreign = sorted(each for each, path in found.items() if each not in known or not path.is_file())
     if not old or foreign:
         raise UserError(
-            f"{name} contains {printable(foreign[0] if foreign else FACTS)}, which no export wrote; move it away, or "
+            f"{name} contains {printable(foreign[0] if foreign else _FACTS)}, which no export wrote; move it away, or "
             "name another folder with --out"
         )
     if force:
         return
     if any(old.get(key) != facts[key] for key in _IDENTITY):
         raise UserError(f"{name} contains another export; name another folder with --out, or replace it: --force")
-    edited = [each for each in found.keys() - {FACTS} if _describe_file(found[each]) != old["files"][each]]
+    edited = [each for each in found.keys() - {_FACTS} if _describe_file(found[each]) != old["files"][each]]
     if edited:
         raise UserError(
             f"{name}: {edited[0]} was edited since the export; name another folder with --out, or replace it: --force"
@@ -223,7 +223,7 @@ def _check_replaceable(out: Path, facts: Mapping[str, Any], *, force: bool) -> N
 def _old_facts(out: Path) -> dict[str, Any]:
     """The facts of the export in `out`; empty if there is none."""
     try:
-        facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((out / _FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     usable = isinstance(facts, dict) and facts.get("format") == FORMAT and isinstance(facts.get("files"), dict)

@@ -13,7 +13,7 @@ from msf_faiss.config import TorchvisionBackbone
 from msf_faiss.embeddings.encoder import TrainedEncoder
 
 WEIGHTS = "model.safetensors"
-TIMM_CONFIG = "config.json"
+_TIMM_CONFIG = "config.json"
 
 
 def write_torchvision(encoder: TrainedEncoder, folder: Path) -> None:
@@ -46,7 +46,7 @@ def write_timm(encoder: TrainedEncoder, folder: Path) -> None:
             "input_size": [3, encoder.image_size, encoder.image_size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": crop_ratio(encoder.image_size, encoder.resize),
+            "crop_pct": _crop_ratio(encoder.image_size, encoder.resize),
             "crop_mode": "center",
             "mean": list(encoder.mean),
             "std": list(encoder.std),
@@ -56,10 +56,10 @@ def write_timm(encoder: TrainedEncoder, folder: Path) -> None:
         },
     }
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights_of(encoder)))
-    (folder / TIMM_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / _TIMM_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def crop_ratio(size: int, resize: int) -> float:
+def _crop_ratio(size: int, resize: int) -> float:
     """timm's `crop_pct`: crop size by shorter side. timm recomputes the side as floor(size / ratio)."""
     ratio = size / resize
     return ratio if math.floor(size / ratio) == resize else size / (resize + 0.5)

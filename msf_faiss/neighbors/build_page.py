@@ -28,7 +28,7 @@ from msf_faiss.text import printable
 
 _MAX_POINTS = 3000  # of the map
 
-Notify = Callable[[str], object]
+_Notify = Callable[[str], object]
 
 
 class _Moment(NamedTuple):
@@ -57,7 +57,7 @@ class BuiltPage(NamedTuple):
     explorer: Explorer
 
 
-def build_page(checkpoint: Checkpoint, options: PageOptions, notify: Notify = lambda line: None) -> BuiltPage:
+def build_page(checkpoint: Checkpoint, options: PageOptions, notify: _Notify = lambda line: None) -> BuiltPage:
     """Inspect queries, and collect all that a page shows about them.
 
     The page has the queries, their neighbours, the images of its other parts, and then neighbours of neighbours,
@@ -136,7 +136,7 @@ def build_page(checkpoint: Checkpoint, options: PageOptions, notify: Notify = la
 
 
 def _search_at(
-    gallery: Gallery, checkpoint: Checkpoint, queries: Queries, options: PageOptions, notify: Notify
+    gallery: Gallery, checkpoint: Checkpoint, queries: Queries, options: PageOptions, notify: _Notify
 ) -> _Moment:
     """The neighbours of the queries, and of the same random images, at another checkpoint."""
     notify(f"searching at step {checkpoint.step:,}")
@@ -149,7 +149,7 @@ def _search_at(
     )
 
 
-def _clusters(gallery: Gallery, options: PageOptions, notify: Notify) -> tuple[tuple[Cluster, ...], NDArray[np.int64]]:
+def _clusters(gallery: Gallery, options: PageOptions, notify: _Notify) -> tuple[tuple[Cluster, ...], NDArray[np.int64]]:
     """The clusters, and the index of each training image's cluster, -1 for none: [N + files]."""
     cluster_of = np.full(len(gallery.source) + len(options.files), -1)
     if not options.clusters:
@@ -179,7 +179,7 @@ def _name(gallery: Gallery, queries: Queries, key: int) -> str:
 
 
 def _map(
-    cache: ImageCache, page: PageImages, queries: int, options: PageOptions, notify: Notify
+    cache: ImageCache, page: PageImages, queries: int, options: PageOptions, notify: _Notify
 ) -> EmbeddingMap | None:
     """A map of the queries, which are the first images of the page, and of random other images."""
     if options.map_method is None:

@@ -33,7 +33,7 @@ from msf_faiss.text import printable
 from msf_faiss.views.random_view import center_crop
 
 
-class Sample(NamedTuple):
+class _Sample(NamedTuple):
     """Random images and their neighbours, and the queries."""
 
     cache: ImageCache
@@ -72,7 +72,7 @@ def inspect(
     return make_inspection(gallery, queries, neighbors, summary, options, thumbnails=thumbnails)
 
 
-def search_sample(gallery: Gallery, options: InspectOptions, notify: Callable[[str], object]) -> Sample:
+def search_sample(gallery: Gallery, options: InspectOptions, notify: Callable[[str], object]) -> _Sample:
     """Search the neighbours of random images; choose the queries.
 
     Raises:
@@ -90,7 +90,7 @@ def search_sample(gallery: Gallery, options: InspectOptions, notify: Callable[[s
     neighbors = cache.neighbors(sample)
     if queries is None:
         queries = embed_queries(gallery, (), worst_first(gallery, sample, neighbors)[: options.queries])
-    return Sample(cache, queries, sample, neighbors)
+    return _Sample(cache, queries, sample, neighbors)
 
 
 def make_inspection(

@@ -29,7 +29,7 @@ _NEUTRAL = "#c9c5c0"
 _MATCH = "#0f766e"
 _MISMATCH = "#c2410c"
 
-Font = ImageFont.FreeTypeFont
+_Font = ImageFont.FreeTypeFont
 
 
 def write_sheet(inspection: Inspection, path: Path) -> None:
@@ -123,7 +123,7 @@ class _Sheet:
         self.text(f"{neighbor.similarity:.3f}", x, y, _font(15, bold=True), _INK, self._framed)
         self.text(neighbor.class_name or f"{neighbor.id:,}", x, y + _TEXT_LINE, _font(14), _MUTED, self._framed)
 
-    def text(self, text: str, x: int, y: int, font: Font, color: str, max_width: int) -> None:
+    def text(self, text: str, x: int, y: int, font: _Font, color: str, max_width: int) -> None:
         """Draw one line of text, cut off with an ellipsis if it is too wide."""
         text = replace_unprintable(text)
         if font.getlength(text) > max_width:
@@ -149,7 +149,7 @@ def _mark(matches: bool, color: str) -> Image.Image:
 
 
 @cache
-def _font(size: int, *, bold: bool = False) -> Font:
+def _font(size: int, *, bold: bool = False) -> _Font:
     """Return DejaVu Sans from this package, since Pillow's own font covers only ASCII."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(__file__).with_name("fonts") / name), size)

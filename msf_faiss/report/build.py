@@ -131,7 +131,7 @@ def _run_context(number: int, run: RunRecord, out: Path, last: int) -> dict[str,
         "record": run,
         "look": f"color-{number % _COLORS} dash-{(number + number // _COLORS) % _COLORS}",
         "state": run.status.state if run.status else "unknown",
-        "state_text": describe_state(run.status) if run.status else f"State unknown: {run.missing['status']}",
+        "state_text": _describe_state(run.status) if run.status else f"State unknown: {run.missing['status']}",
         "well": run.status is not None and run.status.well,
         "progress": _progress(run),
         "headlines": _headlines(run),
@@ -143,7 +143,7 @@ def _run_context(number: int, run: RunRecord, out: Path, last: int) -> dict[str,
     }
 
 
-def describe_state(status: Status) -> str:
+def _describe_state(status: Status) -> str:
     """Describe in a sentence how a run is doing or how it ended."""
     beat = status.heartbeat
     if beat is None:

@@ -95,7 +95,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
+class _Series:
     """The curve of one run in a chart."""
 
     run: int
@@ -114,7 +114,7 @@ class Chart:
     info: MetricInfo
     linear: Scale
     log: Scale | None
-    series: tuple[Series, ...]
+    series: tuple[_Series, ...]
 
 
 def make_charts(runs: Sequence[Metrics]) -> dict[str, list[Chart]]:
@@ -208,7 +208,7 @@ def _make_chart(name: str, runs: Sequence[Metrics]) -> Chart:
     for number, curve in curves.items():
         smoothed = smooth(curve) if info.noisy else None
         series.append(
-            Series(
+            _Series(
                 run=number,
                 curve=thinned[number],
                 linear=_path(thinned[number], smoothed, linear, last),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from msf_faiss.run.metrics_file import check_header
 
-MAX_POINTS = 1500  # of a curve on the page; more than it has pixels
+_MAX_POINTS = 1500  # of a curve on the page; more than it has pixels
 SMOOTHING_WINDOW = 0.02  # fraction of a curve's points that each smoothed point averages
 _MAX_SMOOTH_POINTS = 400
 _MIN_POINTS_TO_SMOOTH = 50  # an average of few points distorts a curve rather than smooths it
@@ -34,7 +34,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class _Mark:
     """An event, marked in every chart."""
 
     step: int
@@ -48,7 +48,7 @@ class Metrics:
     """The contents of a metrics.jsonl."""
 
     curves: Mapping[str, Curve]  # by name, in order of first appearance
-    marks: tuple[Mark, ...]
+    marks: tuple[_Mark, ...]
     skipped: int  # invalid lines: cut short by a kill, or still being written
 
     def last(self, name: str) -> float | None:
@@ -67,7 +67,7 @@ def read_metrics(path: Path) -> Metrics:
         OSError: if it cannot be read.
     """
     points: dict[str, tuple[array[int], array[float]]] = {}
-    marks: dict[tuple[str, int], Mark] = {}
+    marks: dict[tuple[str, int], _Mark] = {}
     skipped = 0
     for record in _records(path):
         if record is None:
@@ -86,7 +86,7 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics(curves=known, marks=tuple(sorted(marks.values(), key=lambda mark: mark.step)), skipped=skipped)
 
 
-def thin(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+def thin(curve: Curve, max_points: int = _MAX_POINTS) -> Curve:
     """Return at most `max_points` points of a curve.
 
     It keeps the first and last point, and of each interval the lowest, highest and first missing value, so that no
@@ -153,7 +153,7 @@ def _finite(value: float | None) -> float:
     return number if abs(number) < _MAX_VALUE else math.nan
 
 
-def _marks(record: Mapping[str, Any]) -> Iterator[Mark]:
+def _marks(record: Mapping[str, Any]) -> Iterator[_Mark]:
     epoch: Any = record.get("epoch")
     known = isinstance(epoch, int | float) and math.isfinite(epoch)
     at: dict[str, Any] = {"step": record["step"], "epoch": float(epoch) if known else None}
@@ -165,12 +165,12 @@ def _marks(record: Mapping[str, Any]) -> Iterator[Mark]:
             text = f"the embeddings have been collapsing since step {since:,}"
         if isinstance(std, float) and isinstance(rank, float):
             text += f" (std {std:.2g}, effective rank {rank:.3g})"
-        yield Mark(**at, kind="collapse", text=text)
+        yield _Mark(**at, kind="collapse", text=text)
     if "bank_adjusted" in record:
-        yield Mark(**at, kind="bank", text=f"bank: {record['bank_adjusted']}")
+        yield _Mark(**at, kind="bank", text=f"bank: {record['bank_adjusted']}")
     loss = record.get("loss")
     if isinstance(loss, float) and not math.isfinite(loss):
-        yield Mark(**at, kind="loss", text="the loss is not finite")
+        yield _Mark(**at, kind="loss", text="the loss is not finite")
 
 
 def _sorted_curve(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Curve:

@@ -50,7 +50,7 @@ def differ(values: Sequence[str | None]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreTable:
+class _ScoreTable:
     """Comparisons on the same images: one row for each metric, one group of columns for each run and step."""
 
     data: str  # describes the images
@@ -60,7 +60,7 @@ class ScoreTable:
     best: dict[str, str]  # by metric: the cell with the highest accuracy
 
 
-def score_tables(runs: Sequence[RunRecord]) -> list[ScoreTable]:
+def score_tables(runs: Sequence[RunRecord]) -> list[_ScoreTable]:
     """Return one table for each set of evaluated images, with all runs that were evaluated on it."""
     by_images: dict[str, list[tuple[int, Comparison]]] = {}
     for number, run in enumerate(runs):
@@ -69,7 +69,7 @@ def score_tables(runs: Sequence[RunRecord]) -> list[ScoreTable]:
     return [_score_table(data, groups) for data, groups in by_images.items()]
 
 
-def _score_table(data: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
+def _score_table(data: str, groups: list[tuple[int, Comparison]]) -> _ScoreTable:
     heads = []
     for _, comparison in groups:
         gains = any(comparison.gain(metric) is not None for metric in comparison.scores)
@@ -88,7 +88,7 @@ def _score_table(data: str, groups: list[tuple[int, Comparison]]) -> ScoreTable:
                 cells.append("–" if gain is None else f"{gain:+.1f}")
             rows[metric].append(cells)
         best[metric] = _accuracy(max(accuracies))
-    return ScoreTable(data=data, groups=groups, heads=heads, rows=rows, best=best)
+    return _ScoreTable(data=data, groups=groups, heads=heads, rows=rows, best=best)
 
 
 def _accuracy(value: float) -> str:

@@ -33,7 +33,7 @@ class Recorder:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._status, self._tensorboard = StatusWriter(run_dir), TensorBoardWriter(run_dir / TENSORBOARD)
+        self._status, self._tensorboard = StatusWriter(run_dir), _TensorBoardWriter(run_dir / TENSORBOARD)
         self._consumers = (self._status, MetricsWriter(run_dir / METRICS), self._tensorboard)
 
     def __enter__(self) -> Recorder:
@@ -66,7 +66,7 @@ class Recorder:
             ) from error
 
 
-class TensorBoardWriter:
+class _TensorBoardWriter:
     """Writes the metrics as scalars `train/…`; call it with each event, in order.
 
     It writes in the calling thread. torch's SummaryWriter uses another thread, which prints a traceback if the disk is

@@ -18,7 +18,7 @@ import torch
 from msf_faiss.errors import UserError
 
 
-class BlasFamily(NamedTuple):
+class _BlasFamily(NamedTuple):
     """The OpenBLAS kernel family that FAISS uses."""
 
     name: str | None  # value of OPENBLAS_CORETYPE; None: chosen by OpenBLAS, which does not report it
@@ -38,15 +38,15 @@ def best_blas_family() -> str | None:
     return "Haswell" if "avx2" in flags else None
 
 
-def choose_blas_family() -> BlasFamily:
+def choose_blas_family() -> _BlasFamily:
     """Return the kernel family that the user set, or else the best known."""
     if "OPENBLAS_CORETYPE" in os.environ:
-        return BlasFamily(os.environ["OPENBLAS_CORETYPE"], "user")
+        return _BlasFamily(os.environ["OPENBLAS_CORETYPE"], "user")
     best = best_blas_family()
-    return BlasFamily(best, "msf-faiss" if best else "OpenBLAS")
+    return _BlasFamily(best, "msf-faiss" if best else "OpenBLAS")
 
 
-def _import_faiss(blas: BlasFamily) -> Any:
+def _import_faiss(blas: _BlasFamily) -> Any:
     chosen = blas.chosen_by == "msf-faiss"
     if chosen:
         assert blas.name is not None

@@ -28,7 +28,7 @@ _GPU_GATHERED = 1 << 25
 _BFLOAT16_ROUNDING = 2.0**-8  # error of rounding to bfloat16, relative to the result
 
 
-class Shortlist(NamedTuple):
+class _Shortlist(NamedTuple):
     """Rows that may be the most similar ones, and a bound on the products of all others."""
 
     rows: Tensor  # [B, C] int64, distinct for a query: those of each group, best group first, then those in no group
@@ -44,7 +44,7 @@ def shortlist(
     queries: Tensor,
     *,
     group: int = GROUP,
-) -> Shortlist:
+) -> _Shortlist:
     """List the rows of the `count` groups with the largest products, and the rows that are in no whole group.
 
     The best `count` rows are in at most as many groups.
@@ -83,12 +83,12 @@ def shortlist(
     others = torch.cat(rest).expand(batch, -1)  # [B, less than a group per range]
     if not maxima:
         least = torch.full((batch, 1), _least(dtype), dtype=dtype, device=device)
-        return Shortlist(others, least[:, :0], least[:, 0])
+        return _Shortlist(others, least[:, :0], least[:, 0])
     best, places = torch.cat(maxima, dim=1).topk(min(count + 1, sum(part.shape[1] for part in maxima)), dim=1)
     groups = torch.cat(starts, dim=1).gather(1, places[:, :count])  # [B, count]
     members = groups.unsqueeze(2) + torch.arange(group, device=device)  # [B, count, group]
     bound = best[:, count] if best.shape[1] > count else torch.full_like(best[:, 0], _least(best.dtype))
-    return Shortlist(torch.cat([members.flatten(1), others], dim=1), best[:, :count], bound)
+    return _Shortlist(torch.cat([members.flatten(1), others], dim=1), best[:, :count], bound)
 
 
 def _largest(every: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ class Monitors:
             self.unreadable = {index: f"image {index}, skipped earlier" for index in skipped}
 
 
-class NeighborStats(NamedTuple):
+class _NeighborStats(NamedTuple):
     """Statistics of neighbours, without entries of the query's own image."""
 
     purity: float | None  # ratio of neighbours with the query's label; None: no labelled pair
@@ -121,7 +121,7 @@ class NeighborMonitor:
         some = ages[:_SAMPLED]
         self._sampled.append(torch.stack([pushed - 1 - some, some, others[:_SAMPLED].long()]))
 
-    def summarize(self) -> NeighborStats:
+    def summarize(self) -> _NeighborStats:
         """Statistics since the last call; starts over."""
         matches, labelled, ages, pairs = self._ranks.sum(self._sums).tolist()
         queries = sum(tensor.shape[1] for tensor in self._sampled)
@@ -130,7 +130,7 @@ class NeighborMonitor:
         self._sums, self._sampled = self._zero.clone(), []
         numbers, known_ages = sampled[:2, sampled[2] == 1]
         hubs = np.sort(np.unique(numbers, return_counts=True)[1])[-_HUBS:]
-        return NeighborStats(
+        return _NeighborStats(
             purity=matches / labelled if labelled else None,
             age_mean=ages / pairs if pairs else 0.0,
             age_p95=float(np.quantile(known_ages, 0.95, method="higher")) if known_ages.size else 0.0,

@@ -66,7 +66,7 @@ class StreamRetriever:
         self._bank = bank
         self._stream = torch.cuda.Stream(bank.device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> StreamRetrieval:
+    def __call__(self, targets: Tensor, ids: Tensor, k: int, clock: Clock) -> _StreamRetrieval:
         caller = torch.cuda.current_stream(self._bank.device)
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
@@ -74,10 +74,10 @@ class StreamRetriever:
         # The allocator must not reuse memory that the other stream is still reading.
         for tensor in (targets, ids):
             tensor.record_stream(self._stream)
-        return StreamRetrieval(retrieved, self._stream, caller)
+        return _StreamRetrieval(retrieved, self._stream, caller)
 
 
-class StreamRetrieval(NamedTuple):
+class _StreamRetrieval(NamedTuple):
     """Work queued on `stream`, for which `caller` has to wait."""
 
     retrieved: Retrieved

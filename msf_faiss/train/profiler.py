@@ -13,9 +13,9 @@ from msf_faiss.errors import UserError
 from msf_faiss.run.directory import PROFILE
 from msf_faiss.train.clock import Clock
 
-WARM_UP = 5
+_WARM_UP = 5
 """Untimed steps before the timed ones: kernels are selected, memory is allocated, workers start."""
-TRACED = 3
+_TRACED = 3
 """Traced steps after the timed ones."""
 
 
@@ -31,17 +31,17 @@ class Profiler:
     """
 
     def __init__(self, steps: int, *, first_step: int, last_step: int, clock: Clock) -> None:
-        needed = WARM_UP + steps + TRACED
+        needed = _WARM_UP + steps + _TRACED
         if last_step - first_step < needed:
             raise UserError(
-                f"--profile {steps} needs {needed} steps ({WARM_UP} to warm up, {steps} to time, {TRACED} to trace), "
+                f"--profile {steps} needs {needed} steps ({_WARM_UP} to warm up, {steps} to time, {_TRACED} to trace), "
                 f"but the run has only {last_step - first_step} left. Raise train.epochs or train.max_steps, or lower "
                 "--profile"
             )
         self.steps = steps
-        self.begins = first_step + WARM_UP
+        self.begins = first_step + _WARM_UP
         self.ends = self.begins + steps
-        self.traced = self.ends + TRACED
+        self.traced = self.ends + _TRACED
         self._clock = clock
         self._seconds: float = 0.0
         self._parts: dict[str, float] = {}

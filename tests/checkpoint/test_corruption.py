@@ -209,7 +209,7 @@ def test_resume_never_uses_a_damaged_checkpoint(whole: Path, tmp_path: Path) -> 
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         (note,) = started.notes
         assert note.startswith(f"{checkpoint}: the checkpoint is damaged: "), what
-        assert f"it is now {aside.name}, and the run goes on from an older one" in note, what
+        assert f"Renamed it to {aside.name}; resuming from an older checkpoint" in note, what
         prefix, moved = f"checkpoints/{checkpoint.name}/", f"checkpoints/{aside.name}/"
         kept = {moved + name.removeprefix(prefix): data for name, data in before.items() if name.startswith(prefix)}
         assert {f"{moved}{name}": data for name, data in contents(aside).items()} == kept, what

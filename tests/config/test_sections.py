@@ -13,7 +13,7 @@ def test_sections_contains_every_section_and_kind() -> None:
         *("demo", "folder", "parquet", "webdataset", "huggingface", "cifar10", "cifar100", "stl10")
     ]
     assert data.models["folder"] is FolderData
-    assert data.shared == {"kind", "workers", "cache", "unreadable", "unreadable_limit"}
+    assert data.shared == {"kind", "workers", "cache", "unreadable", "unreadable_limit", "max_pixels"}
     assert SECTIONS["model", "backbone"].default == "torchvision"
 
 

@@ -40,7 +40,7 @@ def decode_image(
         UnreadableImageError: if Pillow cannot read the image completely, or its samples have no known range.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), open_image(encoded) as image:
+        with warnings.catch_warnings(action="ignore"), _open_image(encoded) as image:
             if image.width * image.height > max_pixels:
                 raise ValueError(
                     f"it has {image.width:,} × {image.height:,} pixels, more than data.max_pixels ({max_pixels:,}); "
@@ -58,7 +58,7 @@ def decode_image(
     raise unreadable(name(), problem)
 
 
-def open_image(encoded: bytes) -> Image.Image:
+def _open_image(encoded: bytes) -> Image.Image:
     """Let Pillow open an image, HEIC too where pillow-heif is installed. Pixels are not decoded yet.
 
     Raises:
@@ -73,7 +73,7 @@ def open_image(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded))
 
 
-def read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     """The contents of a regular file; a named pipe would be waited for.
 
     Raises:
@@ -93,7 +93,7 @@ def decode_file(
         UnreadableImageError: if there is no such file or Pillow cannot read it.
     """
     try:
-        encoded = read_file(path)
+        encoded = _read_file(path)
     except OSError as error:
         raise unreadable(name(), error.strerror or str(error)) from error
     return decode_image(encoded, name, reduce, max_pixels)
