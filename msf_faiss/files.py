@@ -28,6 +28,18 @@ def kind_of(path: Path, remedy: str = "name another path") -> Literal["file", "f
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "special"
 
 
+def list_names(folder: Path, remedy: str = "name another path") -> list[str]:
+    """Names of what is in a folder, sorted, without hidden ones.
+
+    Raises:
+        UserError: if it cannot be read. It ends with `remedy`.
+    """
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
+    except OSError as error:
+        raise UserError(f"{printable(folder)} cannot be read: {error.strerror}; {remedy}") from error
+
+
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> None:
     """Write `content` to a temporary file and rename it to `path`; missing folders are created. Text is UTF-8.
 

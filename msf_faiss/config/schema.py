@@ -20,7 +20,10 @@ def _expand_home(path: Path) -> Path:
         return path
 
 
-_IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
+_IMAGE_KEYS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "avif", "heic", "heif", "hif", "jp2", "j2k"),
+    *("j2c", "jpc", "jpf", "jpx", "jpe", "jfif", "mpo", "gif", "apng", "avifs", "tga", "dib", "pbm", "pnm", "pcx"),
+)
 _MEMORY = r"^\d+(\.\d+)?(MiB|GiB|TiB|MB|GB|TB)$"
 
 
@@ -99,21 +102,23 @@ class FolderData(CachedSource):
     """Folder with held-out images. null: evaluations use the training images, leaving out the one being classified."""
     labels: Literal["auto", "folders", "none"] = "auto"
     """"folders": the first level of subfolders names the class. "none": unlabelled. "auto": "folders" if every image is
-    exactly one level deep, else "none"."""
+    exactly one level deep, else "none", with a warning if only some images are."""
 
 
 class ParquetData(CachedSource):
-    """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
+    """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, a label."""
 
     kind: Literal["parquet"] = "parquet"
     path: _UserPath
-    """File or folder of files with the training images; files are read in the order of their names."""
+    """File, folder of files (read in the order of their names) or pattern such as train-*.parquet. Of a folder with
+    several splits by the names of the Hugging Face Hub, the training split is used."""
     test_path: _UserPath | None = None
-    """File or folder of files with held-out images. null: none."""
+    """The same for held-out images; of several splits, the test split is used. null: none."""
     image_column: str = "image"
-    """Name of the struct column with the encoded images."""
+    """Name of the column with the images: structs of bytes and path, plain bytes, or paths."""
     label_column: str | None = "label"
-    """Name of the integer column with the classes; without it the images are unlabelled. null: ignore labels."""
+    """Name of the column with the classes, integers or text; without it the images are unlabelled. null: ignore
+    labels."""
 
 
 class WebDatasetData(CachedSource):
@@ -122,12 +127,13 @@ class WebDatasetData(CachedSource):
 
     kind: Literal["webdataset"] = "webdataset"
     path: _UserPath
-    """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar."""
+    """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar. Of
+    a folder with several splits by the names of the Hugging Face Hub, the training split is used."""
     test_path: _UserPath | None = None
-    """The same for held-out images. null: none."""
+    """The same for held-out images; of several splits, the test split is used. null: none."""
     image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = _IMAGE_KEYS
     """Extensions of image files. Of several images in a sample, the one whose extension comes first here is used;
-    samples without an image are left out."""
+    samples without an image are left out and counted."""
     label_key: str | None = "cls"
     """Extension of the file with the number of the class; samples without it are unlabelled. null: ignore labels."""
     class_names: _UserPath | None = None

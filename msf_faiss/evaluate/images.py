@@ -7,6 +7,7 @@ from torch import Tensor
 from msf_faiss.config import DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
 from msf_faiss.counter_rng import hash_counters
 from msf_faiss.data.source import Source
+from msf_faiss.data.sources.open import names_held_out
 from msf_faiss.errors import UserError
 
 _SAMPLE_STREAM = 4  # of counter_rng; the sampler's is 0, the views' are 1 to 3
@@ -17,7 +18,7 @@ def has_held_out(config: DataConfig) -> bool:
     if isinstance(config, HuggingFaceData):
         return config.test_split not in (None, config.split)
     if isinstance(config, FolderData | ParquetData | WebDatasetData):
-        return config.test_path is not None and config.test_path.resolve() != config.path.resolve()
+        return names_held_out(config)
     return True
 
 

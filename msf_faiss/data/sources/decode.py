@@ -15,6 +15,8 @@ from msf_faiss.data.source import Reduce, UnreadableImageError
 from msf_faiss.data.sources.identify import describe, is_heif
 from msf_faiss.data.sources.to_rgb import orientation, to_rgb
 
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # all have signatures
+
 MAX_PIXELS = 178_956_970
 """Default of `data.max_pixels`: where Pillow refuses images too."""
 
@@ -65,12 +67,32 @@ def _open_image(encoded: bytes) -> Image.Image:
         UnidentifiedImageError: if it has no format that Pillow knows.
         Exception: as Pillow's decoders raise for damaged headers.
     """
-    if is_heif(encoded):
-        try:
-            importlib.import_module("pillow_heif").register_heif_opener()
-        except ImportError:
-            raise UnidentifiedImageError from None
+    if is_heif(encoded) and not reads_heif():
+        raise UnidentifiedImageError
     return Image.open(io.BytesIO(encoded))
+
+
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed; Pillow then reads HEIC."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def begins_like_image(path: Path) -> bool:
+    """Whether a regular file has the header of an image, whatever its name."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            if is_heif(file.read(12)):
+                return reads_heif()
+            Image.open(file, formats=_COMMON).close()
+    except Exception:  # decoders raise many types for damaged headers
+        return False
+    return True
 
 
 def _read_file(path: Path) -> bytes:
@@ -94,8 +116,8 @@ def decode_file(
     """
     try:
         encoded = _read_file(path)
-    except OSError as error:
-        raise unreadable(name(), error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise unreadable(name(), getattr(error, "strerror", None) or str(error)) from error
     return decode_image(encoded, name, reduce, max_pixels)
 
 

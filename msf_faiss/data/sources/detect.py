@@ -4,27 +4,29 @@ from pathlib import Path
 from typing import Any
 
 from msf_faiss.config import CachedSource, DataConfig, FolderData, HuggingFaceData, ParquetData, WebDatasetData
+from msf_faiss.data.sources.shards import is_pattern, kind_of_data
 from msf_faiss.errors import UserError
-from msf_faiss.files import kind_of
+from msf_faiss.files import list_names
+from msf_faiss.text import printable
 
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of Hugging Face `datasets`
-_PATTERN = set("{}*?[]")
+_KEPT = ("workers", "unreadable", "unreadable_limit", "max_pixels")
 
 
 def detect_data(path: Path, like: DataConfig) -> DataConfig:
     """The config of the data at `path`, with the defaults of their kind.
 
-    A .parquet file is Parquet; a .tar file or a pattern of them is WebDataset. A folder is what `save_to_disk` wrote,
-    Parquet or WebDataset if such files are directly in it, and otherwise a folder of image files.
+    A .parquet file or a pattern of them is Parquet, a .tar file or a pattern of them WebDataset. A folder is what
+    `save_to_disk` wrote, Parquet or WebDataset if such files are directly in it, and otherwise a folder of image files.
 
     Args:
         path: a file, a folder or a pattern.
-        like: config whose `workers`, `unreadable`, `unreadable_limit` and `cache_dir` are kept.
+        like: config whose `workers`, `unreadable`, `unreadable_limit`, `max_pixels` and `cache_dir` are kept.
 
     Raises:
         UserError: if nothing is there, or it is a file of another kind.
     """
-    kept: dict[str, Any] = {name: getattr(like, name) for name in ("workers", "unreadable", "unreadable_limit")}
+    kept: dict[str, Any] = {name: getattr(like, name) for name in _KEPT}
     kind = _kind(path)
     if isinstance(like, CachedSource) and issubclass(kind, CachedSource):
         kept["cache_dir"] = like.cache_dir
@@ -33,18 +35,19 @@ def detect_data(path: Path, like: DataConfig) -> DataConfig:
 
 def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData | HuggingFaceData]:
     remedy = "give a folder of images, a .parquet or .tar file, or a folder or pattern of them"
-    is_pattern = bool(_PATTERN & set(str(path)))
-    found = None if is_pattern else kind_of(path, remedy)
+    found = kind_of_data(path, remedy)
     if found == "folder":
-        if any((path / name).is_file() for name in _SAVED_TO_DISK):
+        names = list_names(path, remedy)
+        if not set(_SAVED_TO_DISK).isdisjoint(names):
             return HuggingFaceData
-        extensions = {file.suffix.lower() for file in path.iterdir()}
+        extensions = {Path(name).suffix.lower() for name in names}
         if ".parquet" in extensions:
             return ParquetData
         return WebDatasetData if ".tar" in extensions else FolderData
-    if path.suffix.lower() == ".parquet" and found == "file":
-        return ParquetData
-    if ".tar" in path.suffixes and (found == "file" or is_pattern):
-        return WebDatasetData
+    if found == "file" or (found is None and is_pattern(path)):
+        if path.suffix.lower() == ".parquet":
+            return ParquetData
+        if ".tar" in Path(path.name.lower()).suffixes:
+            return WebDatasetData
     problem = "is neither a Parquet nor a tar file" if found else "does not exist"
-    raise UserError(f"{path} {problem}; {remedy}; for other data pass --set data.kind=… --set data.path=…")
+    raise UserError(f"{printable(path)} {problem}; {remedy}; for other data pass --set data.kind=… --set data.path=…")

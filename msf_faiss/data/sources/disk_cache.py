@@ -64,7 +64,7 @@ def cached_arrow(
         UserError: if the disk is full or the cache not writable; and whatever `write` raises.
     """
     status = shard.stat()
-    key = digest(_FORMAT, shard.resolve(), status.st_size, status.st_mtime_ns, variant)
+    key = digest(_FORMAT, os.path.realpath(shard), status.st_size, status.st_mtime_ns, variant)
     stem = re.sub(r"[^\w.=-]", "_", shard.stem, flags=re.ASCII)[:100]  # Arrow only opens names in UTF-8
     target = cache / f"{stem}-{key}.arrow"
     if _is_complete(target):

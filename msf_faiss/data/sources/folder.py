@@ -14,8 +14,11 @@ from torch import Tensor
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import MAX_PIXELS, decode_file
 from msf_faiss.data.sources.disk_cache import files_identity
-from msf_faiss.data.sources.listing import EXTENSIONS, list_images
+from msf_faiss.data.sources.labels import find_classes, show_apart
+from msf_faiss.data.sources.listing import describe_left_out, list_images, readable_keys
+from msf_faiss.data.sources.shards import SPLITS
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 from msf_faiss.text import printable
 
 
@@ -45,19 +48,42 @@ class FolderSource:
             UserError: if the folder is missing or has no images; with `labels="folders"`, if an image is in no
                 subfolder; if a subfolder is not one of `classes`.
         """
-        if not path.is_dir():
-            problem = "is a file, not a folder" if path.exists() else "does not exist"
-            raise UserError(f"{path} {problem}; set {setting} to a folder of images")
+        kind = kind_of(path, f"set {setting} to a folder of images")
+        if kind != "folder":
+            problem = "is a file, not a folder" if kind else "does not exist"
+            raise UserError(f"{printable(path)} {problem}; set {setting} to a folder of images")
         self._root, self._max_pixels = path, max_pixels
-        self._names = list_images(path, cache)
+        self._names, left_out = list_images(path, cache)
         if not len(self):
+            found = f" (left out: {describe_left_out(left_out)})" if left_out else ""
             raise UserError(
-                f"{path} contains no images; set {setting} to a folder of files ending in {', '.join(EXTENSIONS)}"
+                f"{printable(path)} contains no images{found}; set {setting} to a folder of files ending in"
+                f" .{', .'.join(readable_keys())}"
+            )
+        self.notes: list[str] = []
+        if left_out:
+            self.notes.append(
+                f"{printable(path)}: left out {left_out.total():,} files (no images, or of formats that are not read):"
+                f" {describe_left_out(left_out)}"
             )
         self.labels: NDArray[np.int64] | None = None
         self.classes: tuple[str, ...] | None = None
         depths = self._names.depths()
-        if labels == "folders" or (labels == "auto" and (depths == 1).all()):
+        astray = np.flatnonzero(depths != 1)
+        if labels == "auto" and 0 < len(astray) < len(self):
+            remedy = "move or remove it" if not depths.all() else "move it, or set data.labels=folders"
+            self.notes.append(
+                f"{printable(path)}: the images have no labels, because {self.name(int(astray[0]))} is not exactly one"
+                f" folder deep ({len(astray):,} of {len(self):,} images are not); {remedy}, or set data.labels=none if"
+                " the folders are no classes"
+            )
+        words = [word for word in SPLITS if os.path.isdir(path / word)]  # noqa: PTH112  # which never raises
+        if len({SPLITS[word] for word in words}) > 1:
+            self.notes.append(
+                f"{printable(path)}: uses the images of all splits, {' and '.join(words)}; to use one, set"
+                f" {setting}={printable(path / words[0])}"
+            )
+        if labels == "folders" or (labels == "auto" and not len(astray)):
             if not depths.all():
                 raise UserError(
                     f"{self.path(int(depths.argmin()))} is in no class folder; move it into one, or set"
@@ -68,13 +94,13 @@ class FolderSource:
     def _label(self, classes: Sequence[str] | None, setting: str) -> None:
         runs = dict(self._folders())
         folders = sorted(runs)
-        self.classes = tuple(folders if classes is None else classes)
-        if unknown := sorted(set(folders) - set(self.classes)):
+        self.classes = show_apart(folders) if classes is None else tuple(classes)
+        index = find_classes(folders, self.classes)
+        if unknown := [folder for folder in folders if folder not in index]:
             raise UserError(
                 f"{self._root} has classes that the training images do not have: {_some(unknown)}; these have"
                 f" {_some(self.classes)}; rename the folders, or set {setting} to a folder with the same classes"
             )
-        index = {name: label for label, name in enumerate(self.classes)}
         self.labels = np.repeat(np.array([index[folder] for folder in runs], np.int64), list(runs.values()))
 
     def _folders(self) -> Iterator[tuple[str, int]]:

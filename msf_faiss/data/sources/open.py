@@ -1,7 +1,10 @@
 """Open the data set that a config names."""
 
+import logging
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,13 +15,20 @@ from msf_faiss.data.source import Source
 from msf_faiss.data.sources.disk_cache import cache_folder
 from msf_faiss.data.sources.folder import FolderSource
 from msf_faiss.data.sources.huggingface import HuggingFaceSource
+from msf_faiss.data.sources.listing import is_listed
 from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.data.sources.parquet import ParquetSource
 from msf_faiss.data.sources.sample import warn_of_losses
+from msf_faiss.data.sources.shards import Ending, find_shards
 from msf_faiss.data.sources.torchvision import torchvision_source
 from msf_faiss.data.sources.webdataset import WebDatasetSource
+from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 Split = Literal["train", "test"]
+_PathData = FolderData | ParquetData | WebDatasetData
+
+_log = logging.getLogger(__name__)
 
 _FIRST_TEST_ID = 10**9  # of the demo's held-out images: beyond any training set that fits in memory
 
@@ -67,13 +77,61 @@ def _open_demo(config: DemoData, split: Split) -> MemorySource:
 
 
 def _open_path(
-    create: Callable[..., Source], config: FolderData | ParquetData | WebDatasetData, split: Split
+    create: Callable[..., FolderSource | ParquetSource | WebDatasetSource], config: _PathData, split: Split
 ) -> Source | None:
-    if split == "train":
-        return create(config.path)
-    if config.test_path is None:
+    if split == "test" and config.test_path is None:
         return None
-    return create(config.test_path, classes=create(config.path).classes, setting="data.test_path")
+    _check_apart(config)
+    source = create(config.path)
+    if split == "test":
+        source = create(config.test_path, classes=source.classes, setting="data.test_path")
+    for note in source.notes:
+        _log.warning("%s", note)
+    return source
+
+
+def names_held_out(config: _PathData) -> bool:
+    """Whether the config names held-out images other than the training images.
+
+    Both may be splits of one folder of shards.
+    """
+    if config.test_path is None or os.path.realpath(config.test_path) != os.path.realpath(config.path):
+        return config.test_path is not None
+    return not isinstance(config, FolderData) and _real_shards(config, "train") != _real_shards(config, "test")
+
+
+def _real_shards(config: ParquetData | WebDatasetData, split: Split) -> list[str]:
+    ending: Ending = ".parquet" if isinstance(config, ParquetData) else ".tar"
+    path, setting = (config.path, "data.path") if split == "train" else (config.test_path, "data.test_path")
+    return [] if path is None else [os.path.realpath(file) for file in find_shards(path, ending, setting).files]
+
+
+def _check_apart(config: _PathData) -> None:
+    """Refuse held-out images among the training images, unless they are the same: then none are held out.
+
+    Raises:
+        UserError: if there are.
+    """
+    if config.test_path is None:
+        return
+    train, test = (Path(os.path.realpath(path)) for path in (config.path, config.test_path))
+    if isinstance(config, FolderData):
+        inner, outer = (test, train) if test.is_relative_to(train) else (train, test)
+        shared = train != test and inner.is_relative_to(outer) and is_listed(inner.relative_to(outer))
+        what = f"{printable(inner)} is in {printable(outer)}"
+    else:
+        try:
+            trained, held_out = _real_shards(config, "train"), _real_shards(config, "test")
+        except UserError:  # opening them says it, if they are needed
+            return
+        both = set(trained) & set(held_out)
+        shared = bool(both) and trained != held_out
+        what = f"{printable(min(both, default=''))} belongs to both"
+    if shared:
+        raise UserError(
+            f"data.test_path ({printable(config.test_path)}) and data.path ({printable(config.path)}) have images in"
+            f" common, so that held-out images would be trained on: {what}; set data.path to the training images alone"
+        )
 
 
 def _open_huggingface(config: HuggingFaceData, split: Split) -> HuggingFaceSource | None:

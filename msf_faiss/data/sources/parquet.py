@@ -16,8 +16,9 @@ from msf_faiss.config import ParquetData
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_record
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
-from msf_faiss.data.sources.labels import MOST_CLASSES, convert_labels
-from msf_faiss.data.sources.parquet_unpack import damaged, unpack
+from msf_faiss.data.sources.labels import convert_labels, is_label_type, is_text, text_classes
+from msf_faiss.data.sources.parquet_unpack import is_image_type, read, unpack
+from msf_faiss.data.sources.shards import find_shards
 from msf_faiss.errors import UserError
 
 
@@ -39,12 +40,12 @@ class ParquetSource:
             UserError: if there is no file, or one is damaged; if columns are missing, have other types than in the
                 convention, or differ between shards; if labels are out of range; if the disk is full.
         """
-        self._shards = _find_shards(path, setting)
-        schemas = [_read_schema(shard) for shard in self._shards]
+        self._shards, self.notes = find_shards(path, ".parquet", setting)
+        schemas = [read(pq.read_schema, shard) for shard in self._shards]
         for shard, schema in zip(self._shards, schemas, strict=True):
             _check_columns(shard, schema, config)
             _check_same(shard, schema, self._shards[0], schemas[0], config)
-        counts = [pq.read_metadata(shard).num_rows for shard in self._shards]
+        counts = [read(pq.read_metadata, shard).num_rows for shard in self._shards]
         self._ends = np.cumsum(counts)
         self._column, self._max_pixels = config.image_column, config.max_pixels
         if not len(self):
@@ -83,39 +84,18 @@ class ParquetSource:
         return self._shards[shard], index - (int(self._ends[shard - 1]) if shard else 0)
 
 
-def _find_shards(path: Path, setting: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist; set {setting} to a Parquet file or a folder of them")
-    shards = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
-    if not shards:
-        raise UserError(f"{path} contains no *.parquet files; set {setting} to a Parquet file or a folder of them")
-    return shards
-
-
-def _read_schema(shard: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(shard)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(shard, error) from error
-
-
 def _type_of(schema: pa.Schema, column: str | None) -> Any:
     return schema.field(column).type if column in schema.names else None
 
 
 def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
     image = _type_of(schema, config.image_column)
-    is_struct = image is not None and pa.types.is_struct(image)
-    fields = {field.name: field.type for field in image.fields} if is_struct else {}
-    binary = fields.get("bytes") in (pa.binary(), pa.large_binary())
-    # Writers infer type null for path if every path is missing.
-    if not binary or fields.get("path") not in (pa.string(), pa.large_string(), pa.null()):
+    if image is None or not is_image_type(image):
         problem = f"is {image}" if image is not None else f"is missing (columns: {', '.join(schema.names)})"
+        images = [field.name for field in schema if is_image_type(field.type) and not is_text(field.type)]
         raise UserError(
-            f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, but {problem};"
-            " set data.image_column to another column, or write the file with Hugging Face datasets"
+            f"{shard}: column {config.image_column!r} must be struct<bytes: binary, path: string>, or contain bytes or"
+            f" paths, but {problem}; set data.image_column to {' or '.join(images) or 'another column'}"
         )
     label = _type_of(schema, config.label_column)
     if label is None and config.label_column not in (None, ParquetData.model_fields["label_column"].default):
@@ -123,10 +103,10 @@ def _check_columns(shard: Path, schema: pa.Schema, config: ParquetData) -> None:
             f"{shard} has no column {config.label_column!r} (columns: {', '.join(schema.names)}); set"
             " data.label_column to one of them, or to null to train without labels"
         )
-    if label is not None and not pa.types.is_integer(label):
+    if label is not None and not is_label_type(label):
         raise UserError(
-            f"{shard}: column {config.label_column!r} must contain integers, but is {label}; set data.label_column to"
-            " another column, or to null to train without labels"
+            f"{shard}: column {config.label_column!r} must contain integers or text, but is {label}; set"
+            " data.label_column to another column, or to null to train without labels"
         )
 
 
@@ -168,18 +148,15 @@ def _read_labels(
             f"the classes of {shards[0]} are {list(own)}, but the training images have {list(classes)}; set"
             " data.test_path to a file of the same data set"
         )
-    names = own or classes
-    limit = MOST_CLASSES if names is None else len(names)
-    labels = np.concatenate([_read_shard_labels(shard, column, limit) for shard in shards])
+    columns = [read(partial(_read_column, column), shard) for shard in shards]
+    names = own or classes or text_classes(columns)
+    where = [f"{shard}: column {column!r}" for shard in shards]
+    labels = np.concatenate([convert_labels(*each, names) for each in zip(columns, where, strict=True)])
     if (labels == -1).all():
         return None, None
     return labels, tuple(names or map(str, range(labels.max() + 1)))
 
 
-def _read_shard_labels(shard: Path, column: str, limit: int) -> NDArray[np.int64]:
-    """[rows] labels, -1 if unlabelled."""
-    try:
-        read = pq.ParquetFile(shard).read(columns=[column]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(shard, error) from error
-    return convert_labels(read, f"{shard}: column {column!r}", limit)
+def _read_column(column: str, shard: Path) -> pa.ChunkedArray:
+    with pq.ParquetFile(shard) as file:
+        return file.read(columns=[column]).column(0)

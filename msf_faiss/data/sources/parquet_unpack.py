@@ -5,14 +5,19 @@ a page or two; the file opens at once whatever its size, and all processes of a 
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msf_faiss.data.sources.disk_cache import cached_arrow
+from msf_faiss.data.sources.labels import is_text
 from msf_faiss.errors import UserError
+
+_Result = TypeVar("_Result")
 
 _ROWS = 256  # images per record batch; limits the memory needed to unpack
 
@@ -27,9 +32,36 @@ def unpack(shard: Path, column: str, cache: Path) -> Path:
     return cached_arrow(shard, column, cache, write, verb="unpack", size=partial(_unpacked_size, shard, column))
 
 
-def damaged(shard: Path, error: Exception) -> UserError:
-    """The error for a file that is not a complete Parquet file."""
+def is_image_type(kind: pa.DataType) -> bool:
+    """Whether a column can contain images: encoded bytes, paths, or structs of `bytes` or `path` or both."""
+    if pa.types.is_struct(kind):
+        # Writers infer type null for what is missing in all rows.
+        fields = {field.name: field.type for field in kind if not pa.types.is_null(field.type)}
+        named = not fields.keys().isdisjoint({"bytes", "path"})
+        return named and _is_binary(fields.get("bytes", pa.binary())) and is_text(fields.get("path", pa.string()))
+    return _is_binary(kind) or is_text(kind)
+
+
+def read(reader: Callable[[Path], _Result], shard: Path) -> _Result:
+    """What `reader(shard)` returns.
+
+    Raises:
+        UserError: if the file cannot be opened, or is not a complete Parquet file.
+    """
+    try:
+        return reader(shard)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(shard, error) from error
+
+
+def _damaged(shard: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(f"{shard} cannot be read: {os.strerror(error.errno)}; make it readable, or name another file")
     return UserError(f"{shard} is not a complete Parquet file: {error}; download or write it again")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _unpacked_size(shard: Path, column: str) -> int:
@@ -46,7 +78,7 @@ def _write(shard: Path, column: str, target: Path) -> None:
     except (pa.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None) is not None:  # of the disk
             raise
-        raise damaged(shard, error) from error
+        raise _damaged(shard, error) from error
 
 
 def _copy(shard: Path, column: str, target: Path) -> None:
@@ -55,10 +87,16 @@ def _copy(shard: Path, column: str, target: Path) -> None:
     with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as reader, target.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for batch in reader.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
-                image = batch.column(0)
-                fields = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
-                writer.write_batch(
-                    pa.record_batch([fields[field.name].cast(field.type) for field in schema], schema=schema)
-                )
+                fields = _split(batch.column(0))
+                missing = pa.nulls(len(batch))
+                columns = [fields.get(field.name, missing).cast(field.type) for field in schema]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _split(image: pa.Array) -> dict[str, pa.Array]:
+    """The columns bytes and path of images, as far as they have them."""
+    if pa.types.is_struct(image.type):
+        return dict(zip((field.name for field in image.type), image.flatten(), strict=True))
+    return {"bytes" if _is_binary(image.type) else "path": image}

@@ -9,7 +9,8 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -20,6 +21,7 @@ import pyarrow as pa
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.sources.disk_cache import cached_arrow
 from msf_faiss.data.sources.labels import MOST_CLASSES
+from msf_faiss.data.sources.listing import NO_CONTENT, readable_keys
 from msf_faiss.data.sources.optional import import_optional
 from msf_faiss.errors import UserError
 from msf_faiss.text import printable
@@ -36,38 +38,53 @@ def index_tar(shard: Path, config: WebDatasetData, cache: Path) -> Path:
     """Path of the Arrow file with a row per sample with an image, written first if necessary.
 
     Columns: name of the image file, offset and size of its contents in bytes, and label, -1 if unlabelled. Metadata of
-    the schema: `left_out`, the number of samples without an image, and `extensions`, those of their files.
+    the schema: `left_out`, the number of samples without an image; `extensions`, those of their files; `dotted`, the
+    number of files whose extension only ends like an image's, and `example`, the name of one; `bare`, the number of
+    files without an extension.
 
     Raises:
         UserError: if the shard is compressed, damaged or not a tar file; if a sample has two files with the same
             extension or a label that is not a number; if the cache is not writable.
     """
-    variant = f"tar index {config.image_keys} {config.label_key}"
-    return cached_arrow(shard, variant, cache, partial(_write, shard, config), verb="index")
+    image_keys = readable_keys(map(_extension, config.image_keys))
+    variant = f"tar index 2 {image_keys} {config.label_key}"
+    return cached_arrow(shard, variant, cache, partial(_write, shard, config, image_keys), verb="index")
 
 
-def _write(shard: Path, config: WebDatasetData, target: Path) -> None:
+def _write(shard: Path, config: WebDatasetData, image_keys: Sequence[str], target: Path) -> None:
     names, numbers = [], array("q")
-    left_out = 0
+    counts = Counter({"left_out": 0, "dotted": 0, "bare": 0})
+    example = ""
     extensions: set[str] = set()
-    image_keys = [_extension(key) for key in config.image_keys]
     label_key = None if config.label_key is None else _extension(config.label_key)
     try:
         with tarfile.open(shard, "r:") as tar:
-            for sample in _samples(tar, shard):
+            for sample in _samples(tar, shard, counts):
                 image = next((sample[key] for key in image_keys if key in sample), None)
+                for key, member in sample.items():
+                    # Beside an image, seg.png is a mask, but 0_0010.png the rest of a name.
+                    if (
+                        key.rpartition(".")[2] in image_keys
+                        and key not in image_keys
+                        and (not image or key[0].isdigit())
+                    ):
+                        counts["dotted"] += 1
+                        example = example or member.name
                 if image is None:
-                    left_out += 1
+                    counts["left_out"] += 1
                     extensions |= sample.keys()
                     continue
                 names.append(os.fsencode(image.name))
                 label = sample.get(label_key) if label_key is not None else None
                 numbers.extend([image.offset_data, image.size, -1 if label is None else _label(tar, label, shard)])
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many types for damaged headers
         raise _unusable(shard, error) from error
     offsets, sizes, labels = (pa.array(numbers[field::3], pa.int64()) for field in range(3))
-    some = " ".join(sorted(extensions)[:10])
-    schema = _SCHEMA.with_metadata({"left_out": str(left_out), "extensions": some.encode(errors="backslashreplace")})
+    some = printable(" ".join(sorted(extensions)[:10]))
+    counted = {key: str(count) for key, count in counts.items()}
+    schema = _SCHEMA.with_metadata(counted | {"extensions": some, "example": printable(example)})
     with target.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             writer.write_table(pa.table([pa.array(names, pa.binary()), offsets, sizes, labels], schema=schema))
@@ -79,11 +96,19 @@ def _extension(key: str) -> str:
     return key.lower().removeprefix(".")
 
 
-def _samples(tar: tarfile.TarFile, shard: Path) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """The files of each sample by lower-case extension, grouped as by the library."""
+def _samples(tar: tarfile.TarFile, shard: Path, counts: Counter[str]) -> Iterator[dict[str, tarfile.TarInfo]]:
+    """The files of each sample by lower-case extension, grouped as by the library; `counts["bare"]` are without one."""
     split_name = import_optional("webdataset.tariterators", "webdataset").base_plus_ext
-    named = ((*split_name(member.name), member) for member in _files(tar, shard))
-    for _, group in groupby((each for each in named if each[0] is not None), key=itemgetter(0)):
+
+    def named() -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+        for member in _files(tar, shard):
+            base, extension = split_name(member.name)
+            if base is not None:
+                yield base, extension, member
+            elif not member.name.rpartition("/")[2].startswith("."):
+                counts["bare"] += 1
+
+    for _, group in groupby(named(), key=itemgetter(0)):
         sample: dict[str, tarfile.TarInfo] = {}
         for _, extension, member in group:
             if extension.lower() in sample:
@@ -105,7 +130,9 @@ def _files(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]  # or all of them stay in memory
         if member.issparse():
             raise tarfile.TarError(f"{printable(member.name)} is stored as a sparse file")
-        if member.isreg() and not _META.match(member.name):
+        if tar.offset <= member.offset:  # a negative size: tarfile would read this header again and again
+            raise tarfile.TarError(f"the header at byte {member.offset} is damaged")
+        if member.isreg() and not _META.match(member.name) and NO_CONTENT.isdisjoint(member.name.split("/")):
             yield member
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -18,14 +17,14 @@ from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_image, unreadable
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
-from msf_faiss.data.sources.optional import import_optional
+from msf_faiss.data.sources.listing import readable_keys
+from msf_faiss.data.sources.shards import find_shards
 from msf_faiss.data.sources.tar_index import index_tar
 from msf_faiss.errors import UserError
+from msf_faiss.files import kind_of
 from msf_faiss.text import printable
 
 _MOST_OPEN = 256  # a process may usually have 1024 files open
-
-_log = logging.getLogger(__name__)
 
 
 class WebDatasetSource:
@@ -46,16 +45,14 @@ class WebDatasetSource:
             UserError: if webdataset is not installed; if there is no shard, or one is compressed, damaged or not a tar
                 file; if there are no images; if labels are out of range; if the cache is not writable.
         """
-        files = _find_shards(path, setting)
-        if missing := [file for file in files if not file.is_file()]:
-            raise UserError(f"{missing[0]} is not a file; remove it, or set {setting} to other tar files")
+        files, notes = find_shards(path, ".tar", setting)
         self._shards = [_Shard(file) for file in files]
         self._files = [index_tar(shard.path, config, cache_folder(config)) for shard in self._shards]
         parts = [open_arrow([file]) for file in self._files]
         self._ends = np.cumsum([len(part) for part in parts])
         self._table: pa.Table | None = None
         self._max_pixels = config.max_pixels
-        _report_left_out(path, parts, config, setting)
+        self.notes = notes + _describe_left_out(path, parts, config, setting)
         self.labels, self.classes = self._read_labels(config, path, classes)
 
     def _read_labels(
@@ -153,71 +150,49 @@ def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _find_shards(path: Path, setting: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        shards = sorted(file for file in path.iterdir() if ".tar" in file.suffixes and not file.name.startswith("."))
-        plain = [file for file in shards if file.suffix == ".tar"]
-        if not shards:
-            raise UserError(
-                f"{path} contains no *.tar files; set {setting} to a tar file, a folder of them or a pattern"
-            )
-        return plain or shards  # if all are compressed, indexing explains what to do
-    return [shard for one in _expand(path, setting) for shard in _matching(Path(one), path, setting)]
-
-
-def _expand(path: Path, setting: str) -> list[str]:
-    """Expand the braces of a pattern."""
-    try:
-        expanded: list[str] = import_optional("webdataset.shardlists", "webdataset").expand_urls(str(path))
-    except (ValueError, AssertionError) as error:  # unbalanced braces, an undefined variable
-        raise UserError(f"{path} is not a valid pattern: {error}; correct {setting}") from error
-    return expanded
-
-
-def _matching(path: Path, pattern: Path, setting: str) -> list[Path]:
-    """The file, or the files that match a pattern with *, in the order of their names."""
-    if path.is_file():
-        return [path]
-    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    if found:
-        return found
-    of = "" if path == pattern else f" (of {pattern})"
-    raise UserError(
-        f"{path}{of} does not exist; set {setting} to a tar file on this machine, a folder of them or a pattern such"
-        " as train-{0000..0146}.tar or train-*.tar"
-    )
-
-
 def _class_names(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
+    if (
+        kind_of(path, remedy := "set data.class_names to a text file with one class name per line, or to null")
+        != "file"
+    ):
+        raise UserError(f"{printable(path)} cannot be read: it is no file; {remedy}")
     try:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; set data.class_names to a text file with one class name per line, or to"
-            " null"
-        ) from error
+        raise UserError(f"{printable(path)} cannot be read: {error}; {remedy}") from error
 
 
-def _report_left_out(path: Path, parts: Sequence[pa.Table], config: WebDatasetData, setting: str) -> None:
-    """Log the number of samples without an image.
+def _describe_left_out(path: Path, parts: Sequence[pa.Table], config: WebDatasetData, setting: str) -> list[str]:
+    """The samples and files that are not used, and why.
 
     Raises:
-        UserError: if no sample has one.
+        UserError: if no sample has an image.
     """
-    left_out = sum(int(part.schema.metadata[b"left_out"]) for part in parts)
-    extensions = sorted({each for part in parts for each in part.schema.metadata[b"extensions"].decode().split()})
-    if not any(len(part) for part in parts):
-        if not left_out:
-            raise UserError(f"{path} contains no samples; set {setting} to tar files with images")
-        raise UserError(
-            f"no sample of {path} has a file with the extension {' or '.join(config.image_keys)}; set data.image_keys"
-            f" to the extensions of its images (it has {', '.join(extensions)})"
-        )
+    facts = [{key.decode(): value.decode() for key, value in part.schema.metadata.items()} for part in parts]
+    left_out, dotted, bare = (sum(int(each[key]) for each in facts) for key in ("left_out", "dotted", "bare"))
+    extensions = sorted({extension for each in facts for extension in each["extensions"].split()})
+    heif = {"heic", "heif", "hif"} & set(extensions) and "heic" not in readable_keys()
+    what = []
     if left_out:
-        _log.warning(
-            "%s: left out %s samples without an image; they have %s", path, f"{left_out:,}", ", ".join(extensions)
+        plural = "" if left_out == 1 else "s"
+        hint = "; to read HEIC, install pillow-heif" if heif else ""
+        what.append(f"{left_out:,} sample{plural} without an image (with the extensions {', '.join(extensions)}{hint})")
+    if dotted:
+        example = next(each["example"] for each in facts if each["example"])
+        _, _, extension = example.rpartition("/")[2].partition(".")
+        what.append(
+            f"{dotted:,} images with a dot within their names, such as {example}: WebDataset takes all that follows the"
+            f" first dot as the extension, here {extension}; rename them, or list these extensions in data.image_keys"
         )
+    if bare:
+        what.append(f"{bare:,} file{'' if bare == 1 else 's'} without an extension")
+    if not any(len(part) for part in parts):
+        if not what:
+            raise UserError(f"{printable(path)} contains no samples; set {setting} to tar files with images")
+        raise UserError(
+            f"no sample of {printable(path)} has a file with the extension {' or '.join(config.image_keys)} (left out:"
+            f" {'; '.join(what)}); set data.image_keys to the extensions of its images"
+        )
+    return [f"{printable(path)}: left out {each}" for each in what]

@@ -7,7 +7,13 @@ from msf_faiss.data.sources.detect import detect_data
 from msf_faiss.errors import UserError
 
 LIKE = FolderData(
-    path=Path("x"), workers=0, unreadable="skip", unreadable_limit=7, cache_dir=Path("kept"), labels="none"
+    path=Path("x"),
+    workers=0,
+    unreadable="skip",
+    unreadable_limit=7,
+    max_pixels=9,
+    cache_dir=Path("kept"),
+    labels="none",
 )
 
 
@@ -20,6 +26,10 @@ LIKE = FolderData(
         (["a.tar.gz"], "a.tar.gz", "webdataset"),  # whose source explains that it must not be compressed
         ([], "train-{0000..0146}.tar", "webdataset"),
         (["a-1.tar"], "a-*.tar", "webdataset"),
+        ([], "train-{0000..0146}.parquet", "parquet"),
+        (["a-1.parquet"], "a-*.parquet", "parquet"),
+        (["gl[1]/1.jpg"], "gl[1]", "folder"),
+        (["gl[1].parquet"], "gl[1].parquet", "parquet"),
         (["d/1.parquet", "d/README.md"], "d", "parquet"),
         (["d/1.tar"], "d", "webdataset"),
         (["d/state.json", "d/data.arrow"], "d", "huggingface"),
@@ -34,7 +44,7 @@ def test_the_kind_follows_from_the_path(tmp_path: Path, files: list[str], path: 
         (tmp_path / file).touch()
     found = detect_data(tmp_path / path, LIKE)
     assert (found.kind, found.path) == (kind, tmp_path / path)  # type: ignore[union-attr]
-    assert (found.workers, found.unreadable, found.unreadable_limit) == (0, "skip", 7)
+    assert (found.workers, found.unreadable, found.unreadable_limit, found.max_pixels) == (0, "skip", 7, 9)
     assert getattr(found, "cache_dir", None) == (None if kind == "huggingface" else Path("kept"))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -64,8 +66,35 @@ def test_saved_dataset_dict(tmp_path: Path) -> None:
     assert train.classes == test.classes == ("cat", "dog")
     assert test.name(1) == f"{tmp_path}/set, test, row 1 (11.png)"
     assert open_source(HuggingFaceData(path=tmp_path / "set"), "test") is None
-    with pytest.raises(UserError, match="has no split 'validation'; its splits are train, test"):
-        source(tmp_path / "set", "validation")
+    for part, complaint in {
+        "validation": "has the splits train, test, and 'validation' is no part of it",
+        "train[:x]": "Unrecognized instruction format",
+        "train[:101%]": "Percent slice boundaries",
+    }.items():
+        with pytest.raises(UserError, match=complaint.replace("[", r"\[")):
+            source(tmp_path / "set", part)
+    assert grays(source(tmp_path / "set", "train[:50%]")) == [0, 1, 2]
+    assert grays(source(tmp_path / "set", "train[-1:]+test[1:2]")) == [5, 11]
+    with pytest.raises(UserError, match=r"train\[3:2\] contains no rows"):
+        source(tmp_path / "set", "train[3:2]")
+
+
+@pytest.mark.parametrize("form", ["dict", "single", "parquet"])
+def test_parts_with_common_rows_are_refused(tmp_path: Path, form: str) -> None:
+    made = create(range(10))
+    if form == "parquet":
+        made.to_parquet(tmp_path / "set/train.parquet")
+    else:
+        (datasets.DatasetDict({"train": made}) if form == "dict" else made).save_to_disk(tmp_path / "set")
+    apart = HuggingFaceData(path=tmp_path / "set", split="train[:80%]", test_split="train[80%:]")
+    train, test = open_source(apart, "train"), open_source(apart, "test")
+    assert isinstance(train, HuggingFaceSource)
+    assert isinstance(test, HuggingFaceSource)
+    assert (grays(train), grays(test)) == (list(range(8)), [8, 9])
+    for split, test_split in (("train[:80%]", "train[70%:]"), ("train", "train[:1]")):
+        config = HuggingFaceData(path=tmp_path / "set", split=split, test_split=test_split)
+        with pytest.raises(UserError, match=r"have rows in common, so that held-out images would be trained on"):
+            open_source(config, "train")
 
 
 def test_evaluations_use_test_split() -> None:
@@ -87,9 +116,12 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_saved_dataset_has_no_splits(tmp_path: Path) -> None:
     create(range(3)).save_to_disk(tmp_path / "set")
     assert grays(source(tmp_path / "set")) == [0, 1, 2]
-    for settings in ({"split": "test"}, {"test_split": "test"}):
-        with pytest.raises(UserError, match="is a single Dataset without splits"):
-            source(tmp_path / "set", **settings)
+    for config in (
+        HuggingFaceData(path=tmp_path / "set", split="test"),
+        HuggingFaceData(path=tmp_path / "set", test_split="test"),
+    ):
+        with pytest.raises(UserError, match="is a single Dataset, whose only split is train, and 'test' is no part"):
+            open_source(config, "train" if config.split == "test" else "test")
 
 
 def test_selected_rows_and_parts_of_a_split(tmp_path: Path) -> None:
@@ -120,11 +152,35 @@ def test_labels(tmp_path: Path) -> None:
     assert source(tmp_path / "hidden").labels is None
     with pytest.raises(UserError, match=r"none, train has no column 'fine' \(columns: image\); set data\.label_column"):
         source(tmp_path / "none", label_column="fine")
-    with pytest.raises(UserError, match=r"column 'image' must contain classes or integers, but is Image"):
+    with pytest.raises(UserError, match=r"column 'image' must contain classes, integers or text, but is Image"):
         source(tmp_path / "none", label_column="image")
     create(range(3)).add_column("label", [0, 5, -7]).save_to_disk(tmp_path / "odd")
     with pytest.raises(UserError, match=r"column 'label' has label -7 in row 2, but there are"):
         source(tmp_path / "odd")
+
+
+def test_columns_without_the_metadata_of_the_library(tmp_path: Path) -> None:
+    """As docs/images.md writes them."""
+    (tmp_path / "set").mkdir()
+    for gray in (1, 2):
+        (tmp_path / f"{gray}.png").write_bytes(png(gray))
+    images: dict[str, pa.Array] = {
+        "struct": pa.array([{"bytes": png(gray), "path": f"{gray}.png"} for gray in (1, 2)]),
+        "bytes": pa.array([png(1), png(2)]),
+        "paths": pa.array(["../1.png", "../2.png"]),
+        "structs of paths": pa.array([{"bytes": None, "path": f"../{gray}.png"} for gray in (1, 2)]),
+    }
+    for name, column in images.items():
+        table = pa.table({"image": column, "label": ["dog", "cat"]})
+        table = table.replace_schema_metadata({"class_names": '["dog", "cat"]'})
+        for file in (tmp_path / "set").glob("*.parquet"):
+            file.unlink()
+        pq.write_table(table, tmp_path / "set" / f"train-{name.replace(' ', '-')}.parquet")
+        opened = source(tmp_path / "set")
+        assert grays(opened) == [1, 2]
+        assert opened.classes == ("cat", "dog")
+        assert opened.labels is not None
+        assert opened.labels.tolist() == [1, 0]
 
 
 def test_the_image_column(tmp_path: Path) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
+import io
 import logging
 import os
 import random
 import shutil
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from PIL import Image, features
 
 from msf_faiss.data.sources import listing
 from msf_faiss.data.sources.folder import FolderSource
-from msf_faiss.data.sources.listing import Names, list_images
+from msf_faiss.data.sources.listing import Names, describe_left_out, list_images
+from msf_faiss.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +51,20 @@ def settle() -> None:
 
 
 def names(root: Path) -> list[str]:
-    found = list_images(root, root.parent / "cache")
+    found = list_images(root, root.parent / "cache").names
     return [found[index] for index in range(len(found))]
 
 
 def is_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the folders are read. Checks that the list is complete in both cases."""
     expected = list_images(root)
+    listed = expected.names
     with monkeypatch.context() as patch:
         walks: list[Path] = []
         walk = listing._walk
         patch.setattr(listing, "_walk", lambda *arguments: walks.append(arguments[0]) or walk(*arguments))
-        assert names(root) == [expected[index] for index in range(len(expected))]
+        assert names(root) == [listed[index] for index in range(len(listed))]
+        assert list_images(root, root.parent / "cache").left_out == expected.left_out
     return bool(walks)
 
 
@@ -127,6 +138,99 @@ def test_links_are_followed(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
     touch(tmp_path / "later/3.png")
     assert is_walked(root, monkeypatch)
     assert "later/3.png" in names(root)
+
+
+def test_deep_trees(tmp_path: Path) -> None:
+    """Deeper than Python's recursion limit."""
+    folders = [tmp_path]
+    for _ in range(200):
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    (folders[-1] / "1.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        listed = list_images(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert listed.names[0].count(os.sep) == 200
+
+
+def test_folders_that_link_to_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_MOST_VISITS", 100)
+    folders = [tmp_path / str(number) for number in range(10)]
+    for folder in folders:
+        touch(folder / "1.png")
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    with pytest.raises(UserError, match="is one of more than 100 paths to the same folder; remove links"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("problem", [errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.EIO])
+def test_folders_that_cannot_be_looked_at_are_named(problem: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def gone(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("/c"):
+            raise OSError(problem, os.strerror(problem))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    with pytest.raises(UserError, match=f"b/c cannot be read: {os.strerror(problem)}; make it readable"):
+        list_images(root)
+
+
+# -- what is listed
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def test_every_ending_that_pillow_reads_is_listed_or_counted(tmp_path: Path) -> None:
+    Image.init()
+    endings = {*Image.registered_extensions(), ".heic", ".txt", ".mp4", ".JPG"}
+    for ending in endings:
+        touch(tmp_path / f"x{ending}")
+    listed = list_images(tmp_path)
+    assert {".jfif", ".jpe", ".gif", ".jp2", ".tga", ".dib", ".avif", ".mpo", ".JPG"} <= {
+        Path(listed.names[index]).suffix for index in range(len(listed.names))
+    }
+    assert {".heic", ".psd", ".pdf", ".txt", ".mp4"} <= listed.left_out.keys()
+    assert len(listed.names) + listed.left_out.total() == len(endings)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_images_without_an_ending_are_listed(format: str, tmp_path: Path) -> None:
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    for name in ("0a1b2c", "v1.0_0010", "photo.jpg ", "IMG.0001"):
+        (tmp_path / name).write_bytes(encoded(format))
+    for name, content in {"README": b"BMW and P6 and GIF", "empty": b"", "cut": encoded(format)[:6]}.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link").symlink_to("0a1b2c")
+    (tmp_path / "loop").symlink_to("loop")
+    listed = list_images(tmp_path)
+    found = [listed.names[index] for index in range(len(listed.names))]
+    assert found == ["0a1b2c", "IMG.0001", "link", "photo.jpg ", "v1.0_0010"]
+    assert listed.left_out == {"": 5, "special": 1}
+
+
+def test_heic_is_listed_with_pillow_heif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "1.heic")
+    assert "1 .heic (to read them, install pillow-heif)" in describe_left_out(list_images(tmp_path).left_out)
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: None))
+    assert list_images(tmp_path).names[0] == "1.heic"
+
+
+def test_left_out_files_are_described_by_kind() -> None:
+    counts = Counter({".txt": 1_200, "": 3, **{f".{letter}": 1 for letter in "abcdefg"}})
+    assert describe_left_out(counts) == "1,200 .txt, 3 without an ending, 1 .a, 1 .b, 1 .c, 1 .d, 3 others"
 
 
 def test_folders_that_have_just_changed_are_not_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -109,6 +110,91 @@ def test_images_in_separate_files(tmp_path: Path) -> None:
         opened.decode(2)
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([png(1), png(2)], pa.binary()),
+        pa.array([png(1), png(2)], pa.large_binary()),
+        pa.array([png(1), png(2)], pa.binary_view()),
+        pa.array([{"bytes": png(1)}, {"bytes": png(2)}]),
+        pa.array(["images/1.png", "images/2.png"]),
+        pa.array(["images/1.png", "images/2.png"], pa.large_string()),
+        pa.array([{"path": "images/1.png"}, {"path": "images/2.png"}]),
+        pa.array([{"bytes": png(1), "path": None}, {"bytes": None, "path": "images/2.png"}], IMAGE),
+    ],
+    ids=lambda images: str(images.type),
+)
+def test_columns_of_images(tmp_path: Path, images: pa.Array) -> None:
+    (tmp_path / "images").mkdir()
+    for gray in (1, 2):
+        (tmp_path / f"images/{gray}.png").write_bytes(png(gray))
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    assert grays(source(tmp_path / "x.parquet"), [0, 1]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        (pa.array(["dog", "cat", None, "dog"]), ("cat", "dog"), [1, 0, -1, 1]),
+        (pa.array(["dog", "cat", None, "dog"], pa.large_string()), ("cat", "dog"), [1, 0, -1, 1]),
+        (pa.array(["dog", "cat", None, "dog"]).dictionary_encode(), ("cat", "dog"), [1, 0, -1, 1]),
+        (pa.array([True, False, None, True]), ("0", "1"), [1, 0, -1, 1]),
+        (pa.array([1.0, 0.0, float("nan"), None]), ("0", "1"), [1, 0, -1, -1]),
+        (pa.array([2, 0, None, 1], pa.uint16()), ("0", "1", "2"), [2, 0, -1, 1]),
+        (pa.array([2, 0, None, 1]).dictionary_encode(), ("0", "1", "2"), [2, 0, -1, 1]),
+        (pa.array(["caf\xe9", "cafe\u0301"] * 2), ("cafe\u0301 ('cafe\\u0301')", "caf\xe9 ('caf\\xe9')"), [1, 0] * 2),
+        (pa.nulls(4), None, None),
+        (pa.array([None] * 4, pa.string()), None, None),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_columns_of_labels(tmp_path: Path, labels: pa.Array, classes: Any, expected: Any) -> None:
+    opened = source(write(tmp_path / "x.parquet", [1, 2, 3, 4], labels))
+    assert opened.classes == classes
+    assert (None if opened.labels is None else opened.labels.tolist()) == expected
+
+
+def test_text_labels_of_shards_and_held_out_files(tmp_path: Path) -> None:
+    write(tmp_path / "set/1.parquet", [1, 2], ["dog", "hen"])
+    write(tmp_path / "set/2.parquet", [3], ["cat"])
+    test = write(tmp_path / "test.parquet", [4], ["hen"])
+    config = ParquetData(path=tmp_path / "set", test_path=test, cache_dir=tmp_path / "cache")
+    train, held_out = open_source(config, "train"), open_source(config, "test")
+    assert train is not None
+    assert held_out is not None
+    assert train.classes == held_out.classes == ("cat", "dog", "hen")
+    assert train.labels is not None
+    assert held_out.labels is not None
+    assert (train.labels.tolist(), held_out.labels.tolist()) == ([1, 2, 0], [2])
+    write(test, [4, 5], ["hen", "cow"])
+    with pytest.raises(
+        UserError, match=r"test\.parquet: column 'label' has label 'cow' in row 1, which is none of the 3"
+    ):
+        open_source(config, "test")
+    named = write(tmp_path / "named.parquet", [1, 2], ["dog", "cat"], ["dog", "cat"])
+    assert source(named).classes == ("dog", "cat")
+
+
+def test_a_zero_byte_in_a_path_is_an_unreadable_image(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a\0.png"]}), tmp_path / "x.parquet")
+    with pytest.raises(UnreadableImageError, match=r"row 0 .*embedded null byte"):
+        source(tmp_path / "x.parquet").decode(0)
+
+
+@pytest.mark.parametrize("problem", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_opened_is_not_incomplete(
+    problem: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x.parquet", [1], [0])
+
+    def refuse(*_: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(pq, "read_schema", refuse)
+    with pytest.raises(UserError, match=rf"x\.parquet cannot be read: {os.strerror(problem)}; make it readable"):
+        source(path)
+
+
 def test_unreadable_images_name_their_row(tmp_path: Path) -> None:
     rows = [{"bytes": png(1), "path": "a"}, {"bytes": png(2)[:40], "path": "cut.png"}]
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE)}), tmp_path / "x.parquet")
@@ -176,14 +262,18 @@ def test_damage_inside_a_file_is_noticed(tmp_path: Path) -> None:
             {"picture": pa.array([{"bytes": b"", "path": ""}], IMAGE)},
             r"'image' must be struct.*missing \(columns: picture\)",
         ),
-        ({"image": pa.array([b"raw"])}, r"'image' must be struct.*but is binary"),
-        ({"image": pa.array([{"bytes": "text", "path": ""}])}, r"'image' must be struct.*but is struct<bytes: string"),
-        ({"image": pa.array([{"bytes": b""}])}, r"'image' must be struct.*but is struct<bytes: binary>"),
+        ({"image": pa.array([1])}, r"'image' must be struct.*or contain bytes or paths, but is int64"),
         (
-            {"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array(["cat"])},
-            "integers, but is string",
+            {"photo": pa.array([b"raw"]), "image": pa.array([1])},
+            r"but is int64; set data\.image_column to photo",
         ),
-        ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([0.5])}, "integers, but is double"),
+        ({"image": pa.array([{"bytes": "text", "path": ""}])}, r"'image' must be struct.*but is struct<bytes: string"),
+        ({"image": pa.array([{"pixels": b""}])}, r"'image' must be struct.*but is struct<pixels: binary>"),
+        (
+            {"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([[1]])},
+            "integers or text, but is list<",
+        ),
+        ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([0.5])}, "has label 0.5 in row 0"),
         ({"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([-3])}, "has label -3 in row 0"),
         (
             {"image": pa.array([{"bytes": b"", "path": ""}], IMAGE), "label": pa.array([2**40])},

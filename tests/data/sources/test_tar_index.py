@@ -53,6 +53,30 @@ def test_samples_of_unusual_files(tmp_path: Path) -> None:
     assert source(path, label_key=None).classes is None
 
 
+def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
+    junk = ["__MACOSX/1.png", "__MACOSX/._1.png", "._2.png", "@eaDir/1.png/THUMB.png", "a/@eaDir/2.png"]
+    opened = source(write(tmp_path / "x.tar", *sample("a/1", 1), *((name, png(9)) for name in junk)))
+    assert grays(opened) == [1]
+    assert opened.notes == []
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -(2**60), 2**62])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_impossible_sizes_are_refused(tmp_path: Path, size: int, kind: bytes) -> None:
+    """`tarfile` reads a header with a negative size again and again."""
+    path = write(tmp_path / "x.tar", *sample(1, 1), *sample(2, 2))
+    content = bytearray(path.read_bytes())
+    header = tarfile.TarInfo("3.png")
+    header.type = kind
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (size & (2**96 - 1)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path.write_bytes(content[:1024] + block + content[1024:])
+    with pytest.raises(UserError, match=r"x\.tar (is not a complete tar file|cannot be read)"):
+        source(path)
+
+
 def test_file_names_of_any_length_and_bytes(tmp_path: Path) -> None:
     names = ["x" * 180 + "/" + "y" * 90, os.fsdecode(b"caf\xe9"), "日本/\n", "-rf *"]
     path = write(tmp_path / os.fsdecode(b"\xff{}[1] *.tar"), *(m for i, n in enumerate(names) for m in sample(n, i, 0)))

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from tars import grays, sample, shard, source, write
+from tars import grays, png, sample, shard, source, write
 
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Source, UnreadableImageError
@@ -40,16 +42,49 @@ def test_folders_and_patterns_of_shards(tmp_path: Path, pattern: str) -> None:
     assert opened.name(4).endswith("/train-02.tar, 7.png")
 
 
-def test_samples_without_an_image_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_samples_without_an_image_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "x.tar", *sample(1, 1), ("2.cls", b"0"), ("2.txt", b"words"), *sample(3, 3))
     for _ in range(2):  # the second time from the cache
-        caplog.clear()
         assert grays(source(path)) == [1, 3]
-        assert "left out 1 samples without an image; they have cls, txt" in caplog.text
-    with pytest.raises(UserError, match=r"no sample of .*x\.tar has a file with the extension jpg; .*it has cls, png"):
+        assert source(path).notes == [f"{path}: left out 1 sample without an image (with the extensions cls, txt)"]
+    open_source(WebDatasetData(path=path, cache_dir=tmp_path / "cache"), "train")
+    assert "left out 1 sample" in caplog.text
+    with pytest.raises(
+        UserError, match=r"no sample of .*x\.tar has a file with the extension jpg .*extensions cls, png"
+    ):
         source(path, image_keys=("jpg",))
     with pytest.raises(UserError, match=r"e\.tar contains no samples; set data\.path"):
         source(write(tmp_path / "e.tar"))
+
+
+def test_images_whose_names_have_dots_are_counted(tmp_path: Path) -> None:
+    dotted = [(f"v1.0_{number:04d}.jpg", png(number)) for number in range(10)]
+    opened = source(write(tmp_path / "x.tar", *sample("a", 7), *dotted, ("README", b"")))
+    assert grays(opened) == [7]
+    assert opened.notes[1:] == [
+        f"{tmp_path}/x.tar: left out 10 images with a dot within their names, such as v1.0_0000.jpg: WebDataset takes"
+        " all that follows the first dot as the extension, here 0_0000.jpg; rename them, or list these extensions in"
+        " data.image_keys",
+        f"{tmp_path}/x.tar: left out 1 file without an extension",
+    ]
+    assert grays(source(write(tmp_path / "y.tar", ("v1.jpg", png(5)), *dotted))) == [5]
+    assert "left out 10 images" in source(tmp_path / "y.tar").notes[0]
+    mask = write(tmp_path / "z.tar", ("1.png", png(5)), ("1.seg.png", png(6)))
+    assert source(mask).notes == []
+    with pytest.raises(UserError, match=r"no sample .* \(left out: .*10 images with a dot within their names"):
+        source(write(tmp_path / "none.tar", *dotted))
+
+
+@pytest.mark.parametrize("ending", ["avif", "jfif", "JPE", "gif", "jp2", "tga", "dib", "tiff"])
+def test_every_format_that_pillow_reads_is_taken(tmp_path: Path, ending: str) -> None:
+    assert len(source(write(tmp_path / "x.tar", (f"1.{ending}", png(1))))) == 1
+
+
+def test_heic_needs_pillow_heif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.tar", *sample(1, 1), ("2.heic", b"?"))
+    assert "to read HEIC, install pillow-heif" in source(path).notes[0]
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: None))
+    assert len(source(path)) == 2
 
 
 def test_class_names(tmp_path: Path) -> None:
@@ -61,6 +96,9 @@ def test_class_names(tmp_path: Path) -> None:
         source(path, class_names=tmp_path / "names.txt")
     with pytest.raises(UserError, match=r"gone\.txt cannot be read: .*data\.class_names to a text file"):
         source(path, class_names=tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe cannot be read: it is no file; set data\.class_names"):
+        source(path, class_names=tmp_path / "pipe")
 
 
 def test_held_out_labels_use_the_training_classes(tmp_path: Path) -> None:
