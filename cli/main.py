@@ -60,7 +60,9 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit."""
     from msf_faiss.errors import EXIT_RESTART, PeerError, RestartError, UserError
+    from msf_faiss.threads import set_waiting
 
+    set_waiting()
     try:
         code = cli.main(prog_name="msf-faiss", standalone_mode=False)
     except PeerError:

@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "msf_faiss").rglob("*.py"), *(ROOT / "cli").rglob("*.
 
 # Rooms from the lowest layer up. A room imports from lower layers only; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "text", "counter_rng"),
+    ("errors", "text", "counter_rng", "threads"),
     ("files",),
     ("config", "device"),
     ("distributed", "search", "views"),

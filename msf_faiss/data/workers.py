@@ -21,6 +21,7 @@ from msf_faiss.config import Config
 from msf_faiss.data.source import Source
 from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
+from msf_faiss.threads import available_cores
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -39,9 +40,7 @@ def worker_count(source: Source, config: Config, device: torch.device = CPU, *, 
     # is kept waiting by views made in the main process, but not by small ones.
     if source.in_memory and not (device.type == "cuda" and config.views.size >= _GPU_VIEW_SIZE):
         return 0
-    # The affinity (Linux only) also counts the limits of a container.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // processes, _MOST_WORKERS))
+    return max(1, min(available_cores() // processes, _MOST_WORKERS))
 
 
 def load(

@@ -13,17 +13,20 @@ Shapes: N images of a fit, M test images, F features, C classes.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from msf_faiss.counter_rng import hash_counters
 from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
+from msf_faiss.threads import limit_blas
 
 Metric = Literal["accuracy", "mean-per-class"]
 """Accuracy over all images, or the mean of the classes' accuracies, as is usual for unbalanced data (Caltech-101, Pets,
@@ -124,13 +127,16 @@ def train_logistic(
     if len(descending) > 1:
         validation = choose_validation(images.y, train.ids.numpy(), VALIDATION_SHARE, seed=seed)
     _check_classes(images.y[~validation])
-    if len(descending) > 1:
-        fits = _fit_grid(images[~validation], images[validation], descending, metric, max_iterations, on_fit)
-    penalty = max(fits, key=lambda fit: fit.score).penalty if fits else descending[0]  # max returns the first of equals
-    c = 1 / (penalty * len(images.y))
-    pipeline, converged = _fit(_pipeline(C=c, max_iter=max_iterations), images)
     judged = _to_arrays(test)
-    guesses = pipeline.predict(judged.x)
+    importlib.import_module("sklearn.linear_model")  # loads SciPy's BLAS
+    with limit_blas(images.x.size * len(np.unique(images.y)), torch.get_num_threads()):
+        if len(descending) > 1:
+            fits = _fit_grid(images[~validation], images[validation], descending, metric, max_iterations, on_fit)
+        # max returns the first of equals
+        penalty = max(fits, key=lambda fit: fit.score).penalty if fits else descending[0]
+        c = 1 / (penalty * len(images.y))
+        pipeline, converged = _fit(_pipeline(C=c, max_iter=max_iterations), images)
+        guesses = pipeline.predict(judged.x)
     return LogisticScore(
         correct=int((guesses == judged.y).sum()),
         images=len(judged.y),

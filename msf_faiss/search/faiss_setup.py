@@ -4,6 +4,7 @@
 - FAISS's bundled OpenBLAS mistakes newer processors for very old ones, which makes it 2 to 4 times slower.
   OPENBLAS_CORETYPE corrects this, but only before the library is loaded. A value set by the user is kept.
 - With fewer than about 250 queries FAISS uses a scalar loop instead of BLAS, ten times slower, unless told otherwise.
+- torch and FAISS start a thread per core, whatever the CPU quota of a container.
 - Without a GPU `StandardGpuResources()` succeeds, and `knn_gpu` then aborts the process: call `has_gpu` first.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from msf_faiss.errors import UserError
+from msf_faiss.threads import available_cores
 
 
 class _BlasFamily(NamedTuple):
@@ -101,3 +103,15 @@ def set_threads(threads: int) -> None:
     """Set the number of threads of both torch and FAISS; more than the number of cores is slow."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+def _limit_threads_to_quota() -> None:
+    cores = available_cores()
+    if torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+    if faiss.omp_get_max_threads() > cores:
+        faiss.omp_set_num_threads(cores)
+
+
+if "OMP_NUM_THREADS" not in os.environ:
+    _limit_threads_to_quota()
