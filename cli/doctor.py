@@ -99,7 +99,8 @@ def _facts(machine: Machine) -> dict[str, str]:
     """Name and value of each line."""
     versions = machine.versions
     wheels = " and ".join(machine.faiss_wheels) or "no package"
-    threads = f"torch {machine.torch_threads}, FAISS {machine.faiss_threads}"
+    quota = "" if machine.cpu_quota is None else f", by a CPU quota of {machine.cpu_quota:g}"
+    waiting = ", ".join(f"{name}={value}" for name, value in machine.waiting.items()) or "they spin"
     facts = {
         "msf-faiss": versions["msf-faiss"],
         "python": f"{versions['python']} on {machine.system}",
@@ -107,7 +108,8 @@ def _facts(machine: Machine) -> dict[str, str]:
         "faiss": f"{versions['faiss']} from {wheels}, {'with' if machine.faiss_cuda else 'without'} CUDA",
         "BLAS": _blas(machine),
         "processor": f"{machine.cpu or 'unknown model'}, {_instructions(machine)}",
-        "cores": f"{machine.cores} available (threads: {threads})",
+        "cores": f"{machine.cores} available{quota}",
+        "threads": f"torch {machine.torch_threads}, FAISS {machine.faiss_threads}; while idle: {waiting}",
         "memory": "unknown" if machine.memory is None else _gib(machine.memory),
     }
     for number, gpu in enumerate(machine.gpus):

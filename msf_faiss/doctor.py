@@ -12,6 +12,7 @@ import torch
 from msf_faiss.bank.capacity import total_memory
 from msf_faiss.search.autotune import time_engines
 from msf_faiss.search.faiss_setup import best_blas_family, blas_family, faiss, has_gpu
+from msf_faiss.threads import WAITING, available_cores, cpu_quota
 
 _FLAGS = {  # instruction sets that speed up a search -> flag in /proc/cpuinfo
     **{name: name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni")},
@@ -47,9 +48,11 @@ class Machine:
     cpu: str | None  # model; None: unknown
     cpu_flags: dict[str, bool] | None  # which instruction sets there are; None: unknown
     cores: int  # available to this process
+    cpu_quota: float | None  # of its container, in cores; None: no limit
     torch_threads: int
     faiss_threads: int
     omp_num_threads: str | None  # the environment variable; None: not set
+    waiting: dict[str, str]  # the environment variables that say how idle threads wait
     memory: int | None  # bytes, total; None: unknown
 
 
@@ -98,10 +101,12 @@ def inspect_machine() -> Machine:
         blas_best=best_blas_family(),
         cpu=model,
         cpu_flags=flags,
-        cores=_cores(),
+        cores=available_cores(),
+        cpu_quota=cpu_quota(),
         torch_threads=torch.get_num_threads(),
         faiss_threads=faiss.omp_get_max_threads(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+        waiting={name: os.environ[name] for name in WAITING if name in os.environ},
         memory=total_memory(torch.device("cpu")),
     )
 
@@ -208,12 +213,6 @@ def _processor() -> tuple[str | None, dict[str, bool] | None]:
         return facts.get("model name"), None
     flags = set(facts["flags"].split())
     return facts.get("model name"), {name: flag in flags for name, flag in _FLAGS.items()}
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus() -> tuple[Gpu, ...]:

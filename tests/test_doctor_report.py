@@ -13,6 +13,7 @@ from msf_faiss import doctor as diagnosis
 from msf_faiss.doctor import Gpu, Machine, Problem, SearchTiming, find_problems, inspect_machine, time_search
 from msf_faiss.search import faiss_setup
 from msf_faiss.search.autotune import engines
+from msf_faiss.threads import available_cores
 
 H100 = Gpu(name="NVIDIA H100", memory=80 << 30, capability="9.0", faiss=True)
 HEALTHY = Machine(
@@ -28,9 +29,11 @@ HEALTHY = Machine(
     cpu="AMD EPYC",
     cpu_flags={"avx2": True, "avx512f": True},
     cores=4,
+    cpu_quota=None,
     torch_threads=2,  # torch counts physical cores
     faiss_threads=4,
     omp_num_threads=None,
+    waiting={"OMP_WAIT_POLICY": "PASSIVE"},
     memory=16 << 30,
 )
 TIMED = SearchTiming(
@@ -125,7 +128,7 @@ def test_system_without_cpuinfo_is_inspected(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delattr(os, "sysconf", raising=False)
     machine = inspect_machine()
     assert (machine.cpu, machine.cpu_flags, machine.blas_best, machine.memory) == (None, None, None, None)
-    assert machine.cores == os.cpu_count()
+    assert machine.cores == available_cores()
     assert not [problem for problem in find_problems(machine, TIMED) if "OPENBLAS" in problem.what]
 
 

@@ -34,7 +34,8 @@ def test_doctor_prints_versions_and_timings() -> None:
     machine = diagnosis.inspect_machine()
     for version in machine.versions.values():
         assert version in result.stdout
-    assert f"{machine.cores} available (threads: torch 1, FAISS 1)" in result.stdout
+    assert f"cores      {machine.cores} available" in result.stdout
+    assert "threads    torch 1, FAISS 1; while idle: " in result.stdout
     assert "300 bfloat16 entries of 16 dimensions, 8 queries, k = 3" in result.stdout
     lines = [line for line in result.stdout.splitlines() if " ms" in line]
     assert {line.split()[0] for line in lines} >= {"faiss", "torch"}
@@ -88,6 +89,12 @@ def test_problems_are_printed_last_with_remedies(monkeypatch: pytest.MonkeyPatch
             "processor  EPYC, avx2, avx512f, no amx",
         ),
         ({"memory": None}, "memory     unknown"),
+        ({"cores": 2, "cpu_quota": 1.5}, "cores      2 available, by a CPU quota of 1.5"),
+        (
+            {"torch_threads": 2, "waiting": {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "14"}},
+            "threads    torch 2, FAISS 1; while idle: OMP_WAIT_POLICY=PASSIVE, OPENBLAS_THREAD_TIMEOUT=14",
+        ),
+        ({"waiting": {}}, "threads    torch 1, FAISS 1; while idle: they spin"),
         ({"blas": "Zen", "blas_chosen_by": "user"}, "BLAS       Zen, set by OPENBLAS_CORETYPE"),
         ({"blas": "SkylakeX", "blas_chosen_by": "msf-faiss"}, "BLAS       SkylakeX, chosen for this processor"),
         ({"blas": None, "blas_chosen_by": "OpenBLAS"}, "BLAS       unknown, chosen by OpenBLAS"),
