@@ -95,7 +95,7 @@ def command(
     source: Resume = "auto" if resume == "auto" else "never" if resume == "never" else Path(resume)
     quiet = os.environ.get("RANK", "0") != "0"
     try:
-        settings = _load_settings(config, overrides, out, source)
+        settings = _load_settings(config, overrides, out, source, quiet=quiet)
     except UserError as error:
         if quiet:
             raise PeerError(str(error)) from error
@@ -163,15 +163,44 @@ def _consumers(
     return consumers
 
 
-def _load_settings(config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume) -> Config:
+def _load_settings(
+    config: str | None, overrides: tuple[str, ...], out: Path | None, resume: Resume, *, quiet: bool
+) -> Config:
     """The config named on the command line, or that of the run to resume, with overrides."""
     from msf_faiss.config.load import load_config, override_config
+    from msf_faiss.files import kind_of
 
-    if config is None and resume != "never":
-        from msf_faiss.checkpoint.format import find_checkpoint, list_checkpoints
+    if config is not None or resume == "never":
+        return load_config(config, overrides)
+    from msf_faiss.checkpoint.format import find_checkpoint
 
-        if out is not None and list_checkpoints(out) and (out / "config.yaml").is_file():
-            return load_config(out / "config.yaml", overrides)
-        if isinstance(resume, Path):
-            return override_config(find_checkpoint(resume).config, overrides)
-    return load_config(config, overrides)
+    written = None if out is None or kind_of(out / "config.yaml") != "file" else out / "config.yaml"
+    saved = None if out is None else _newest_config(out)
+    if saved is None and isinstance(resume, Path):
+        saved, written = _newest_config(resume) or find_checkpoint(resume).config, None
+    if saved is None:
+        return load_config(written, overrides)
+    if written is not None and not quiet and not _has_config(written, saved):
+        click.echo(f"note     {written} is not the config of the newest checkpoint, which is used; see --set", err=True)
+    return override_config(saved, overrides)
+
+
+def _has_config(path: Path, config: Config) -> bool:
+    from msf_faiss.config.load import load_config
+    from msf_faiss.errors import UserError
+
+    try:
+        return load_config(path) == config
+    except UserError:
+        return False
+
+
+def _newest_config(run: Path) -> Config | None:
+    """The config of the newest checkpoint of a run that can be read."""
+    from msf_faiss.checkpoint.format import find_checkpoint, list_checkpoints
+    from msf_faiss.errors import UserError
+
+    for path in reversed(list_checkpoints(run)):
+        with contextlib.suppress(UserError):  # `pretrain` reports damage, and resumes from the same checkpoint as here
+            return find_checkpoint(path).config
+    return None

@@ -1,6 +1,6 @@
 """The directory of a run: its contents, and the lock that keeps other processes out.
 
-RUN/config.yaml        the effective config
+RUN/config.yaml        the effective config of the newest checkpoint
 RUN/metrics.jsonl      metrics, see `metrics_file`
 RUN/tensorboard/       the same metrics for TensorBoard
 RUN/status.json        see `status`
@@ -23,7 +23,7 @@ import filelock
 from msf_faiss.checkpoint.format import FOLDER, list_checkpoints
 from msf_faiss.checkpoint.save import remove_incomplete
 from msf_faiss.config import Config
-from msf_faiss.config.load import dump_config
+from msf_faiss.config.load import dump_config, load_config
 from msf_faiss.errors import UserError
 from msf_faiss.files import kind_of, write_atomic
 from msf_faiss.run.metrics_file import METRICS
@@ -37,8 +37,8 @@ _LOCK_TIMEOUT = 3.0  # seconds: a killed process frees its memory first, then th
 
 
 @contextlib.contextmanager
-def lock_run(run_dir: Path, config: Config, *, resume: bool) -> Iterator[None]:
-    """Lock `run_dir` for this process, and write the config of a new run. However the process ends, the lock is freed.
+def lock_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
+    """Lock `run_dir` for this process. However the process ends, the lock is freed.
 
     Raises:
         UserError: if it contains a run and `resume` is False, contains other files, is in use, or cannot be written.
@@ -56,9 +56,7 @@ def lock_run(run_dir: Path, config: Config, *, resume: bool) -> Iterator[None]:
         _refuse_occupied(run_dir, resume=resume)  # another process may have been faster
         try:
             remove_incomplete(run_dir)
-            if not list_checkpoints(run_dir):
-                (run_dir / FOLDER).mkdir(exist_ok=True)
-                (run_dir / CONFIG).write_text(dump_config(config), encoding="utf-8")
+            (run_dir / FOLDER).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(_cannot_write(run_dir, error)) from error
         yield
@@ -75,12 +73,15 @@ def sync_metrics(run_dir: Path) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Replace the effective config of a run.
+    """Write the effective config of a run, if the file does not have it already.
 
     Raises:
         UserError: if it cannot be written.
     """
     try:
+        with contextlib.suppress(UserError):  # missing, or not valid
+            if load_config(run_dir / CONFIG) == config:  # perhaps with the user's comments
+                return
         write_atomic(run_dir / CONFIG, dump_config(config))
     except OSError as error:
         raise UserError(_cannot_write(run_dir, error)) from error

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from msf_faiss.checkpoint.format import Tensors
+from msf_faiss.checkpoint.format import Tensors, list_checkpoints
 from msf_faiss.checkpoint.save import prune_checkpoints, quarantine, save_checkpoint
 from msf_faiss.errors import UserError
 from msf_faiss.run.directory import sync_metrics, write_config
@@ -13,7 +13,7 @@ from msf_faiss.run.events import CheckpointSaved
 from msf_faiss.train.background_saver import BackgroundSaver
 from msf_faiss.train.monitors import Monitors
 from msf_faiss.train.optimizer import Schedule
-from msf_faiss.train.resume import ResumePoint, check_changes
+from msf_faiss.train.resume import ResumePoint, check_changes, refuse_if_finished
 from msf_faiss.train.state import TrainState
 
 
@@ -89,24 +89,29 @@ class Checkpointer:
         """
         checkpoint = point.checkpoint
         owner = checkpoint.run_dir or checkpoint.path
+        damaged = [*self._quarantine(point.damaged)]  # first, as the next start then takes the config of the older one
         changes = check_changes(owner, checkpoint.config, self._config, allow_changes)
         if checkpoint.dataset_size != self._images:
             raise UserError(
                 f"{owner}: the run had {checkpoint.dataset_size:,} training images, now there are {self._images:,}. "
                 "Resume with the same data, or start a new run with another --out"
             )
+        refuse_if_finished(point, self._run_dir, self._schedule, changes)
         self._state.restore(checkpoint)
         bank_changed = any(change.startswith("bank.") for change in changes)
         self._monitors.load_state_dict(checkpoint.tensors("monitor"), bank_changed=bank_changed)
         self._origin = point.origin
-        if checkpoint.run_dir == self._run_dir:
-            self.latest, self._saved_step = checkpoint.path, checkpoint.step
-        notes = [*self._quarantine(point.damaged), *(f"config changed: {change}" for change in changes)]
+        # In a new run too: before its first step, there is nothing of its own to save.
+        self.latest, self._saved_step = checkpoint.path, checkpoint.step
+        notes = [*damaged, *(f"config changed: {change}" for change in changes)]
         if bank_changed:
             notes.append(f"the bank kept the newest {len(self._state.bank):,} entries")
-        if changes and self._ranks.is_main:
-            write_config(self._run_dir, self._config)
         return tuple(notes)
+
+    def write_config_of_new_run(self) -> None:
+        """Write the config, unless there is a checkpoint: then it changes with the next one."""
+        if not list_checkpoints(self._run_dir):
+            self._ranks.on_main(lambda: write_config(self._run_dir, self._config))
 
     def _write(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> Path:
         """Write a checkpoint. Runs in a thread, so it must not use anything that a step changes."""
@@ -123,6 +128,7 @@ class Checkpointer:
             ranks=self._saver_ranks,
         )
         if self._ranks.is_main:
+            write_config(self._run_dir, self._config)
             rule = self._config.checkpoint
             every = (rule.keep_every_epochs or 0) * self._schedule.steps_per_epoch
             prune_checkpoints(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, find_newest_valid, list_checkpoints
+from msf_faiss.checkpoint.format import Checkpoint, find_checkpoint, find_newest_valid, list_checkpoints, step_of
 from msf_faiss.config import Config
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.errors import UserError
+from msf_faiss.train.optimizer import Schedule
 
 Resume = Path | Literal["auto", "never"]
 """auto: resume the run in the run directory, if there is one. never: the run directory must be new. A path: start a new
@@ -95,6 +96,27 @@ def check_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -
             f"(give --out alone), allow the change with {flags}, or start a new run with another --out"
         )
     return list(changes.values())
+
+
+def refuse_if_finished(point: ResumePoint, run_dir: Path, schedule: Schedule, changes: Sequence[str]) -> None:
+    """A run records only settings that it has trained with.
+
+    Raises:
+        UserError: if no step is left for a new run, or for changed settings.
+    """
+    checkpoint, total = point.checkpoint, schedule.total_steps
+    branches = checkpoint.run_dir != run_dir
+    if checkpoint.step < total or not (branches or changes):
+        return
+    owner = checkpoint.run_dir or checkpoint.path.parent
+    earlier = [path for path in list_checkpoints(owner) if step_of(path) < total]
+    longer = "train.epochs" if schedule.config.train.max_steps is None else "train.epochs or train.max_steps"
+    raise UserError(
+        f"{checkpoint.path}: {checkpoint.step:,} of {total:,} steps are trained, so nothing would be trained "
+        + (f"with the changed settings ({'; '.join(changes)})" if changes else "in the new run")
+        + f". Raise {longer} (with --allow-config-change)"
+        + (f", or start a new run from an earlier checkpoint: --out NEW --resume {earlier[-1]}" if earlier else "")
+    )
 
 
 def _is_in(key: str, sections: Iterable[str]) -> bool:

@@ -20,8 +20,9 @@ from msf_faiss.distributed.ranks import ALONE, Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
-from msf_faiss.run.directory import CONFIG, lock_run
+from msf_faiss.run.directory import lock_run
 from msf_faiss.run.events import BankAdjusted, CachingImages, Event, KnnEvaluated, RunEnded, StepProfiled
+from msf_faiss.run.status import LOCK
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train.checkpointing import Checkpointer
 from msf_faiss.train.clock import Clock
@@ -69,7 +70,7 @@ def pretrain(
     """
     try:
         trainer = _Trainer(config, run_dir, should_stop, ranks)
-        with _lock(run_dir, config, resume, ranks):
+        with _lock(run_dir, resume, ranks):
             trainer.resume(resume, allow_changes)
             yield from trainer.train(profile)
     except RuntimeError as error:
@@ -82,12 +83,11 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _lock(run_dir: Path, config: Config, resume: Resume, ranks: Ranks) -> Iterator[None]:
+def _lock(run_dir: Path, resume: Resume, ranks: Ranks) -> Iterator[None]:
     """Lock the run directory, by rank 0 for all ranks."""
     with contextlib.ExitStack() as stack:
-        lock = lock_run(run_dir, config, resume=resume != "never")
-        ranks.on_main(lambda: stack.enter_context(lock))
-        if not (run_dir / CONFIG).is_file():
+        ranks.on_main(lambda: stack.enter_context(lock_run(run_dir, resume=resume != "never")))
+        if not (run_dir / LOCK).is_file():
             raise UserError(
                 f"{run_dir}: rank {ranks.rank} does not see the files that rank 0 wrote there. "
                 "Put the run directory on a file system that all hosts share"
@@ -134,6 +134,7 @@ class _Trainer:
         point = find_resume_point(self.run_dir, resume, self.ranks)
         if point is not None:
             self.notes = self.checkpointer.resume_from(point, allow_changes)
+        self.checkpointer.write_config_of_new_run()
 
     def train(self, profile: int | None) -> Iterator[Event]:
         clock, total_steps = Clock(self.device), self.schedule.total_steps

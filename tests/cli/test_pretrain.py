@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from invoking import TINY, Cli
+from invoking import TINY, Cli, Invoke
 
 
 def test_a_run_writes_its_directory(tiny_run: Path, msf_faiss: Cli, tmp_path: Path) -> None:
@@ -130,7 +130,8 @@ def test_resume_path_starts_a_run_from_another_run(msf_faiss: Cli, tiny_run: Pat
 
 def test_resuming_with_another_bank_is_noted(msf_faiss: Cli, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
-    arguments = [*TINY, "--set", "bank.capacity=30", "--out", str(tmp_path / "run")]
+    longer = ["--set", "train.epochs=3", "--allow-config-change", "train.epochs"]
+    arguments = [*TINY, *longer, "--set", "bank.capacity=30", "--out", str(tmp_path / "run")]
     refused = msf_faiss("pretrain", *arguments)
     assert refused.returncode == 2
     assert "allow the change with --allow-config-change bank.capacity, or start" in refused.stderr
@@ -139,6 +140,31 @@ def test_resuming_with_another_bank_is_noted(msf_faiss: Cli, tiny_run: Path, tmp
     assert "note     config changed: bank.capacity: was 40, now 30" in done.stderr
     assert "note     the bank kept the newest 30 entries" in done.stderr
     assert "capacity: 30" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("state", ["ahead", "broken", "missing"])
+def test_out_alone_takes_the_config_of_the_newest_checkpoint(
+    invoke: Invoke, tiny_run: Path, tmp_path: Path, state: str
+) -> None:
+    """Whatever config.yaml says: a release before this one changed it before anything was trained."""
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run")
+    written = run_dir / "config.yaml"
+    text = written.read_text()
+    if state == "missing":
+        written.unlink()
+    else:
+        written.write_text(text.replace("k: 5", "k: 7") if state == "ahead" else "bank: [")
+    done = invoke("pretrain", "--out", run_dir, "--dry-run")
+    assert (done.code, done.stdout) == (0, text), done.stderr
+    assert ("is not the config of the newest checkpoint, which is used" in done.stderr) == (state != "missing")
+
+
+def test_out_alone_takes_the_config_of_a_run_without_checkpoint(
+    invoke: Invoke, tiny_run: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("step-*"))
+    done = invoke("pretrain", "--out", run_dir, "--dry-run")
+    assert (done.code, done.stdout) == (0, (tiny_run / "config.yaml").read_text()), done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where not even root can write")

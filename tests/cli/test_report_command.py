@@ -103,7 +103,7 @@ def test_report_does_not_disturb_run_without_checkpoint(run_dir: Path) -> None:
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "epo')
     assert "1 unreadable line of tiny was skipped." in invoke_and_read(run_dir)
-    with lock_run(run_dir, Config(), resume=True):
+    with lock_run(run_dir, resume=True):
         pass
 
 
