@@ -157,7 +157,11 @@ class _Trainer:
         )
         with contextlib.closing(batches), self.checkpointer.saving(), self.watchdog.watching():
             while self.state.step < total_steps:
-                batch, images, stopped, save = self._agree(batches)
+                agreed = self._agree(batches)
+                if isinstance(agreed, Exception):
+                    yield from self._save_intact()
+                    raise agreed
+                batch, images, stopped, save = agreed
                 if save:
                     self._save()
                 if stopped:
@@ -190,28 +194,27 @@ class _Trainer:
             if memory:
                 self.source = cache_decoded(self.source, self.config, processes=processes)
 
-    def _agree(self, batches: Iterator[Batch]) -> _Agreement:
+    def _agree(self, batches: Iterator[Batch]) -> _Agreement | Exception:
         """Get the next batch, and agree on what to do: the only exchange of a step that the host waits for.
 
-        Raises:
-            UserError: if there is no batch because of one; a `PeerError` if another rank has none.
+        Returns the error because of which this rank has no batch, or a `PeerError` if another rank has none.
         """
-        batch: Batch | UserError
+        batch: Batch | Exception
         with self.clock.on_host("data"):
             try:
                 batch = next(batches)
-            except UserError as error:
+            except Exception as error:
                 batch = error
         # A stop on any rank stops all; the clock of rank 0 decides when to save.
         save = self.ranks.is_main and self.checkpointer.is_overdue
-        images = 0 if isinstance(batch, UserError) else len(batch.ids)
-        row = [images, isinstance(batch, UserError), self.should_stop(), save]
+        images = 0 if isinstance(batch, Exception) else len(batch.ids)
+        row = [images, isinstance(batch, Exception), self.should_stop(), save]
         with self.ranks.known_row_counts([1] * self.ranks.size):
             rows = self.ranks.gather_rows(torch.tensor([row]))  # [W, 4]
-        if isinstance(batch, UserError):
-            raise batch
+        if isinstance(batch, Exception):
+            return batch
         if rows[:, 1].any():
-            raise PeerError(f"rank {int(rows[:, 1].argmax())} failed and reports why")
+            return PeerError(f"rank {int(rows[:, 1].argmax())} failed and reports why")
         return _Agreement(batch, rows[:, 0].tolist(), stop=bool(rows[:, 2].any()), save=bool(rows[:, 3].any()))
 
     def _step(self, batch: Batch, images: list[int]) -> str | None:
@@ -259,10 +262,27 @@ class _Trainer:
         if adjustment is not None:
             yield BankAdjusted(step=step, epoch=epoch, text=adjustment)
         if evaluate:
-            yield self._evaluate()
+            try:
+                evaluated = self._evaluate()
+            except UserError:
+                yield from self._save_intact()
+                raise
+            yield evaluated
         if save:
             self._save()
         yield from self.checkpointer.saved()
+
+    def _save_intact(self) -> Iterator[Event]:
+        """Save the state before an error of the data ends the run. All ranks call this together, between two steps.
+
+        Without a step there is nothing to lose, and data that are repaired may be other data.
+        """
+        if self.state.step:
+            with contextlib.suppress(UserError):  # the first error is the one to report
+                self._save()
+                with self.watchdog.paused():
+                    self.checkpointer.wait()
+                yield from self.checkpointer.saved()
 
     def _save(self) -> None:
         with self.clock.paused(), self.watchdog.paused():

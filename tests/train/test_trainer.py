@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from small_runs import CONFIG, STEPS, changed, run
 
 from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_bank
-from msf_faiss.config import FlatBankConfig, FolderData, ReferenceBankConfig
+from msf_faiss.config import DataConfig, FlatBankConfig, FolderData, ReferenceBankConfig
 from msf_faiss.config.load import load_config
+from msf_faiss.data.source import Reduce, Source, UnreadableImageError
 from msf_faiss.errors import UserError
 from msf_faiss.run.events import (
     CachingImages,
@@ -83,6 +85,58 @@ def test_error_in_the_data_creates_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not fill a batch"):
         run(changed(train={"batch_size": 71}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Failing:
+    """A source that fails to decode from the image number `first` on."""
+
+    def __init__(self, source: Source, first: int, error: Exception) -> None:
+        self._source, self._left, self._error = source, first, error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def decode(self, index: int, reduce: Reduce | None = None) -> torch.Tensor:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return self._source.decode(index, reduce)
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "error", "step"),
+    [
+        ("train", 16 * 6, UnreadableImageError("a.png: cannot read this image"), 6),
+        ("train", 16 * 6, UserError("a worker process died"), 6),
+        ("train", 16 * 6, OSError(5, "Input/output error"), 6),
+        ("test", 10, UnreadableImageError("b.png: cannot read this image"), 8),
+        ("train", 8, UnreadableImageError("a.png: cannot read this image"), None),  # nothing to lose
+    ],
+)
+def test_error_in_the_data_loses_no_step(
+    finished: tuple[Path, list[Event]], tmp_path: Path, split: str, images: int, error: Exception, step: int | None
+) -> None:
+    from msf_faiss.train import trainer
+
+    opened = trainer.open_source
+    config = changed(checkpoint={"every_epochs": 9})
+
+    def open_failing(data: DataConfig, which: Literal["train", "test"]) -> object:
+        source = opened(data, which)
+        assert source is not None
+        return Failing(source, images, error) if which == split else source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "open_source", open_failing)
+        with pytest.raises(type(error), match=str(error.args[-1])):
+            list(pretrain(config, tmp_path / "run"))
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ([] if step is None else [f"step-{step:08d}"])
+    run(config, tmp_path / "run", resume="auto")
+    assert_same_tensors(tmp_path / "run", finished[0], 12)
 
 
 def test_non_finite_loss_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:

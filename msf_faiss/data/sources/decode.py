@@ -1,12 +1,16 @@
 """Decode an encoded image, the image in a file, or that in a row of a table."""
 
+import errno
 import importlib
 import io
+import logging
 import stat
+import time
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -19,6 +23,20 @@ _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 
 MAX_PIXELS = 178_956_970
 """Default of `data.max_pixels`: where Pillow refuses images too."""
+
+_PAUSES = (0.1, 0.5, 2.0)  # seconds
+_TRANSIENT = {
+    getattr(errno, name, None)
+    for name in (
+        *("EAGAIN", "EBUSY", "EINTR", "EIO", "EREMOTEIO", "ESTALE", "ENFILE", "EMFILE", "ENOBUFS", "ENOMEM"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET"),
+        *("ENETUNREACH", "ENOTCONN", "EPIPE", "ESHUTDOWN", "ETIMEDOUT"),
+    )
+} - {None}
+
+Content = TypeVar("Content")
+
+_log = logging.getLogger(__name__)
 
 observer: ContextVar[Callable[[Image.Image, Callable[[], str]], None] | None] = ContextVar("observer", default=None)
 """Called with every image that is decoded, and its name, before its pixels are; see `sample`."""
@@ -95,6 +113,23 @@ def begins_like_image(path: Path) -> bool:
     return True
 
 
+def retry(read: Callable[[], Content]) -> Content:
+    """Call `read`; again, after a pause, while a network or a disk fails in a way that often passes.
+
+    Raises:
+        OSError: the last one, or the first that does not pass by itself.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            _log.warning("%s; trying again in %g s", error, pause)
+            time.sleep(pause)
+    return read()
+
+
 def _read_file(path: Path) -> bytes:
     """The contents of a regular file; a named pipe would be waited for.
 
@@ -115,7 +150,7 @@ def decode_file(
         UnreadableImageError: if there is no such file or Pillow cannot read it.
     """
     try:
-        encoded = _read_file(path)
+        encoded = retry(lambda: _read_file(path))
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise unreadable(name(), getattr(error, "strerror", None) or str(error)) from error
     return decode_image(encoded, name, reduce, max_pixels)

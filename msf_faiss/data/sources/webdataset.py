@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Reduce
-from msf_faiss.data.sources.decode import decode_image, unreadable
+from msf_faiss.data.sources.decode import decode_image, retry, unreadable
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
 from msf_faiss.data.sources.listing import readable_keys
 from msf_faiss.data.sources.shards import find_shards
@@ -94,7 +94,7 @@ class WebDatasetSource:
         rows = self._rows()
         offset, size = rows["offset"][index].as_py(), rows["size"][index].as_py()
         try:
-            encoded = self._shard(index).read(offset, size)
+            encoded = retry(partial(self._shard(index).read, offset, size))
         except OSError as error:
             raise unreadable(self.name(index), error.strerror or str(error)) from error
         return decode_image(encoded, partial(self.name, index), reduce, self._max_pixels)
@@ -129,7 +129,11 @@ class _Shard:
             UserError: if the file has changed since it was indexed.
         """
         if self._descriptor is not None:
-            return os.pread(self._descriptor, size, offset)
+            try:
+                return os.pread(self._descriptor, size, offset)
+            except OSError:  # the next attempt opens the file again, which a stale descriptor of a network needs
+                self._close()
+                raise
         with self.path.open("rb", buffering=0) as file:
             if _state(os.fstat(file.fileno())) != self._state:
                 raise UserError(f"{self.path} has changed since it was opened; start the command again")
@@ -140,10 +144,14 @@ class _Shard:
             return file.read(size)
 
     def __del__(self) -> None:
-        descriptor = self.__dict__.get("_descriptor")  # unset if __init__ failed
-        if descriptor is not None:
-            os.close(descriptor)
-            _Shard._open -= 1
+        if self.__dict__.get("_descriptor") is not None:  # unset if __init__ failed
+            self._close()
+
+    def _close(self) -> None:
+        assert self._descriptor is not None
+        os.close(self._descriptor)
+        self._descriptor = None
+        _Shard._open -= 1
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from msf_faiss.data.source import UnreadableImageError
-from msf_faiss.data.sources.decode import decode_file, decode_image, decode_record
+from msf_faiss.data.sources import decode as decode_module
+from msf_faiss.data.sources.decode import decode_file, decode_image, decode_record, retry
 
 RAMP = (np.arange(12 * 7).reshape(7, 12) * 3).astype(np.uint8)  # [7, 12]
 
@@ -125,3 +127,34 @@ def test_decode_record_takes_the_bytes_or_else_the_file(tmp_path: Path) -> None:
     for path, problem in (("gone.png", "No such file"), (None, "it has neither bytes nor a path")):
         with pytest.raises(UnreadableImageError, match=f"photo 17: cannot read this image: {problem}"):
             decode_record(None, path, tmp_path, lambda: "photo 17")
+
+
+@pytest.mark.parametrize(
+    ("number", "failures", "attempts"),
+    [
+        (errno.EIO, 2, 3),
+        (errno.ESTALE, 3, 4),
+        (errno.ENOTCONN, 1, 2),
+        (errno.ETIMEDOUT, 9, 4),  # it does not pass
+        (errno.ENOENT, 1, 1),
+        (errno.EACCES, 1, 1),
+    ],
+)
+def test_transient_errors_are_retried(
+    monkeypatch: pytest.MonkeyPatch, number: int, failures: int, attempts: int
+) -> None:
+    monkeypatch.setattr(decode_module, "_PAUSES", (0.0, 0.0, 0.0))
+    called = []
+
+    def read() -> bytes:
+        called.append(1)
+        if len(called) <= failures:
+            raise OSError(number, os.strerror(number))
+        return b"content"
+
+    if failures < attempts:
+        assert retry(read) == b"content"
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            retry(read)
+    assert len(called) == attempts

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
@@ -12,6 +13,7 @@ from tars import grays, png, sample, shard, source, write
 
 from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Source, UnreadableImageError
+from msf_faiss.data.sources import decode as decode_module
 from msf_faiss.data.sources import webdataset as webdataset_module
 from msf_faiss.data.sources.open import open_source
 from msf_faiss.errors import UserError
@@ -190,3 +192,19 @@ def test_real_images(shared_data: Path, tmp_path: Path) -> None:
     rows = pq.read_table(shared_data / "imagenette224_mini_val.parquet").slice(0, 40).to_pylist()
     write(tmp_path / "x.tar", *((f"{i}.jpg", row["image"]["bytes"]) for i, row in enumerate(rows)))
     assert min(min(image.shape[1:]) for image in map(source(tmp_path / "x.tar").decode, range(40))) >= 150
+
+
+def test_shard_is_opened_again_after_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = source(shard(tmp_path / "x.tar", range(4)))
+    assert grays(opened, [0]) == [0]
+    failures = [errno.ESTALE, errno.EIO]
+    read = os.pread
+
+    def fail(descriptor: int, size: int, offset: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "stale")
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(decode_module, "_PAUSES", (0.0, 0.0))
+    assert grays(opened, [1, 2, 3]) == [1, 2, 3]
