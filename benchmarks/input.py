@@ -137,6 +137,9 @@ class JpegSource:
     def identity(self) -> str:
         return "jpegs"
 
+    def relative_names(self) -> list[str]:
+        return [self.name(index) for index in range(len(self))]
+
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         return decode_image(self.jpegs[index], lambda: self.name(index), reduce)
 

@@ -11,11 +11,12 @@ _TIMED = {"images_per_second", "eta_seconds", "knn_seconds", "data_time_ratio", 
 
 
 def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """All tensors in the checkpoint of a step, by file and name."""
+    """All tensors in the checkpoint of a step that training changes, by file and name."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     return {
         f"{path.stem}.{name}": tensor
         for path in sorted(folder.glob("*.safetensors"))
+        if path.stem != "data"
         for name, tensor in safetensors.torch.load_file(path).items()
     }
 

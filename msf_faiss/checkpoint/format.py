@@ -7,6 +7,7 @@
         bank.safetensors       the ring, its ids and its counter; a bank sharded over W ranks has a file for each rank,
                                bank-00000-of-0000W.safetensors and so on
         rng.safetensors        state of torch's random number generators
+        data.safetensors       names and labels of the training images, see `images`
         monitor.safetensors    what the monitors have accumulated since the last progress event
     RUN/checkpoints/damaged-step-00001234/   a checkpoint that failed verification: renamed, never deleted
 
@@ -33,7 +34,8 @@ from msf_faiss.errors import UserError
 from msf_faiss.files import kind_of
 
 FORMAT = "msf-faiss checkpoint"
-VERSION = 3
+VERSION = 4
+_READ_VERSIONS = (3, VERSION)  # 3: without data.safetensors
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -221,7 +223,7 @@ def _load_sealed(path: Path) -> dict[str, Any]:
     # A damaged manifest may seem to be of another format or version: only an intact one is believed.
     if manifest.get("format") != FORMAT and (intact or "files" not in manifest):
         raise UserError(f"{path}: its {MANIFEST} is not that of an msf-faiss checkpoint; give another directory")
-    if manifest.get("version") != VERSION and (intact or "sha256" not in manifest):
+    if manifest.get("version") not in _READ_VERSIONS and (intact or "sha256" not in manifest):
         raise UserError(
             f"{path}: a checkpoint of format version {manifest.get('version')}, but this msf-faiss reads version "
             f"{VERSION}; use the release that wrote it, or train again"

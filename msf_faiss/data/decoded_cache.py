@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -115,6 +115,9 @@ class DecodedCache:
 
     def identity(self) -> str:
         return self._source.identity()
+
+    def relative_names(self) -> Iterable[str]:
+        return self._source.relative_names()
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         if index in self._unreadable:

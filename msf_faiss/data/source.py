@@ -3,7 +3,7 @@
 Shapes: N images; H, W height and width of a decoded image in pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -46,6 +46,9 @@ class Source(Protocol):
 
         Of files, path, size and time of modification count.
         """
+
+    def relative_names(self) -> Iterable[str]:
+        """What tells each image from the others, in order, the same wherever the data lie: its path below them, say."""
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         """Decode an image to uint8 RGB [3, H, W].

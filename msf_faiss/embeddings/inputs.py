@@ -1,10 +1,12 @@
 """The images and the config on which a checkpoint's encoder is applied after training."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from msf_faiss.checkpoint.format import Checkpoint
+from msf_faiss.checkpoint.images import find_changes
 from msf_faiss.config import Config
 from msf_faiss.config.load import override_config
 from msf_faiss.data.source import Source
@@ -16,6 +18,8 @@ from msf_faiss.search.faiss_setup import set_threads
 Split = Literal["train", "test"]
 
 _SETTABLE = ("data.", "views.", "train.threads=")
+
+_log = logging.getLogger(__name__)
 
 
 def override_inputs(config: Config, overrides: Sequence[str], data: Path | None = None) -> Config:
@@ -58,13 +62,16 @@ def open_inputs(config: Config, split: Split = "train") -> Source:
 
 
 def check_bank_images(checkpoint: Checkpoint, source: Source) -> None:
-    """Check that the ids in a checkpoint's bank can refer to `source`.
+    """Check that the ids in a checkpoint's bank refer to `source`. Changed labels are logged.
 
     Raises:
-        UserError: if `source` has another number of images than the training data had.
+        UserError: if `source` has other images than the training data had, or in another order.
     """
-    if len(source) != checkpoint.dataset_size:
+    changes = find_changes(checkpoint, source)
+    if changes.images is not None:
         raise UserError(
-            f"{checkpoint.path}: its bank refers to {checkpoint.dataset_size:,} training images by number, but the "
-            f"data now have {len(source):,} images; point --set data.… at the training data"
+            f"{checkpoint.path}: its bank refers to training images by number, but the data are not those of the "
+            f"training: {changes.images}. Point --set data.… at the training data"
         )
+    if changes.labels is not None:
+        _log.warning("%s: since the training, %s", checkpoint.path, changes.labels)

@@ -41,8 +41,6 @@ class Gallery:
     def __init__(
         self, checkpoint: Checkpoint, config: Config, source: Source, searched: Searched, device: torch.device
     ) -> None:
-        if searched == "bank":
-            check_bank_images(checkpoint, source)
         self.checkpoint = checkpoint
         self.config = config  # the checkpoint's, with overrides of data and views
         self.source = source  # the training images
@@ -139,7 +137,10 @@ def open_gallery(
             views.
     """
     config = override_inputs(checkpoint.config, overrides)
-    return Gallery(checkpoint, config, open_inputs(config), searched, device)
+    source = open_inputs(config)
+    if searched == "bank":
+        check_bank_images(checkpoint, source)
+    return Gallery(checkpoint, config, source, searched, device)
 
 
 def thumbnail(view: Tensor) -> Image.Image:

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from msf_faiss.checkpoint.format import Tensors, list_checkpoints
+from msf_faiss.checkpoint.images import FILE as IMAGES
+from msf_faiss.checkpoint.images import describe_images, find_changes
 from msf_faiss.checkpoint.save import prune_checkpoints, quarantine, save_checkpoint
+from msf_faiss.data.source import Source
 from msf_faiss.errors import UserError
 from msf_faiss.run.directory import sync_metrics, write_config
 from msf_faiss.run.events import CheckpointSaved
@@ -21,14 +24,15 @@ class Checkpointer:
     """Saves and restores state and monitors of a run. All ranks call `save` and `resume_from` together.
 
     Args:
-        images: number of training images, which must not change within a run.
+        source: the training images, which must not change within a run.
     """
 
     def __init__(
-        self, run_dir: Path, state: TrainState, monitors: Monitors, schedule: Schedule, *, images: int
+        self, run_dir: Path, state: TrainState, monitors: Monitors, schedule: Schedule, source: Source
     ) -> None:
         self.latest: Path | None = None  # path of the newest checkpoint that is complete
-        self._run_dir, self._images = run_dir, images
+        self._run_dir, self._source = run_dir, source
+        self._images = describe_images(source) if state.ranks.is_main else {}
         self._state, self._monitors, self._schedule, self._ranks = state, monitors, schedule, state.ranks
         self._config = schedule.config
         self._origin: str | None = None
@@ -64,7 +68,7 @@ class Checkpointer:
         monitors = self._monitors.state_dict()
         tensors = self._state.tensors()
         if self._ranks.is_main:
-            tensors["monitor"] = monitors
+            tensors |= {"monitor": monitors, IMAGES: self._images}
         self._saver.save(self._state.step, self._schedule.epoch(self._state.step), tensors)
         self._saved_step, self._saved_at = self._state.step, time.perf_counter()
 
@@ -91,10 +95,11 @@ class Checkpointer:
         owner = checkpoint.run_dir or checkpoint.path
         damaged = [*self._quarantine(point.damaged)]  # first, as the next start then takes the config of the older one
         changes = check_changes(owner, checkpoint.config, self._config, allow_changes)
-        if checkpoint.dataset_size != self._images:
+        data = self._ranks.on_main(lambda: find_changes(checkpoint, self._source))
+        if data.images is not None:
             raise UserError(
-                f"{owner}: the run had {checkpoint.dataset_size:,} training images, now there are {self._images:,}. "
-                "Resume with the same data, or start a new run with another --out"
+                f"{owner}: the training images have changed: {data.images}. Resume with the same images, or start a new "
+                "run with another --out"
             )
         refuse_if_finished(point, self._run_dir, self._schedule, changes)
         self._state.restore(checkpoint)
@@ -104,6 +109,8 @@ class Checkpointer:
         # In a new run too: before its first step, there is nothing of its own to save.
         self.latest, self._saved_step = checkpoint.path, checkpoint.step
         notes = [*damaged, *(f"config changed: {change}" for change in changes)]
+        if data.labels is not None:
+            notes.append(f"{data.labels}; from now on the new ones count, in metrics only")
         if bank_changed:
             notes.append(f"the bank kept the newest {len(self._state.bank):,} entries")
         return tuple(notes)
@@ -122,7 +129,7 @@ class Checkpointer:
             step=step,
             epoch=epoch,
             config=self._config,
-            dataset_size=self._images,
+            dataset_size=len(self._source),
             origin=self._origin,
             tensors=tensors,
             ranks=self._saver_ranks,

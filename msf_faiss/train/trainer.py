@@ -126,7 +126,7 @@ class _Trainer:
         self.state = TrainState.create(config, self.device, images=len(self.source), ranks=ranks)
         self.memory_format = best_memory_format(self.state.model, self.device)
         self.monitors = Monitors(config, self.source, self.state.bank.device, ranks)
-        self.checkpointer = Checkpointer(run_dir, self.state, self.monitors, self.schedule, images=len(self.source))
+        self.checkpointer = Checkpointer(run_dir, self.state, self.monitors, self.schedule, self.source)
         self.watchdog = Watchdog(config.train.hang_seconds)
         self.notes: tuple[str, ...] = ()
 

@@ -71,8 +71,8 @@ def test_every_damaged_file_is_detected(saved: Path) -> None:
         ('{"format": "msf-faiss checkpoint"', "is not JSON"),
         ("[]", "is not a JSON object"),
         ("{}", "not that of an msf-faiss checkpoint"),
-        ('{"format": "msf-faiss checkpoint", "version": 1}', "format version 1, but this msf-faiss reads version 3"),
-        ('{"format": "msf-faiss checkpoint", "version": 3}', r"manifest.json: its SHA-256 differs"),
+        ('{"format": "msf-faiss checkpoint", "version": 1}', "format version 1, but this msf-faiss reads version 4"),
+        ('{"format": "msf-faiss checkpoint", "version": 4}', r"manifest.json: its SHA-256 differs"),
         ("[" * 100_000, "is not JSON"),
         ('{"format": "\xff', "is not JSON"),
     ],
@@ -94,8 +94,8 @@ def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("version", 2, "format version 2, but this msf-faiss reads version 3; use the release that wrote it"),
-        ("version", 99, "format version 99, but this msf-faiss reads version 3"),
+        ("version", 2, "format version 2, but this msf-faiss reads version 4; use the release that wrote it"),
+        ("version", 99, "format version 99, but this msf-faiss reads version 4"),
         ("format", "something else", "not that of an msf-faiss checkpoint"),
         ("files", [], "missing or malformed"),
         (

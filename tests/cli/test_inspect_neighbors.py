@@ -166,7 +166,7 @@ def test_query_name_with_control_characters(run_dir: Path, tmp_path: Path) -> No
         (["--out", "page.htm"], "the extension must be .html (page)"),
         (["--query", "nowhere.png"], "nowhere.png does not exist; name an image file"),
         (["--query-id", "40"], "there is no training image 40; ids are 0 to 39"),
-        (["--set", "data.images=50"], "refers to 40 training images by number"),
+        (["--set", "data.images=50"], "there were 40 training images, now there are 50"),
         (["--set", "bank.capacity=9"], "the encoder stays as it was trained"),
         (["--queries", "2", "--query-id", "1"], "--queries selects random images"),
         (["--worst", "--query-id", "1"], "--worst selects the queries"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class FakeSource:
 
     def identity(self) -> str:
         return "fake"
+
+    def relative_names(self) -> Iterator[str]:
+        return map(str, range(self._count))
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         if index in self._bad:

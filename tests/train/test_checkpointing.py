@@ -91,7 +91,7 @@ def test_resume_refuses_other_data(finished: tuple[Path, list[Event]], monkeypat
 
     found = resume.find_newest_valid
     monkeypatch.setattr(resume, "find_newest_valid", lambda *args: (replace(found(*args)[0], dataset_size=71), {}))
-    with pytest.raises(UserError, match="had 71 training images, now there are 70"):
+    with pytest.raises(UserError, match="there were 71 training images, now there are 70"):
         run(CONFIG, finished[0], resume="auto")
 
 

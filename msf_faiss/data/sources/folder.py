@@ -132,6 +132,9 @@ class FolderSource:
     def identity(self) -> str:
         return files_identity(map(self.path, range(len(self))))
 
+    def relative_names(self) -> Iterator[str]:
+        return map(self._names.__getitem__, range(len(self)))
+
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         path = self.path(index)
         return decode_file(path, partial(printable, path), reduce, self._max_pixels)

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,14 @@ class HuggingFaceSource:
 
     def identity(self) -> str:
         return files_identity(self._data_files, self._fingerprint)
+
+    def relative_names(self) -> Iterator[str]:
+        rows = self._rows.flatten()
+        column = "image.path" if "image.path" in rows.features else "image"
+        if "string" not in str(rows.features[column]):  # bytes alone
+            return itertools.repeat("", len(self))
+        paths = rows.select_columns([column]).with_format("arrow")[:].column(0)
+        return (Path(path or "").name for path in paths.to_pylist())
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         return decode_record(*self._record(index), self._folder, partial(self.name, index), reduce, self._max_pixels)

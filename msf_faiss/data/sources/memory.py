@@ -1,7 +1,8 @@
 """Images of one size in a tensor."""
 
 import hashlib
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from msf_faiss.data.source import Reduce
+
+_NAMED_BY = 1024  # pixels of an image by which it is known
 
 
 class MemorySource:
@@ -45,6 +48,10 @@ class MemorySource:
         total = hashlib.sha256(repr(tuple(self._images.shape)).encode())
         total.update(self._images.contiguous().numpy().data)
         return total.hexdigest()
+
+    def relative_names(self) -> Iterator[str]:
+        begins = self._images.flatten(1)[:, :_NAMED_BY].contiguous().numpy()
+        return (f"{self._title} {zlib.crc32(begin):08x}" for begin in begins)
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         return self._images[index]

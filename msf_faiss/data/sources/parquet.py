@@ -1,13 +1,14 @@
 """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
@@ -67,6 +68,12 @@ class ParquetSource:
 
     def identity(self) -> str:
         return files_identity(self._shards, self._column)
+
+    def relative_names(self) -> Iterator[str]:
+        rows = self._rows()
+        sizes = pc.binary_length(rows["bytes"])
+        for path, size in zip(rows["path"].to_pylist(), sizes.to_pylist(), strict=True):
+            yield path or f"an image of {size} bytes"
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         rows, shard = self._rows(), self._place(index)[0]

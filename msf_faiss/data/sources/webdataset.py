@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,9 @@ class WebDatasetSource:
 
     def identity(self) -> str:
         return files_identity((shard.path for shard in self._shards), len(self))
+
+    def relative_names(self) -> Iterator[str]:
+        return map(os.fsdecode, self._rows()["name"].to_pylist())
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         rows = self._rows()

@@ -156,6 +156,7 @@ def test_pixels_labels_and_names(settings: dict[str, Any], forms: dict[str, dict
     assert source.decode(0).shape == (3, 30, 20)  # rotated
     for index, name in enumerate(images()):
         assert Path(name).name in source.name(index)
+    assert [Path(name).name for name in source.relative_names()] == [Path(name).name for name in images()]
 
 
 def test_unreadable_images_are_named(settings: dict[str, Any]) -> None:
