@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from msf_faiss.checkpoint.hold import Hold
 from msf_faiss.config import Config
 from msf_faiss.config.sections import dotted, key_of
 from msf_faiss.distributed.ranks import ALONE, Ranks
@@ -40,12 +41,17 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 PREFIX = "step-"
 ENDING = ".safetensors"
+_ATTEMPTS = 5  # to find the newest checkpoint of a run that saves and deletes meanwhile
 
 Tensors = dict[str, Tensor]
 
 
 class DamagedCheckpointError(UserError):
     """A checkpoint is not what was saved; an older one may be intact."""
+
+
+class GoneCheckpointError(UserError):
+    """A checkpoint was deleted since it was found; a training run has a newer one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class Checkpoint:
     origin: str | None  # the checkpoint of another run that this run started from
     files: Mapping[str, str]  # name -> SHA-256
     verified: bool = False  # whether every file has been compared with its SHA-256
+    hold: object = field(default=None, compare=False, repr=False)  # see `hold.Hold`
 
     @property
     def bank_files(self) -> list[str]:
@@ -114,10 +121,14 @@ def step_of(path: Path) -> int:
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the newest one of the run at `path`. Only its manifest is read.
 
+    A run that trains meanwhile does not delete the checkpoint while the returned object exists.
+
     Raises:
         UserError: if there is no checkpoint, it is damaged, or it is not one of msf-faiss.
     """
     kind = kind_of(path)
+    if kind is None and path.name.startswith(PREFIX) and kind_of(path.parent) == "folder":
+        raise GoneCheckpointError(_gone(path))
     if kind is None:
         raise UserError(f"{path}: no such run directory or checkpoint; give the directory that `pretrain --out` named")
     if path.name == MANIFEST:
@@ -131,15 +142,19 @@ def find_checkpoint(path: Path) -> Checkpoint:
         return _read_manifest(path)
     if not (path / FOLDER).is_dir():
         raise UserError(f"{path}: neither a run directory (no {FOLDER}/ in it) nor a checkpoint (no {MANIFEST} in it)")
-    saved = list_checkpoints(path)
-    if not saved:
-        raise UserError(f"{path}: the run has not saved a checkpoint yet; wait for its first one")
-    try:
-        return _read_manifest(saved[-1])
-    except UserError as error:
-        if len(saved) == 1:
-            raise
-        raise UserError(f"{error}; the checkpoint before it is {saved[-2]}") from error
+    for _ in range(_ATTEMPTS):
+        saved = list_checkpoints(path)
+        if not saved:
+            raise UserError(f"{path}: the run has not saved a checkpoint yet; wait for its first one")
+        try:
+            return _read_manifest(saved[-1])
+        except GoneCheckpointError as error:
+            gone = error
+        except UserError as error:
+            if len(saved) == 1:
+                raise
+            raise UserError(f"{error}; the checkpoint before it is {saved[-2]}") from error
+    raise gone
 
 
 def find_newest_valid(run_dir: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, dict[Path, str]]:
@@ -151,18 +166,23 @@ def find_newest_valid(run_dir: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, 
     Raises:
         UserError: if every checkpoint is damaged, or one cannot be read for another reason.
     """
-    damaged: dict[Path, str] = {}
-    for path in reversed(ranks.broadcast_object(list_checkpoints(run_dir))):
-        problem = None
-        try:
-            checkpoint = _read_manifest(path)
-            checkpoint.verify(sorted(checkpoint.files)[ranks.rank :: ranks.size])
-        except DamagedCheckpointError as error:
-            problem = str(error)
-        problem = next((text for text in ranks.gather_objects(problem) if text is not None), None)
-        if problem is None:
-            return replace(checkpoint, verified=True), damaged
-        damaged[path] = problem
+    for _ in range(_ATTEMPTS):
+        damaged: dict[Path, str] = {}
+        for path in reversed(ranks.broadcast_object(list_checkpoints(run_dir))):
+            error: UserError | None = None
+            try:
+                checkpoint = _read_manifest(path)
+                checkpoint.verify(sorted(checkpoint.files)[ranks.rank :: ranks.size])
+            except (DamagedCheckpointError, GoneCheckpointError) as problem:
+                error = problem
+            errors = [each for each in ranks.gather_objects(error) if each is not None]
+            if not errors:
+                return replace(checkpoint, verified=True), damaged
+            if any(isinstance(each, GoneCheckpointError) for each in errors):
+                break  # the run is training and has saved newer ones
+            damaged[path] = str(errors[0])
+        else:
+            break
     raise UserError(
         f"{run_dir}: every checkpoint of the run is damaged; nothing was changed. Restore one from a backup, or start"
         " a new run with another --out:\n  " + "\n  ".join(damaged.values())
@@ -172,6 +192,13 @@ def find_newest_valid(run_dir: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, 
 def describe_damage(path: Path, problem: str) -> str:
     """The message for a checkpoint that is not what was saved."""
     return f"{path}: the checkpoint is damaged: {problem}"
+
+
+def _gone(path: Path) -> str:
+    return (
+        f"{path}: there is no such checkpoint, or not any more: a run keeps its newest ones (checkpoint.keep_last). Start "
+        "the command again, or name another checkpoint"
+    )
 
 
 def seal_of(manifest: Mapping[str, Any]) -> str:
@@ -188,6 +215,8 @@ def sha256_of(path: Path) -> str:
 
 def _read_manifest(path: Path) -> Checkpoint:
     """Read a checkpoint's manifest, and compare the names and sizes of its files."""
+    with _read_errors(path, MANIFEST):
+        hold = Hold(path / MANIFEST)
     manifest = _load_sealed(path)
     files = _listed_files(path, manifest)
     for name, file in files.items():
@@ -207,6 +236,7 @@ def _read_manifest(path: Path) -> Checkpoint:
             dataset_size=int(manifest["dataset_size"]),
             origin=manifest["origin"],
             files={name: file["sha256"] for name, file in files.items()},
+            hold=hold,
         )
 
 
@@ -271,6 +301,8 @@ def _read_errors(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if not path.exists():
+            raise GoneCheckpointError(_gone(path)) from error
         raise DamagedCheckpointError(describe_damage(path, f"{name} is missing")) from error
     except PermissionError as error:
         raise UserError(f"{path / name}: cannot be read: permission denied; make it readable") from error

@@ -29,6 +29,7 @@ from msf_faiss.checkpoint.format import (
     sha256_of,
     step_of,
 )
+from msf_faiss.checkpoint.hold import DELETING, delete_unless_held
 from msf_faiss.config import Config
 from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
@@ -102,16 +103,18 @@ def save_checkpoint(
 
 
 def prune_checkpoints(run_dir: Path, *, keep_last: int, keep: Callable[[int], bool]) -> None:
-    """Delete a run's checkpoints except the newest `keep_last` and those for whose step `keep` returns true."""
+    """Delete a run's checkpoints except the newest `keep_last`, those for whose step `keep` returns true, and those that
+    another process reads: the next save deletes them."""
     for path in list_checkpoints(run_dir)[:-keep_last]:
         if not keep(step_of(path)):
-            shutil.rmtree(path, ignore_errors=True)
+            delete_unless_held(path, path / MANIFEST)
 
 
 def remove_incomplete(run_dir: Path) -> None:
-    """Delete the checkpoint that a killed process did not finish writing."""
-    for path in (run_dir / FOLDER).glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete the checkpoints that a killed process did not finish writing or deleting."""
+    for prefix in (_TEMPORARY, DELETING):
+        for path in (run_dir / FOLDER).glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def quarantine(path: Path) -> Path:

@@ -10,6 +10,7 @@ Every weight must match the network. Files of torch.save are read with `weights_
 """
 
 import argparse
+import copy
 import hashlib
 import pickle
 import warnings
@@ -25,10 +26,11 @@ import torchvision
 from torch import Tensor, nn
 
 from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
+from msf_faiss.checkpoint.load import load_model
 from msf_faiss.config import Config, TorchvisionBackbone
 from msf_faiss.config.load import load_config, override_config
-from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.embeddings.inputs import override_inputs
+from msf_faiss.device import CPU
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.files import kind_of
@@ -114,6 +116,7 @@ def run_of(path: Path) -> Path | None:
 
 def _open_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
     checkpoint = find_checkpoint(path)
+    model = load_model(checkpoint, CPU)  # once, since a run that is training deletes its older checkpoints
     return Weights(
         path=checkpoint.path,
         run_dir=checkpoint.run_dir,
@@ -124,7 +127,7 @@ def _open_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
         config=override_inputs(checkpoint.config, overrides),
         net=checkpoint.config.model.model_dump(mode="json"),
         trained=("online", "target"),
-        load=lambda name: load_encoder(checkpoint, "online" if name == "online" else "target").network,
+        load=lambda name: copy.deepcopy((model.online if name == "online" else model.target).backbone),
         fresh=lambda: build_model(checkpoint.config.model, seed=checkpoint.config.seed).online.backbone,
     )
 

@@ -4,7 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from msf_faiss.checkpoint.format import FOLDER, Checkpoint, DamagedCheckpointError, find_checkpoint
+from msf_faiss.checkpoint.format import (
+    FOLDER,
+    Checkpoint,
+    DamagedCheckpointError,
+    GoneCheckpointError,
+    find_checkpoint,
+)
 from msf_faiss.errors import UserError
 from msf_faiss.neighbors.records import Searched
 
@@ -33,7 +39,7 @@ def earlier_checkpoints(
             if checkpoint.step < last.step:
                 checkpoint.verify(name for name in checkpoint.files if name.startswith(needed))
                 intact.append(checkpoint)
-        except DamagedCheckpointError as error:
+        except (DamagedCheckpointError, GoneCheckpointError) as error:
             notify(f"skipping {error}")
     if not intact:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from untrained import save_untrained
 
 from msf_faiss.config.load import load_config
+from msf_faiss.embeddings.encoder import load_encoder
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.evaluate.weights import Weights, open_weights
@@ -193,3 +196,15 @@ def test_unknown_or_unfit_networks(tmp_path: Path) -> None:
         load("timm:vit_tiny_patch16_224", "views.size=32")
     with pytest.raises(UserError, match=r"is a file of weights, .* --config"):
         open_weights(tmp_path / "a.pth")
+
+
+def test_checkpoint_is_read_once(tmp_path: Path, views: Tensor) -> None:
+    """A run that is training deletes it before the evaluation ends."""
+    saved = save_untrained(load_config("demo", TINY), tmp_path, images=4000)
+    expected = load_encoder(saved).network(views)
+    weights = open_weights(tmp_path)
+    shutil.rmtree(saved)
+    for name in ("target", "online"):
+        network = weights.backbone(name).eval()
+        change_statistics(network)  # of this copy only
+    assert torch.equal(weights.backbone("online").eval()(views), expected)
