@@ -65,6 +65,8 @@ class Checkpoint:
     run_dir: Path | None  # None: the checkpoint lies outside a run directory
     dataset_size: int  # training images, unreadable ones included
     origin: str | None  # the checkpoint of another run that this run started from
+    origin_seal: str | None  # SHA-256 of its manifest; None: no origin, or saved before version 4
+    seal: str  # SHA-256 of the own manifest
     files: Mapping[str, str]  # name -> SHA-256
     verified: bool = False  # whether every file has been compared with its SHA-256
     hold: object = field(default=None, compare=False, repr=False)  # see `hold.Hold`
@@ -235,6 +237,8 @@ def _read_manifest(path: Path) -> Checkpoint:
             run_dir=path.parent.parent if path.parent.name == FOLDER else None,
             dataset_size=int(manifest["dataset_size"]),
             origin=manifest["origin"],
+            origin_seal=manifest.get("origin_sha256"),
+            seal=manifest["sha256"],
             files={name: file["sha256"] for name, file in files.items()},
             hold=hold,
         )

@@ -49,6 +49,7 @@ def save_checkpoint(
     dataset_size: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     origin: str | None = None,
+    origin_seal: str | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint into a temporary directory, sync it to disk and rename it. All ranks take part.
@@ -61,6 +62,7 @@ def save_checkpoint(
         dataset_size: training images, unreadable ones included.
         tensors: for each file that this rank writes (its name without ending), the tensors by name.
         origin: the checkpoint of another run that this run started from.
+        origin_seal: SHA-256 of its manifest, by which it is known when it has moved.
         ranks: the ranks that write together.
 
     Returns:
@@ -79,6 +81,7 @@ def save_checkpoint(
         "epoch": epoch,
         "dataset_size": dataset_size,
         "origin": origin,
+        "origin_sha256": origin_seal,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {
             "msf_faiss": msf_faiss.__version__,

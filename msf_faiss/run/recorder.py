@@ -101,8 +101,9 @@ class _TensorBoardWriter:
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._file = RecordWriter((self._folder / name).open("xb"))
         self._write(file_version="brain.Event:2")
-        if first_step:  # hides what a killed process recorded after its last checkpoint
-            self._write(step=first_step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        # Hides what a killed process recorded after its last checkpoint, or all if it had none.
+        first_hidden = first_step + 1 if first_step else 0
+        self._write(step=first_hidden, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         scalars = {name: value for name, value in values.items() if name != "step" and value is not None}

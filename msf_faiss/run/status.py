@@ -116,6 +116,10 @@ def read_status(run_dir: Path) -> Status:
         UserError: if there is no run at `run_dir`, or its status cannot be read.
     """
     beat = _read_heartbeat(run_dir / STATUS)
+    if beat is not None and beat.checkpoint is not None:
+        copied = run_dir.joinpath(*Path(beat.checkpoint).parts[-2:])  # checkpoints/step-…
+        if copied.is_dir():  # the run may have been moved or copied
+            beat = replace(beat, checkpoint=str(copied))
     if beat is None and not kind_of(run_dir / LOCK):
         raise UserError(f"{run_dir}: no run there (it has no {STATUS}). Give the directory named by `pretrain --out`")
     silent = None if beat is None else max(0.0, time.time() - beat.time)

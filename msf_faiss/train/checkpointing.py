@@ -36,6 +36,7 @@ class Checkpointer:
         self._state, self._monitors, self._schedule, self._ranks = state, monitors, schedule, state.ranks
         self._config = schedule.config
         self._origin: str | None = None
+        self._origin_seal: str | None = None
         self._saver_ranks = state.ranks.side_channel()
         self._saver = BackgroundSaver(self._write, background=self._config.checkpoint.background)
         self._saved_step: int | None = None
@@ -105,7 +106,7 @@ class Checkpointer:
         self._state.restore(checkpoint)
         bank_changed = any(change.startswith("bank.") for change in changes)
         self._monitors.load_state_dict(checkpoint.tensors("monitor"), bank_changed=bank_changed)
-        self._origin = point.origin
+        self._origin, self._origin_seal = point.origin, point.origin_seal
         # In a new run too: before its first step, there is nothing of its own to save.
         self.latest, self._saved_step = checkpoint.path, checkpoint.step
         notes = [*damaged, *(f"config changed: {change}" for change in changes)]
@@ -131,6 +132,7 @@ class Checkpointer:
             config=self._config,
             dataset_size=len(self._source),
             origin=self._origin,
+            origin_seal=self._origin_seal,
             tensors=tensors,
             ranks=self._saver_ranks,
         )

@@ -1,5 +1,6 @@
 """Selects the checkpoint that a run resumes from, and compares its config with the current one."""
 
+import contextlib
 import difflib
 import json
 import os
@@ -29,6 +30,7 @@ class ResumePoint:
     checkpoint: Checkpoint
     damaged: dict[Path, str]  # newer checkpoints of the same run, and their defects
     origin: str | None  # the checkpoint of another run that this run started from
+    origin_seal: str | None  # SHA-256 of its manifest
 
 
 def find_resume_point(run_dir: Path, resume: Resume, ranks: Ranks) -> ResumePoint | None:
@@ -46,20 +48,30 @@ def find_resume_point(run_dir: Path, resume: Resume, ranks: Ranks) -> ResumePoin
                 f"{run_dir}: contains a run that resumes from {checkpoint.path.name}, not from {resume}. "
                 "Choose a new directory with --out, or omit --resume to resume the run there"
             )
-        return ResumePoint(checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin)
+        return ResumePoint(
+            checkpoint=checkpoint, damaged=damaged, origin=checkpoint.origin, origin_seal=checkpoint.origin_seal
+        )
     if path is None:
         return None
     if list_checkpoints(path):
         checkpoint, damaged = find_newest_valid(path, ranks)
     else:
         checkpoint, damaged = find_checkpoint(path), {}
-    return ResumePoint(checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path))
+    return ResumePoint(
+        checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path), origin_seal=checkpoint.seal
+    )
 
 
 def _descends_from(newest: Checkpoint, path: Path) -> bool:
     """Whether the run of `newest` is the run, or started from the run or checkpoint, at `path`."""
     places = [newest.path.resolve(), *([Path(newest.origin)] if newest.origin else [])]
-    return any(place.is_relative_to(path) for place in places)
+    if any(place.is_relative_to(path) for place in places):
+        return True
+    for moved in list_checkpoints(path) or [path]:
+        with contextlib.suppress(UserError):
+            if find_checkpoint(moved).seal == newest.origin_seal:
+                return True
+    return False
 
 
 def check_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -> list[str]:

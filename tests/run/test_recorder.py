@@ -31,6 +31,18 @@ def test_tensorboard_reads_the_metrics_of_a_resumed_run(tmp_path: Path) -> None:
     assert "train/purity" not in board.Tags()["scalars"]
 
 
+def test_tensorboard_shows_a_run_that_starts_over_once(tmp_path: Path) -> None:
+    """A process that was killed before its first checkpoint leaves its events in the directory."""
+    for losses in ({0: 5.0, 1: 4.0, 2: 3.0, 3: 2.0}, {0: 5.5, 1: 4.5}):
+        with Recorder(tmp_path) as record:
+            record(replace(STARTED, first_step=0))
+            for step, loss in losses.items():
+                record(replace(PROGRESS, step=step, loss=loss))
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(scalar.step, scalar.value) for scalar in board.Scalars("train/loss")] == [(0, 5.5), (1, 4.5)]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     with Recorder(tmp_path) as record:

@@ -51,6 +51,16 @@ def test_what_a_run_said_and_whether_it_lives(tmp_path: Path, said: str, held: b
     lock.release()
 
 
+def test_checkpoint_of_a_copied_run_is_its_own(tmp_path: Path) -> None:
+    saved = tmp_path / "original" / "checkpoints" / "step-00000003"
+    run_dir = write(tmp_path / "copy", replace(BEAT, checkpoint=str(saved)))
+    for own in (saved, run_dir / "checkpoints" / saved.name):  # the second once it has been copied too
+        own.mkdir(parents=True)
+        found = read_status(run_dir).heartbeat
+        assert found is not None
+        assert found.checkpoint == str(own)
+
+
 def test_looking_leaves_the_lock_to_others(tmp_path: Path) -> None:
     run_dir = write(tmp_path / "run", BEAT)
     read_status(run_dir)

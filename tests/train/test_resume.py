@@ -1,5 +1,6 @@
 """Refused run directories and config changes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.config import Config, ReferenceBankConfig
 from msf_faiss.config.load import load_config
 from msf_faiss.errors import UserError
-from msf_faiss.run.events import Event, RunEnded
+from msf_faiss.run.events import Event, RunEnded, RunStarted
 
 
 def test_occupied_run_directory_is_refused(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
@@ -90,3 +91,17 @@ def test_config_file_changes_with_the_next_checkpoint(tmp_path: Path, monkeypatc
     assert load_config(run_dir / "config.yaml") == find_checkpoint(run_dir).config == CONFIG
     run(K4, run_dir, resume="auto", allow=["bank"], stop_after=1)
     assert load_config(run_dir / "config.yaml") == find_checkpoint(run_dir).config == K4
+
+
+def test_branch_whose_origin_has_moved_is_still_its_branch(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
+    first, other = (shutil.copytree(finished[0], tmp_path / name) for name in ("first", "other"))
+    branch, origin = tmp_path / "branch", first / "checkpoints" / "step-00000008"
+    run(CONFIG, branch, resume=origin, stop_after=2)
+    moved = first.rename(tmp_path / "moved")
+    for place in (first, origin, moved, moved / "checkpoints" / origin.name):
+        started = run(CONFIG, branch, resume=place, stop_after=0)[0]
+        assert isinstance(started, RunStarted)
+        assert started.first_step == 10
+    (other / "checkpoints" / origin.name).rename(other / "away")
+    with pytest.raises(UserError, match="contains a run that resumes from step-00000010, not from"):
+        run(CONFIG, branch, resume=other)

@@ -41,7 +41,12 @@ def open_source(config: DataConfig, split: Split) -> Source | None:
     Raises:
         UserError: if the data are missing, damaged, or not of the config's kind.
     """
-    source = _open(config, split)
+    try:
+        source = _open(config, split)
+    except UserError as error:
+        if any(isinstance(path, Path) and not path.is_absolute() and str(path) in str(error) for _, path in config):
+            raise UserError(f"{error}. Relative paths are looked for in {printable(Path.cwd())}") from error
+        raise
     if source is not None and not source.in_memory and len(source):
         warn_of_losses(source, "training images" if split == "train" else "held-out images")
     return source
