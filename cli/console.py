@@ -18,6 +18,7 @@ from msf_faiss.run.events import (
     RunEnded,
     RunStarted,
     StepProfiled,
+    TimeEstimated,
     TrainingProgress,
 )
 
@@ -66,6 +67,9 @@ class TrainingDisplay:
                 self._say("cache    none: images this large are downscaled while decoding; caching would be slower")
             case CachingImages():
                 self._say(f"cache    decoding {event.images:,} images into {event.memory / 1e6:,.0f} MB of memory")
+            case TimeEstimated():
+                speed = f"{event.images_per_second:,.3g} img/s, from one step"
+                self._say(f"time     about {duration(event.eta_seconds)} ({speed})")
             case TrainingProgress():
                 self._progress(event)
             case KnnEvaluated():

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from msf_faiss.run.events import RunEnded as RunEnded
     from msf_faiss.run.events import RunStarted as RunStarted
     from msf_faiss.run.events import StepProfiled as StepProfiled
+    from msf_faiss.run.events import TimeEstimated as TimeEstimated
     from msf_faiss.run.events import TrainingProgress as TrainingProgress
     from msf_faiss.search.knn import knn as knn
     from msf_faiss.train.trainer import pretrain as pretrain
 
 _EVENTS = """
 BankAdjusted CachingImages CheckpointSaved CollapseDetected Event KnnEvaluated RunEnded RunStarted StepProfiled
-TrainingProgress
+TimeEstimated TrainingProgress
 """
 _MODULES = {
     "UserError": "errors",

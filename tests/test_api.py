@@ -10,7 +10,15 @@ import pytest
 import msf_faiss
 
 EVENTS = {
-    *("RunStarted", "CachingImages", "TrainingProgress", "KnnEvaluated", "CheckpointSaved", "BankAdjusted"),
+    *(
+        "RunStarted",
+        "CachingImages",
+        "TimeEstimated",
+        "TrainingProgress",
+        "KnnEvaluated",
+        "CheckpointSaved",
+        "BankAdjusted",
+    ),
     *("CollapseDetected", "StepProfiled", "RunEnded"),
 }
 

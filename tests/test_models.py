@@ -104,3 +104,9 @@ def test_compiled_model_gives_the_same_embeddings_and_names() -> None:
     torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(compiled.embed_target(images), plain.embed_target(images), rtol=1e-4, atol=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(("width", "dim", "expected"), [(4, None, 64), (272, None, 68), (4, 3, 3)])
+def test_default_dimension_of_embeddings_has_a_floor(width: int, dim: int | None, expected: int) -> None:
+    config = ModelConfig(backbone=NarrowBackbone(width=width, depths=(1,), strides=(2,)), dim=dim)
+    assert build_model(config, seed=0).online.dim == expected

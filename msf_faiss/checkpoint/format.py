@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from msf_faiss.checkpoint.hold import Hold
-from msf_faiss.config import Config
+from msf_faiss.config import Config, NarrowBackbone
 from msf_faiss.config.sections import dotted, key_of
 from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.errors import UserError
@@ -36,7 +36,7 @@ from msf_faiss.files import kind_of
 
 FORMAT = "msf-faiss checkpoint"
 VERSION = 4
-_READ_VERSIONS = (3, VERSION)  # 3: without data.safetensors
+_READ_VERSIONS = (3, VERSION)  # 3: without data.safetensors; see also `_config_of`
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -198,8 +198,8 @@ def describe_damage(path: Path, problem: str) -> str:
 
 def _gone(path: Path) -> str:
     return (
-        f"{path}: there is no such checkpoint, or not any more: a run keeps its newest ones (checkpoint.keep_last). Start "
-        "the command again, or name another checkpoint"
+        f"{path}: there is no such checkpoint, or not any more: a run keeps its newest ones (checkpoint.keep_last). "
+        "Start the command again, or name another checkpoint"
     )
 
 
@@ -233,7 +233,7 @@ def _read_manifest(path: Path) -> Checkpoint:
             path=path,
             step=int(manifest["step"]),
             epoch=float(manifest["epoch"]),
-            config=Config.model_validate(manifest["config"]),
+            config=_config_of(manifest),
             run_dir=path.parent.parent if path.parent.name == FOLDER else None,
             dataset_size=int(manifest["dataset_size"]),
             origin=manifest["origin"],
@@ -242,6 +242,16 @@ def _read_manifest(path: Path) -> Checkpoint:
             files={name: file["sha256"] for name, file in files.items()},
             hold=hold,
         )
+
+
+def _config_of(manifest: dict[str, Any]) -> Config:
+    """Before version 4, `model.dim: null` was a quarter of the features, however few."""
+    config = Config.model_validate(manifest["config"])
+    model, backbone = config.model, config.model.backbone
+    if manifest["version"] == 3 and model.dim is None and isinstance(backbone, NarrowBackbone):
+        quarter = max(1, backbone.width * 2 ** (len(backbone.depths) - 1) // 4)
+        return config.model_copy(update={"model": model.model_copy(update={"dim": quarter})})
+    return config
 
 
 def _load_sealed(path: Path) -> dict[str, Any]:

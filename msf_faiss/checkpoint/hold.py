@@ -1,7 +1,7 @@
 """Holds a checkpoint that is being read against the retention of the run, which may be training in another process.
 
-Readers share a lock on the manifest; whoever deletes a checkpoint needs it alone. The system frees the lock of a process
-that ends, however it ends. Where there are no such locks (Windows, some network file systems), nothing is held.
+Readers share a lock on the manifest; whoever deletes a checkpoint needs it alone. The system frees the lock of a
+process that ends, however it ends. Where there are no such locks (Windows, some network file systems), nothing is held.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Hold:
 
 
 def delete_unless_held(checkpoint: Path, manifest: Path) -> None:
-    """Delete a checkpoint that nobody reads. A reader finds all of it or nothing, as does whoever comes after a kill."""
+    """Delete a checkpoint that nobody reads. Readers, and whoever comes after a kill, find all of it or nothing."""
     try:
         descriptor = os.open(manifest, os.O_RDWR)  # network file systems lock only what is open for writing
     except OSError:

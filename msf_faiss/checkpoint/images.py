@@ -49,7 +49,7 @@ def find_changes(checkpoint: Checkpoint, source: Source) -> ImageChanges:
     saved = checkpoint.tensors(FILE)
     old = zlib.decompress(saved["names"].numpy().tobytes()).decode(errors="surrogateescape").split("\0")
     new = list(source.relative_names())
-    if old != new:
+    if old != new or sizes is not None:
         gone, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
         parts = [sizes] if sizes else []
         parts += [f"{_some(gone)} gone"] if gone else []

@@ -106,8 +106,10 @@ def save_checkpoint(
 
 
 def prune_checkpoints(run_dir: Path, *, keep_last: int, keep: Callable[[int], bool]) -> None:
-    """Delete a run's checkpoints except the newest `keep_last`, those for whose step `keep` returns true, and those that
-    another process reads: the next save deletes them."""
+    """Delete a run's checkpoints except the newest `keep_last`, and those for whose step `keep` returns true.
+
+    One that another process reads stays until a later call.
+    """
     for path in list_checkpoints(run_dir)[:-keep_last]:
         if not keep(step_of(path)):
             delete_unless_held(path, path / MANIFEST)

@@ -307,7 +307,7 @@ class ModelConfig(_Section):
     hidden: Positive | None = None
     """Width of the heads' hidden layer. null: twice the backbone's features (4096 for ResNet-50)."""
     dim: Positive | None = None
-    """Dimension of the embeddings. null: a quarter of the backbone's features (512 for ResNet-50)."""
+    """Dimension of the embeddings. null: a quarter of the backbone's features (512 for ResNet-50), but at least 64."""
 
 
 class RecallCheckConfig(_Section):

@@ -29,8 +29,8 @@ from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
 from msf_faiss.checkpoint.load import load_model
 from msf_faiss.config import Config, TorchvisionBackbone
 from msf_faiss.config.load import load_config, override_config
-from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.device import CPU
+from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
 from msf_faiss.evaluate.results import EvalEncoder
 from msf_faiss.files import kind_of

@@ -34,6 +34,15 @@ class CachingImages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeEstimated:
+    """How long the run will take, from the second step of this process; the first one also warms up."""
+
+    step: int
+    images_per_second: float
+    eta_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingProgress:
     """Metrics since the previous `TrainingProgress`; means over steps unless noted."""
 
@@ -138,6 +147,7 @@ class RunEnded:
 Event = (
     RunStarted
     | CachingImages
+    | TimeEstimated
     | TrainingProgress
     | KnnEvaluated
     | CheckpointSaved

@@ -12,7 +12,7 @@ import filelock
 
 from msf_faiss.errors import UserError
 from msf_faiss.files import kind_of, write_atomic
-from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TrainingProgress
+from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TimeEstimated, TrainingProgress
 
 STATUS = "status.json"
 LOCK = ".lock"
@@ -69,7 +69,7 @@ class StatusWriter:
                     total_steps=event.total_steps,
                 )
                 self._update()
-            case TrainingProgress():
+            case TimeEstimated() | TrainingProgress():
                 names = {field.name for field in fields(Heartbeat)}
                 self._update(**{name: value for name, value in asdict(event).items() if name in names})
             case CheckpointSaved():

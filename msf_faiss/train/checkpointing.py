@@ -99,8 +99,8 @@ class Checkpointer:
         data = self._ranks.on_main(lambda: find_changes(checkpoint, self._source))
         if data.images is not None:
             raise UserError(
-                f"{owner}: the training images have changed: {data.images}. Resume with the same images, or start a new "
-                "run with another --out"
+                f"{owner}: the training images have changed: {data.images}. Resume with the same images, or start a "
+                "new run with another --out"
             )
         refuse_if_finished(point, self._run_dir, self._schedule, changes)
         self._state.restore(checkpoint)
@@ -118,8 +118,7 @@ class Checkpointer:
 
     def write_config_of_new_run(self) -> None:
         """Write the config, unless there is a checkpoint: then it changes with the next one."""
-        if not list_checkpoints(self._run_dir):
-            self._ranks.on_main(lambda: write_config(self._run_dir, self._config))
+        self._ranks.on_main(lambda: None if list_checkpoints(self._run_dir) else write_config(self._run_dir, self._config))
 
     def _write(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> Path:
         """Write a checkpoint. Runs in a thread, so it must not use anything that a step changes."""

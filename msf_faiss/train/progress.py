@@ -1,13 +1,15 @@
 """Builds the events that describe a run and its progress."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from msf_faiss.data.source import Source
-from msf_faiss.run.events import CollapseDetected, RunStarted, TrainingProgress
+from msf_faiss.data.source import Source, UnreadableImageError
+from msf_faiss.run.events import CollapseDetected, RunStarted, TimeEstimated, TrainingProgress
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import Monitors, measure_spread
 from msf_faiss.train.optimizer import Schedule
@@ -15,6 +17,7 @@ from msf_faiss.train.profiler import Profiler
 from msf_faiss.train.state import TrainState
 
 _SPREAD_OVER = 256  # newest embeddings
+_SIZED = 16  # images whose size is looked at
 
 
 class Progress:
@@ -26,8 +29,8 @@ class Progress:
         self._state, self._schedule, self._monitors = state, schedule, monitors
         self._clock, self._profiler = clock, profiler
         self._first_step = self._reported = state.step
-        self._images = 0  # since the last report, over all ranks
-        self._began = time.perf_counter()
+        self._images = self._last_images = 0  # over all ranks, since the last report and in the last step
+        self._began = self._warm = time.perf_counter()  # since when training runs, and since the first step
 
     @property
     def seconds(self) -> float:
@@ -37,6 +40,20 @@ class Progress:
     def count(self, images: int) -> None:
         """Count the images of a step, over all ranks."""
         self._images += images
+        self._last_images = images
+
+    def estimate(self) -> TimeEstimated | None:
+        """The time of the run, after the second step of this process."""
+        step = self._state.step
+        if step - self._first_step <= 2:
+            self._clock.settle()
+        if step - self._first_step == 1:
+            self._warm = time.perf_counter()
+        if step - self._first_step != 2:
+            return None
+        seconds = time.perf_counter() - self._warm
+        left = self._schedule.total_steps - step
+        return TimeEstimated(step=step, images_per_second=self._last_images / seconds, eta_seconds=left * seconds)
 
     def report(self) -> Iterator[TrainingProgress | CollapseDetected]:
         """The progress, and a collapse in the report that detects it.
@@ -89,6 +106,28 @@ class Progress:
             yield CollapseDetected(
                 step=step, epoch=epoch, since=monitors.collapse.since, embedding_std=std, effective_rank=rank
             )
+
+
+def note_small_images(source: Source, size: int) -> Iterator[str]:
+    """A note if views of `size` pixels are twice as large as the images, or larger: they cost time and show no more."""
+    sides: list[int] = []
+
+    def see(height: int, width: int) -> int:
+        sides.append(min(height, width))
+        return 8
+
+    for index in np.unique(np.linspace(0, len(source) - 1, _SIZED).astype(np.int64)).tolist():
+        known = len(sides)
+        with contextlib.suppress(UnreadableImageError):
+            image = source.decode(index, see)
+            if len(sides) == known:
+                sides.append(min(image.shape[1:]))
+    side = int(np.median(sides)) if sides else size
+    if 2 * side <= size:
+        yield (
+            f"the images are about {side} px, but the views {size} px: views.size={side} shows as much and is about "
+            f"{round((size / side) ** 2)} times as fast (with model.backbone.stem=cifar for a torchvision network)"
+        )
 
 
 def run_started(

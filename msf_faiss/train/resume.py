@@ -57,9 +57,7 @@ def find_resume_point(run_dir: Path, resume: Resume, ranks: Ranks) -> ResumePoin
         checkpoint, damaged = find_newest_valid(path, ranks)
     else:
         checkpoint, damaged = find_checkpoint(path), {}
-    return ResumePoint(
-        checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path), origin_seal=checkpoint.seal
-    )
+    return ResumePoint(checkpoint=checkpoint, damaged=damaged, origin=str(checkpoint.path), origin_seal=checkpoint.seal)
 
 
 def _descends_from(newest: Checkpoint, path: Path) -> bool:
@@ -98,7 +96,7 @@ def check_changes(run: Path, old: Config, new: Config, allowed: Sequence[str]) -
     if fixed:
         raise UserError(
             f"{run}: the config differs from the run's ({'; '.join(fixed.values())}), and these settings cannot change "
-            "within a run. Start a new run with another --out"
+            "within a run. Resume with the run's config (give --out alone), or start a new run with another --out"
         )
     refused = {key: text for key, text in changes.items() if not _is_in(key, allowed)}
     if refused:

@@ -30,7 +30,7 @@ from msf_faiss.train.monitors import Monitors
 from msf_faiss.train.optimizer import Schedule
 from msf_faiss.train.overlap import SequentialRetriever
 from msf_faiss.train.profiler import Profiler
-from msf_faiss.train.progress import Progress, run_started
+from msf_faiss.train.progress import Progress, note_small_images, run_started
 from msf_faiss.train.resume import Resume, find_resume_point
 from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
@@ -141,6 +141,8 @@ class _Trainer:
         self.clock, self.profiler = clock, None
         if profile is not None:
             self.profiler = Profiler(profile, first_step=self.state.step, last_step=total_steps, clock=clock)
+        if self.ranks.is_main:
+            self.notes += (*note_small_images(self.source, self.config.views.size),)
         yield run_started(
             self.run_dir, self.source, self.state, self.schedule, labelled=self.monitors.labelled, notes=self.notes
         )
@@ -252,6 +254,9 @@ class _Trainer:
         evaluate = self.monitors.labelled and self.schedule.is_due(step, config.knn.every_epochs)
         save = self.schedule.is_due(step, config.checkpoint.every_epochs)
         profile = self.profiler is not None and self.profiler.is_due(step)
+        estimate = self.progress.estimate()
+        if estimate is not None and config.train.log_every > 2:  # else a report is about to say it
+            yield estimate
         # A report checks the losses, so it precedes an evaluation or a save.
         if evaluate or save or profile or adjustment is not None or step % config.train.log_every == 0:
             self.clock.settle()

@@ -10,7 +10,7 @@ from msf_faiss.train.state import TrainState
 
 CONFIG = Config(
     seed=4,
-    model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,))),
+    model=ModelConfig(backbone=NarrowBackbone(width=4, depths=(1,), strides=(2,)), dim=1),
     bank=FlatBankConfig(capacity=20, dtype="bfloat16"),
 )
 CPU = torch.device("cpu")

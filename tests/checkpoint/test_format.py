@@ -188,3 +188,15 @@ def test_unreadable_checkpoint_is_not_treated_as_damaged(
     monkeypatch.setattr(checkpoint, "sha256_of", refuse)
     with pytest.raises(UserError, match=r"step-00000009/.*: cannot be read: permission denied"):
         find_newest_valid(tmp_path)
+
+
+@pytest.mark.parametrize(("version", "dim"), [(3, 1), (4, None)])
+def test_default_dimension_of_version_3(saved: Path, version: int, dim: int | None) -> None:
+    """It had no floor of 64: the weights of such a run still fit its config."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["version"] = version
+        manifest["config"]["model"]["dim"] = None
+
+    edit_manifest(saved, edit)
+    assert find_checkpoint(saved).config.model.dim == dim

@@ -44,7 +44,11 @@ def test_checkpoint_is_kept_while_it_is_read(tmp_path: Path, state: TrainState, 
 def test_gone_is_not_damaged(saved: Path, state: TrainState) -> None:
     found = find_checkpoint(saved)
     shutil.rmtree(saved)
-    for read in (lambda: found.tensors("model"), lambda: found.verify(["bank.safetensors"]), lambda: find_checkpoint(saved)):
+    for read in (
+        lambda: found.tensors("model"),
+        lambda: found.verify(["bank.safetensors"]),
+        lambda: find_checkpoint(saved),
+    ):
         with pytest.raises(GoneCheckpointError, match=r"no such checkpoint, or not any more: .*keep_last"):
             read()
 
@@ -70,9 +74,7 @@ def test_newer_checkpoint_is_found_if_one_vanishes(
     assert find(tmp_path).step == 10  # type: ignore[operator]
 
 
-def test_kill_while_a_checkpoint_is_deleted(
-    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_while_a_checkpoint_is_deleted(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is not taken for a damaged checkpoint, and the next start deletes it."""
     for step in (7, 8):
         save(tmp_path, state, step)

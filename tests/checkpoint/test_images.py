@@ -42,7 +42,10 @@ def save(run_dir: Path, source: Source, state: TrainState) -> Path:
             lambda folder: (folder / "a" / "0.png").unlink(),
             "there were 6 training images, now there are 5; a/0.png is gone",
         ),
-        (lambda folder: (folder / "b").rename(folder / "c"), "3 images (b/3.png, …) are gone; 3 images (c/3.png, …) are"),
+        (
+            lambda folder: (folder / "b").rename(folder / "c"),
+            "3 images (b/3.png, …) are gone; 3 images (c/3.png, …) are",
+        ),
     ],
     ids=["nothing", "touched", "no image", "renamed", "removed", "class renamed"],
 )

@@ -10,7 +10,7 @@ from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 from sample_events import PROGRESS, STARTED
 
-from msf_faiss.run.events import BankAdjusted, CachingImages, Event, StepProfiled
+from msf_faiss.run.events import BankAdjusted, CachingImages, Event, StepProfiled, TimeEstimated
 
 
 def shown(events: Sequence[Event], *, terminal: bool) -> str:
@@ -51,6 +51,12 @@ def test_progress_is_live_in_a_terminal() -> None:
     text = shown([STARTED, PROGRESS], terminal=True)
     assert "6/50" in text
     assert all(line in text for line in LINES)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_estimate_is_a_line_that_stays(terminal: bool) -> None:
+    estimated = TimeEstimated(step=2, images_per_second=4.25, eta_seconds=40_000)
+    assert "time     about 11:06:40 (4.25 img/s, from one step)" in shown([STARTED, estimated], terminal=terminal)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -159,9 +159,7 @@ def test_out_alone_takes_the_config_of_the_newest_checkpoint(
     assert ("is not the config of the newest checkpoint, which is used" in done.stderr) == (state != "missing")
 
 
-def test_out_alone_takes_the_config_of_a_run_without_checkpoint(
-    invoke: Invoke, tiny_run: Path, tmp_path: Path
-) -> None:
+def test_out_alone_takes_the_config_of_a_run_without_checkpoint(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("step-*"))
     done = invoke("pretrain", "--out", run_dir, "--dry-run")
     assert (done.code, done.stdout) == (0, (tiny_run / "config.yaml").read_text()), done.stderr

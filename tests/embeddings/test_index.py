@@ -89,7 +89,9 @@ def test_index_of_bank_equals_bank_search(run: tuple[Path, FlatBank], tmp_path: 
 
 
 def test_bank_of_other_data_or_empty_is_refused(run: tuple[Path, FlatBank], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"refers to .* by number, but .*: there were 120 training images, now there are 50"):
+    with pytest.raises(
+        UserError, match=r"refers to .* by number, but .*: there were 120 training images, now there are 50"
+    ):
         index_bank(run[0], tmp_path / "x", overrides=["data.images=50"])
     config = Config(
         data=DemoData(images=10, size=16),

@@ -168,7 +168,7 @@ def test_bank_of_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -
     Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "only.png")
     overrides = [f"data.path={tmp_path}"]
     with pytest.raises(
-        UserError, match="its bank refers to .* by number, .*: there were 24 training images, now there are 1"
+        UserError, match=r"its bank refers to .* by number, .*: there were 24 training images, now there are 1"
     ):
         inspect(checkpoint, overrides=overrides)
     inspection = inspect(checkpoint, overrides=overrides, searched="dataset")

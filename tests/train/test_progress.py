@@ -5,15 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from runs import assert_same_tensors, metrics
 from small_runs import CONFIG, changed, run
 
 from msf_faiss.bank import ReferenceBank, RingSpec
 from msf_faiss.config import Config, RecallCheckConfig, ScanBankConfig
+from msf_faiss.data.sources.folder import FolderSource
+from msf_faiss.data.sources.memory import MemorySource
 from msf_faiss.errors import UserError
-from msf_faiss.run.events import BankAdjusted, CollapseDetected, Event, RunStarted, TrainingProgress
+from msf_faiss.run.events import (
+    BankAdjusted,
+    CollapseDetected,
+    Event,
+    RunStarted,
+    TimeEstimated,
+    TrainingProgress,
+)
+from msf_faiss.run.status import read_status
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.train.monitors import Spread
+from msf_faiss.train.progress import note_small_images
 from msf_faiss.train.trainer import pretrain
 
 
@@ -27,6 +39,42 @@ def test_engines_are_timed_only_with_engine_auto(finished: tuple[Path, list[Even
     assert "engine faiss" in started.bank
     with pytest.raises(UserError, match="bank: no engine streams on cpu; choose one of faiss, torch"):
         next(iter(pretrain(changed(bank={"engine": "streams"}), tmp_path / "streams")))
+
+
+@pytest.mark.parametrize(("log_every", "stop_after", "estimated"), [(5, 3, [2, 5]), (2, 3, []), (5, 1, [])])
+def test_time_is_estimated_after_the_second_step(
+    tmp_path: Path, log_every: int, stop_after: int, estimated: list[int]
+) -> None:
+    """Of each process, unless the first report is as early."""
+    config = changed(train={"log_every": log_every})
+    events = run(config, tmp_path / "run", stop_after=stop_after)
+    if estimated:
+        beat = read_status(tmp_path / "run").heartbeat
+        assert beat is not None
+        assert beat.eta_seconds is not None
+    events += run(config, tmp_path / "run", resume="auto", stop_after=stop_after)
+    found = [event for event in events if isinstance(event, TimeEstimated)]
+    assert [event.step for event in found] == estimated
+    for event in found:
+        assert event.eta_seconds == pytest.approx(16 * (12 - event.step) / event.images_per_second)
+
+
+@pytest.mark.parametrize(
+    ("size", "views", "noted"), [(16, 32, True), (16, 31, False), (32, 128, True), (40, 32, False)]
+)
+def test_views_of_small_images_are_noted(size: int, views: int, noted: bool) -> None:
+    source = MemorySource(torch.zeros(3, 3, size, 2 * size, dtype=torch.uint8), title="set")
+    notes = list(note_small_images(source, views))
+    assert len(notes) == noted
+    if noted:
+        assert notes[0].startswith(f"the images are about {size} px, but the views {views} px: views.size={size} shows")
+
+
+def test_size_of_a_photograph_is_that_before_reduction(tmp_path: Path) -> None:
+    Image.new("RGB", (900, 700)).save(tmp_path / "one.jpg")
+    assert list(note_small_images(FolderSource(tmp_path), 400)) == []
+    (tmp_path / "two.jpg").touch()  # unreadable
+    assert "about 700 px" in next(note_small_images(FolderSource(tmp_path), 1400))
 
 
 class Forgetful(ReferenceBank):

@@ -109,11 +109,11 @@ class Failing:
 @pytest.mark.parametrize(
     ("split", "images", "error", "step"),
     [
-        ("train", 16 * 6, UnreadableImageError("a.png: cannot read this image"), 6),
-        ("train", 16 * 6, UserError("a worker process died"), 6),
-        ("train", 16 * 6, OSError(5, "Input/output error"), 6),
+        ("train", 16 * 7, UnreadableImageError("a.png: cannot read this image"), 6),  # 16 of them before the first step
+        ("train", 16 * 7, UserError("a worker process died"), 6),
+        ("train", 16 * 7, OSError(5, "Input/output error"), 6),
         ("test", 10, UnreadableImageError("b.png: cannot read this image"), 8),
-        ("train", 8, UnreadableImageError("a.png: cannot read this image"), None),  # nothing to lose
+        ("train", 24, UnreadableImageError("a.png: cannot read this image"), None),  # nothing to lose
     ],
 )
 def test_error_in_the_data_loses_no_step(

@@ -98,7 +98,9 @@ def open_arrow(files: list[Path]) -> pa.Table:
     try:
         return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"the cached file cannot be read: {error}; start the command again, which rewrites it") from error
+        raise UserError(
+            f"the cached file cannot be read: {error}; start the command again, which rewrites it"
+        ) from error
 
 
 def _is_complete(file: Path) -> bool:
