@@ -118,7 +118,9 @@ class Checkpointer:
 
     def write_config_of_new_run(self) -> None:
         """Write the config, unless there is a checkpoint: then it changes with the next one."""
-        self._ranks.on_main(lambda: None if list_checkpoints(self._run_dir) else write_config(self._run_dir, self._config))
+        self._ranks.on_main(
+            lambda: None if list_checkpoints(self._run_dir) else write_config(self._run_dir, self._config)
+        )
 
     def _write(self, step: int, epoch: float, tensors: Mapping[str, Tensors]) -> Path:
         """Write a checkpoint. Runs in a thread, so it must not use anything that a step changes."""
