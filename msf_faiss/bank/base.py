@@ -57,23 +57,26 @@ class Bank(Protocol):
         return min(self.pushed, self.capacity)
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        """Store `embeddings` [M, D] (unit norm, any floating dtype) under `ids` [M] int64, oldest first.
+        """Store `embeddings` [M, D] (unit norm or zero, any floating dtype) under `ids` [M] int64, oldest first.
 
-        They overwrite the oldest entries; of more than N vectors the last N are stored.
+        They overwrite the oldest entries; of more than N vectors the last N are stored. On CUDA, where raising would
+        wait for the device, a row that is not finite or not of unit norm is stored as zeros, and counted in `metrics`.
 
         Raises:
-            ValueError: on a wrong shape, dtype or device.
+            ValueError: on a wrong type, shape, dtype or device; a `VectorError` if a row on the CPU is not finite or
+                its norm differs from 1 by more than 1/64.
         """
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        """Return the min(k, n) most similar entries of each of `queries` [B, D] (unit norm, any floating dtype).
+        """Return the min(k, n) most similar entries of each of `queries` [B, D] (as in `push`), k of any integer type.
 
         Neighbours are canonical: similarities are computed pair by pair in float64 from the stored entries and rounded
         to float32, and ties are ordered youngest first. An empty bank returns K = 0. An approximate bank may miss some
-        of the most similar entries, but never a query's own entry if that was in the last push.
+        of the most similar entries, but never a query's own entry if that was in the last push. On CUDA, the
+        similarities of a query that is not finite or not of unit norm are NaN.
 
         Raises:
-            ValueError: on a wrong shape or device, or k < 1.
+            ValueError: on a wrong type, shape, dtype or device, or k < 1; a `VectorError` as in `push`.
         """
 
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
@@ -86,7 +89,7 @@ class Bank(Protocol):
         on the neighbours only through this mean. Needs O(B D) memory.
 
         Raises:
-            ValueError: if K is 0.
+            ValueError: on a wrong type or shape, or if K is 0.
         """
 
     def reconstruct(self, slots: Tensor) -> Tensor:
@@ -105,11 +108,11 @@ class Bank(Protocol):
     def metrics(self) -> dict[str, float]:
         """Return metrics that only this kind of bank has, by name, and start counting anew."""
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
         """Spend more time on each search or rebuild the index; as a last resort, search exactly from now on.
 
         Returns:
-            What changed, as a sentence for the log.
+            What changed, as a sentence for the log; None: nothing, because a better index is already being built.
         """
 
     def layout(self) -> Layout:
@@ -126,7 +129,7 @@ class Bank(Protocol):
         """Load the entries of a saved bank of any capacity: the newest that fit, in order, each in its own slot.
 
         Raises:
-            ValueError: if `state` is not that of a bank, or has another dimension.
+            ValueError: if `state` is not that of a bank, has another dimension, or entries that `push` would refuse.
         """
 
     def take_over(self, part: dict[str, Tensor], pushed: int) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank.base import Bank, Layout
-from msf_faiss.bank.ring import RingBank, RingSpec, check_state
+from msf_faiss.bank.ring import RingBank, RingSpec, check_averaged, check_state
 from msf_faiss.distributed.ranks import Ranks, as_bytes, as_rows
+from msf_faiss.search.arguments import check_slots
 from msf_faiss.search.canonical import order_canonically
 from msf_faiss.search.neighbors import Neighbors
 
@@ -43,7 +44,7 @@ class _ParallelBank(Bank):
     def metrics(self) -> dict[str, float]:
         return self._local.metrics()
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
         return self._local.raise_recall()
 
     def _record_push(self, counts: Sequence[int]) -> None:
@@ -155,8 +156,7 @@ class ShardedBank(_ParallelBank):
         return self._search_shards(queries, k, self._local.search_exactly)
 
     def mean_of(self, slots: Tensor) -> Tensor:
-        if slots.shape[1] == 0:
-            raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
+        check_averaged(slots, self.device)
         counts = self._ranks.counts(slots.shape[0])
         gathered = self._ranks.gather_rows(slots)  # [B, K]
         total = self._look_up_own(gathered[:, 0], self._local.reconstruct)  # [B, D]
@@ -190,7 +190,7 @@ class ShardedBank(_ParallelBank):
         self._pushed = pushed if self._ranks.size > 1 else self._local.pushed
 
     def _search_shards(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
-        queries = self._local.check_queries(queries, k)
+        queries, k = self._local.check_queries(queries, k)
         kept, counts = min(k, self.searchable), self._ranks.counts(queries.shape[0])
         if kept == 0:
             return Neighbors(queries.new_empty(len(queries), 0).float(), queries.new_empty(len(queries), 0).long())
@@ -217,6 +217,7 @@ class ShardedBank(_ParallelBank):
 
     def _look_up(self, slots: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `look_up` of `slots` [b, ...], whichever ranks store them."""
+        check_slots(slots, self.device)
         counts = self._ranks.counts(slots.shape[0])
         return self._ranks.scatter_sums(self._look_up_own(self._ranks.gather_rows(slots), look_up), counts)
 

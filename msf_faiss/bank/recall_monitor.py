@@ -11,11 +11,14 @@ from torch import Tensor
 from msf_faiss.bank.base import Bank
 from msf_faiss.search.neighbors import Neighbors
 
+_MOST_RAISES = 40  # in a check: more than any bank needs to search exactly
 _DECAY = 0.5  # weight of the earlier checks: few queries make a single check a rough estimate
 
 
 class RecallMonitor:
     """Measures the recall of an approximate bank, and makes the bank raise it where it falls below `min_recall`.
+
+    The bank raises it until the same queries reach `min_recall`, all in the check that finds it too low.
 
     Recall is the ratio of the true k nearest neighbours that the bank returned, the query's own entry left out.
 
@@ -54,16 +57,23 @@ class RecallMonitor:
             return None
         own = bank.newest(min(self._queries, neighbors.slots.shape[0]))  # [Q]
         # The bank rounds a query to its own dtype, so a query and its stored entry are interchangeable.
-        exact = bank.search_exactly(bank.reconstruct(own), neighbors.slots.shape[1])
+        queries, k = bank.reconstruct(own), neighbors.slots.shape[1]
+        exact = bank.search_exactly(queries, k)
         newest = Neighbors(*(each[neighbors.slots.shape[0] - len(own) :] for each in neighbors))
-        counts = torch.tensor(_agreement(newest, exact, own), dtype=torch.float64)
-        self._counts = _DECAY * self._counts + self._total(counts)
+        self._counts = _DECAY * self._counts + self._total(_agreement(newest, exact, own))
         recall = self.recall
         if recall is None or recall >= self._min_recall:
             return None
-        change = bank.raise_recall()
+        change = None
+        for _ in range(_MOST_RAISES):
+            raised = bank.raise_recall()
+            change = raised or change
+            counts = torch.cat([_agreement(bank.search(queries, k), exact, own), torch.tensor([raised is not None])])
+            returned, wanted, raises = self._total(counts).tolist()
+            if not raises or returned >= self._min_recall * wanted:
+                break
         self._counts = torch.zeros_like(self._counts)  # the bank is another one now
-        return f"recall {recall:.3f} is below {self._min_recall:g}: {change}"
+        return change and f"recall {recall:.3f} is below {self._min_recall:g}: {change}"
 
     def state_dict(self) -> dict[str, Tensor]:
         """The counts of the checks so far, [2] float64, the same on all ranks."""
@@ -74,11 +84,11 @@ class RecallMonitor:
         self._counts = state["counts"]
 
 
-def _agreement(neighbors: Neighbors, exact: Neighbors, own: Tensor) -> tuple[int, int]:
+def _agreement(neighbors: Neighbors, exact: Neighbors, own: Tensor) -> Tensor:
     """Number of the `exact` neighbours [Q, K] other than `own` [Q] that are in `neighbors` [Q, K], and number of all.
 
     Where many entries tie at the k-th place, as with a collapsed encoder, any of them counts as correct.
     """
     wanted = (exact.slots != own.unsqueeze(1)).sum(dim=1)  # [Q]
     correct = (neighbors.similarities >= exact.similarities[:, -1:]) & (neighbors.slots != own.unsqueeze(1))  # [Q, K]
-    return int(correct.sum(dim=1).minimum(wanted).sum()), int(wanted.sum())
+    return torch.stack([correct.sum(dim=1).minimum(wanted).sum(), wanted.sum()]).cpu().double()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank.base import Bank, Layout
+from msf_faiss.search.arguments import are_unit, as_count, check_slots, check_tensor, check_unit, check_vectors
 from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.neighbors import Neighbors
@@ -31,7 +32,7 @@ class RingSpec:
         max_age: greatest age (entries pushed since) at which a search returns an entry; None: no limit.
 
     Raises:
-        ValueError: if capacity or dim is below 1, or max_age below 0.
+        ValueError: if capacity, dim or max_age is no integer, capacity or dim is below 1, or max_age below 0.
     """
 
     capacity: int
@@ -41,10 +42,11 @@ class RingSpec:
     max_age: int | None = None
 
     def __post_init__(self) -> None:
-        if self.capacity < 1 or self.dim < 1:
-            raise ValueError(f"a bank needs capacity and dim of at least 1, found {self.capacity} and {self.dim}")
-        if self.max_age is not None and self.max_age < 0:
-            raise ValueError(f"max_age must be at least 0, found {self.max_age}")
+        # FAISS accepts no other integers than Python's.
+        object.__setattr__(self, "capacity", as_count(self.capacity, "capacity"))
+        object.__setattr__(self, "dim", as_count(self.dim, "dim"))
+        if self.max_age is not None:
+            object.__setattr__(self, "max_age", as_count(self.max_age, "max_age", least=0))
 
 
 class RingBank(Bank):
@@ -76,6 +78,7 @@ class RingBank(Bank):
         self._ids = torch.zeros(spec.capacity, dtype=torch.int64, device=spec.device)  # [N]
         self._pushed = 0
         self.device = self._entries.device
+        self._masked = torch.zeros((), dtype=torch.int64, device=self.device)  # rows, since the last metrics
         self._engine, self.engine_ms = default_engine(self.device), {}
         self._allocate()
 
@@ -96,11 +99,19 @@ class RingBank(Bank):
         self.check_push(embeddings, ids)
         self._pushed += embeddings.shape[0]
         kept = min(embeddings.shape[0], self.capacity)
-        self._write(embeddings.detach()[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
+        embeddings = embeddings.detach()[embeddings.shape[0] - kept :]
+        if embeddings.is_cuda:  # where `check_push` does not wait for the device to tell
+            unit = are_unit(embeddings)  # [M]
+            self._masked += (~unit).sum()
+            embeddings = embeddings.where(unit.unsqueeze(1), 0)
+        self._write(embeddings, ids[ids.shape[0] - kept :])
 
     def check_push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Raise the ValueError of `push` if these cannot be pushed."""
-        self._check_vectors(embeddings, "embeddings")
+        check_vectors(embeddings, "embeddings", self.dim, self.device)
+        if not embeddings.is_cuda:
+            check_unit(embeddings, "embeddings")
+        check_tensor(ids, "ids")
         if ids.shape != embeddings.shape[:1] or ids.dtype != torch.int64 or ids.device != self.device:
             raise ValueError(
                 f"ids must be [{embeddings.shape[0]}] int64 on {self.device}, "
@@ -113,20 +124,23 @@ class RingBank(Bank):
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
         return self._answer(queries, k, self._search_exactly)
 
-    def check_queries(self, queries: Tensor, k: int) -> Tensor:
-        """Return `queries` [B, D] as the ring would store them: in the bank's dtype, contiguous.
+    def check_queries(self, queries: Tensor, k: int) -> tuple[Tensor, int]:
+        """Return `queries` [B, D] as the ring would store them, in the bank's dtype and contiguous, and `k` as an int.
 
         Raises:
             ValueError: see `Bank.search`.
         """
-        self._check_vectors(queries, "queries")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}")
-        return queries.detach().to(self.dtype).contiguous()
+        check_vectors(queries, "queries", self.dim, self.device)
+        k, queries = as_count(k, "k"), queries.detach()
+        if queries.is_cuda:
+            queries = queries.where(are_unit(queries).unsqueeze(1), torch.nan)
+        else:
+            check_unit(queries, "queries")
+        return queries.to(self.dtype).contiguous(), k
 
     def _answer(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
         """Check the arguments, answer what needs no search, and leave the rest to `search`."""
-        queries = self.check_queries(queries, k)
+        queries, k = self.check_queries(queries, k)
         kept = min(k, self.searchable)
         if kept == 0 or queries.shape[0] == 0:
             shape = (queries.shape[0], kept)
@@ -147,7 +161,7 @@ class RingBank(Bank):
         """Return the exact neighbours among the slots in `ranges`, at least k."""
         return search_exactly(self._engine, queries, self._entries, ranges, self.age, k)
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
         return "the search is exact already"
 
     @property
@@ -169,8 +183,7 @@ class RingBank(Bank):
         return [(start, stop)] if stop <= self.capacity else [(0, stop - self.capacity), (start, self.capacity)]
 
     def mean_of(self, slots: Tensor) -> Tensor:
-        if slots.shape[1] == 0:
-            raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
+        check_averaged(slots, self.device)
         # Neighbour by neighbour: in their order, and without allocating [B, K, D].
         total = self.reconstruct(slots[:, 0])  # [B, D]
         for rank in range(1, slots.shape[1]):
@@ -178,10 +191,12 @@ class RingBank(Bank):
         return total / slots.shape[1]
 
     def reconstruct(self, slots: Tensor) -> Tensor:
+        check_slots(slots, self.device)
         entries = self._entries[slots]  # [..., D]
         return entries if self.dtype == torch.float64 else entries.float()
 
     def ids(self, slots: Tensor) -> Tensor:
+        check_slots(slots, self.device)
         return self._ids[slots]
 
     def newest(self, count: int) -> Tensor:
@@ -189,7 +204,9 @@ class RingBank(Bank):
         return (self._pushed - 1 - ages) % self.capacity
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        masked = int(self._masked)
+        self._masked.zero_()
+        return {"masked_rows": float(masked)} if masked else {}
 
     def layout(self) -> Layout:
         return Layout(self.capacity, 1, 0, self._pushed)
@@ -205,6 +222,7 @@ class RingBank(Bank):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         check_state(state, self.dim)
+        check_unit(state["embeddings"], "the saved entries")
         index = {name.removeprefix(_INDEX): value for name, value in state.items() if name.startswith(_INDEX)}
         entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
         filled = entries.shape[0]
@@ -255,19 +273,22 @@ class RingBank(Bank):
                 self._ids[slot : slot + last - first].copy_(ids[first:last])
                 self._written(slot, slot + last - first)
 
-    def _check_vectors(self, vectors: Tensor, what: str) -> None:
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"{what} must be [*, {self.dim}], found {list(vectors.shape)}")
-        if not vectors.dtype.is_floating_point:
-            raise ValueError(f"{what} must be floating point, found {vectors.dtype}")
-        if vectors.device != self.device:
-            raise ValueError(f"{what} are on {vectors.device}, the bank is on {self.device}")
+
+def check_averaged(slots: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless `slots` are [B, K] int64 on `device`, K >= 1."""
+    check_slots(slots, device)
+    if slots.ndim != 2:
+        raise ValueError(f"slots must be [B, K], found {list(slots.shape)}")
+    if slots.shape[1] == 0:
+        raise ValueError("cannot average zero neighbours: the bank is empty, or k is 0")
 
 
 def check_state(state: dict[str, Tensor], dim: int) -> None:
     """Raise ValueError unless `state` is that of a bank of dimension `dim`."""
     if {name for name in state if not name.startswith(_INDEX)} != {"embeddings", "ids", "pushed"}:
         raise ValueError(f"not the state of a bank: its keys are {sorted(state)}")
+    for name, value in state.items():
+        check_tensor(value, f"the saved bank's {name}")
     entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
     if entries.ndim != 2 or entries.shape[1] != dim:
         raise ValueError(f"the saved bank has entries of shape {list(entries.shape)}, this bank needs [n, {dim}]")

@@ -5,6 +5,8 @@
   OPENBLAS_CORETYPE corrects this, but only before the library is loaded. A value set by the user is kept.
 - With fewer than about 250 queries FAISS uses a scalar loop instead of BLAS, ten times slower, unless told otherwise.
 - torch and FAISS start a thread per core, whatever the CPU quota of a container.
+=======
+- A forked child has none of its parent's OpenMP threads, and would wait for them for ever: it computes with one thread.
 - Without a GPU `StandardGpuResources()` succeeds, and `knn_gpu` then aborts the process: call `has_gpu` first.
 """
 
@@ -115,3 +117,6 @@ def _limit_threads_to_quota() -> None:
 
 if "OMP_NUM_THREADS" not in os.environ:
     _limit_threads_to_quota()
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=lambda: set_threads(1))

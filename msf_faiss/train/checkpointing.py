@@ -14,7 +14,7 @@ from msf_faiss.errors import UserError
 from msf_faiss.run.directory import sync_metrics, write_config
 from msf_faiss.run.events import CheckpointSaved
 from msf_faiss.train.background_saver import BackgroundSaver
-from msf_faiss.train.monitors import Monitors
+from msf_faiss.train.monitors import Monitors, diverged
 from msf_faiss.train.optimizer import Schedule
 from msf_faiss.train.resume import ResumePoint, check_changes, refuse_if_finished
 from msf_faiss.train.state import TrainState
@@ -150,10 +150,7 @@ class Checkpointer:
         """The last gradient can be infinite although every loss so far was finite."""
         for name, parameter in self._state.model.named_parameters():
             if not parameter.isfinite().all():
-                raise UserError(
-                    f"the weights of {name} are not finite after step {self._state.step}: training has diverged. "
-                    "Lower optimizer.learning_rate, or add optimizer.warmup_epochs"
-                )
+                raise diverged(f"the weights of {name} are not finite after step {self._state.step}")
 
     def _quarantine(self, damaged: Mapping[Path, str]) -> Iterator[str]:
         """Rename damaged checkpoints of this run; yields a note for each, and for those of another run."""

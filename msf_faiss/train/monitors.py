@@ -148,6 +148,11 @@ class NeighborMonitor:
         self._sampled = [state[f"sampled.{number}"] for number in range(len(state) - 1)]
 
 
+def diverged(sign: str) -> UserError:
+    """The error that ends a run, with the sign that its numbers are no longer finite."""
+    return UserError(f"{sign}: training has diverged. Lower optimizer.learning_rate, or add optimizer.warmup_epochs")
+
+
 class LossMonitor:
     """Losses of the steps since the last `mean`, kept on the device until then. Each rank adds its weighted loss."""
 
@@ -167,10 +172,7 @@ class LossMonitor:
         losses: list[float] = self.state_dict()["losses"].tolist()
         for number, loss in enumerate(losses, start=step - len(losses) + 1):
             if not np.isfinite(loss):
-                raise UserError(
-                    f"the loss of step {number} is {loss}: training has diverged. "
-                    "Lower optimizer.learning_rate, or add optimizer.warmup_epochs"
-                )
+                raise diverged(f"the loss of step {number} is {loss}")
         return losses
 
     def mean(self, step: int) -> float:

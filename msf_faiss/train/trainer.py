@@ -22,11 +22,15 @@ from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
 from msf_faiss.run.directory import lock_run
 from msf_faiss.run.events import BankAdjusted, CachingImages, Event, KnnEvaluated, RunEnded, StepProfiled
+<<<<<<< HEAD
 from msf_faiss.run.status import LOCK
+=======
+from msf_faiss.search.arguments import VectorError
+>>>>>>> 4c93aa3 (WIP: refuse vectors that are not finite unit vectors)
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train.checkpointing import Checkpointer
 from msf_faiss.train.clock import Clock
-from msf_faiss.train.monitors import Monitors
+from msf_faiss.train.monitors import Monitors, diverged
 from msf_faiss.train.optimizer import Schedule
 from msf_faiss.train.overlap import SequentialRetriever
 from msf_faiss.train.profiler import Profiler
@@ -225,19 +229,24 @@ class _Trainer:
         ids = batch.ids.to(bank.device, non_blocking=True)
         with self.clock.on_device("views"):
             online_view, target_view = batch.to(self.device).views(config.views)
-        loss, neighbors = train_step(
-            self.state,
-            online_view.contiguous(memory_format=self.memory_format),
-            target_view.contiguous(memory_format=self.memory_format),
-            ids,
-            k=config.bank.k,
-            learning_rate=self.schedule.learning_rate(step),
-            momentum=self.schedule.ema_momentum(step),
-            precision=getattr(torch, config.train.precision),
-            loss_weight=len(ids) / sum(images),
-            micro_batches=max(1, min(config.train.accumulate, min(images) // _MIN_MICRO_BATCH)),
-            clock=self.clock,
-        )
+        try:
+            loss, neighbors = train_step(
+                self.state,
+                online_view.contiguous(memory_format=self.memory_format),
+                target_view.contiguous(memory_format=self.memory_format),
+                ids,
+                k=config.bank.k,
+                learning_rate=self.schedule.learning_rate(step),
+                momentum=self.schedule.ema_momentum(step),
+                precision=getattr(torch, config.train.precision),
+                loss_weight=len(ids) / sum(images),
+                micro_batches=max(1, min(config.train.accumulate, min(images) // _MIN_MICRO_BATCH)),
+                clock=self.clock,
+            )
+        except VectorError as error:
+            if self.ranks.size == 1:  # on several, the others may be elsewhere
+                self.monitors.loss.check(step)  # an earlier loss says when it began
+            raise diverged(f"the target embeddings of step {step + 1} are not finite") from error
         self.watchdog.reset()
         with self.clock.on_host("reporting"):
             self.monitors.loss.update(loss)

@@ -43,13 +43,14 @@ class Oracle:
     def search(self, query: Tensor, k: int) -> list[tuple[float, int, int, int]]:
         """Return (similarity, slot, id, age) of the best k, ties youngest first."""
         stored = query.detach().cpu().to(self.dtype).double()
-        scored = [
-            (float((stored * vector.double()).sum().float()), -self.pushed + 1 + number, number, index)
-            for number, vector, index in self.entries
-            if self.max_age is None or self.pushed - 1 - number <= self.max_age
-        ]
-        scored.sort(reverse=True)
-        return [(s, number % self.capacity, index, -negative_age) for s, negative_age, number, index in scored[:k]]
+        live = list(self.entries)[len(self.entries) - self.searchable :]
+        vectors = torch.stack([vector.double() for _, vector, _ in live]) if live else torch.empty(0, len(stored))
+        similarities = (vectors * stored).sum(dim=1).float().tolist()
+        scored = sorted(
+            ((similarity, number, index) for similarity, (number, _, index) in zip(similarities, live, strict=True)),
+            reverse=True,
+        )
+        return [(s, number % self.capacity, index, self.pushed - 1 - number) for s, number, index in scored[:k]]
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = DIM) -> Tensor:
@@ -83,8 +84,8 @@ def assert_agree(bank: Bank, oracle: Oracle, queries: Tensor, k: int, *, exact: 
         assert found.similarities[row].tolist() == [similarity for similarity, _, _, _ in expected]
         assert ids[row].tolist() == [index for _, _, index, _ in expected]
         assert ages[row].tolist() == [age for _, _, _, age in expected]
-        for place, slot in enumerate(slots):
-            assert torch.equal(vectors[row, place].cpu(), stored[slot].float())
+        if slots:
+            assert torch.equal(vectors[row].cpu(), torch.stack([stored[slot] for slot in slots]).float())
     if kept:
         mean = torch.stack([vectors[row].double().mean(dim=0) for row in range(len(queries))])
         # A float32 mean of at most 64 numbers below 1 in size.

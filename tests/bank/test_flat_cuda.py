@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank import FlatBank, RingSpec
+from msf_faiss.bank.scan import SCAN_BANKS
 from msf_faiss.search import faiss_setup
 from msf_faiss.search.autotune import engines
 from msf_faiss.search.canonical import rescore
@@ -118,3 +119,18 @@ def test_only_the_first_search_allocates(
     assert "space Temporary" in log
     assert "Device" not in log
     assert in_use() == before
+
+
+@pytest.mark.parametrize("scan", ["bf16", "int8"])
+def test_rows_are_masked_without_waiting(scan: str) -> None:
+    rows = unit(400, 3).cuda()
+    rows[3, 2], rows[7] = torch.nan, 2 * rows[7]
+    for bank in (FlatBank(RingSpec(500, DIM, device="cuda")), SCAN_BANKS[scan](RingSpec(500, DIM, device="cuda"))):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            bank.push(rows, torch.arange(400, device="cuda"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found = bank.search(rows, 2)
+        assert found.similarities.isnan().any(dim=1).nonzero().flatten().tolist() == [3, 7]
+        assert bank.metrics()["masked_rows"] == 2

@@ -12,10 +12,11 @@ DIM = 8
 
 
 class LossyBank(ReferenceBank):
-    """Replaces the neighbours of ranks `lost` by the worst entries, until `raise_recall` is called."""
+    """Replaces the neighbours of ranks `lost` by the worst entries, until `raise_recall` is called `enough` times."""
 
     def __init__(self, capacity: int = 50, *, max_age: int | None = None) -> None:
         super().__init__(RingSpec(capacity, DIM, max_age=max_age))
+        self.enough, self.waits_after = 1, 100
         self.lost: list[int] = []
         self.checked: list[tuple[int, ...]] = []
         self.raised = 0
@@ -32,9 +33,12 @@ class LossyBank(ReferenceBank):
                 found.slots[:, rank], found.similarities[:, rank] = worst.slots[:, -nth], worst.similarities[:, -nth]
         return found
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
+        if self.raised == self.waits_after:
+            return None
         self.raised += 1
-        self.lost = []
+        if self.raised >= self.enough:
+            self.lost = []
         return f"raised {self.raised} times"
 
 
@@ -152,6 +156,32 @@ def test_recall_below_min_recall_is_raised_and_counts_restart() -> None:
     assert (monitor.recall, bank.raised) == (1.0, 1)
     bank.lost = [1, 2, 3, 4]
     assert monitor.check(bank, step(bank, seed=4), 4) == "recall 0.333 is below 0.9: raised 2 times"
+
+
+@pytest.mark.parametrize("needed", [1, 4, 7])
+def test_recall_is_raised_until_it_is_enough(needed: int) -> None:
+    """In the same check, which searches the queries exactly only once."""
+    bank, monitor = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0.9)
+    bank.lost, bank.enough = [1, 2], needed
+    assert monitor.check(bank, step(bank), 1) == f"recall 0.500 is below 0.9: raised {needed} times"
+    assert bank.raised == needed
+    assert len(bank.checked) == 1
+
+
+@pytest.mark.parametrize("raises", [0, 2])
+def test_bank_that_waits_for_a_better_index_is_asked_again_in_the_next_check(raises: int) -> None:
+    bank, monitor = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0.9)
+    bank.lost, bank.enough, bank.waits_after = [1, 2], 3, raises
+    change = monitor.check(bank, step(bank), 1)
+    assert change == (f"recall 0.500 is below 0.9: raised {raises} times" if raises else None)
+    bank.waits_after = 100
+    assert monitor.check(bank, step(bank), 2) == "recall 0.500 is below 0.9: raised 3 times"
+
+
+def test_bank_that_cannot_raise_its_recall_does_not_stop_the_check() -> None:
+    bank, monitor = filled(), RecallMonitor(every_steps=1, queries=6, min_recall=0.9)
+    bank.lost, bank.enough = [1, 2], 10**9
+    assert "recall 0.500 is below 0.9: raised" in (monitor.check(bank, step(bank), 1) or "")
 
 
 def test_recall_equal_to_min_recall_is_enough() -> None:

@@ -9,18 +9,18 @@ from msf_faiss.search.neighbors import Neighbors
 
 
 class IndexedRing(RingBank):
-    """Records the writes that an index would follow."""
+    """Records the writes that an index would follow. Entry number i is the unit vector at an angle of i / 100."""
 
     def __init__(self, capacity: int, dtype: torch.dtype = torch.float32, max_age: int | None = None) -> None:
-        super().__init__(RingSpec(capacity, 1, dtype, max_age=max_age))
-        self.written: list[tuple[int, int, list[float], int]] = []
+        super().__init__(RingSpec(capacity, 2, dtype, max_age=max_age))
+        self.written: list[tuple[int, int, list[int], int]] = []
         self.loaded: dict[str, Tensor] | None = None
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         raise NotImplementedError
 
     def _written(self, start: int, stop: int) -> None:
-        self.written.append((start, stop, self._entries[start:stop, 0].tolist(), self.pushed))
+        self.written.append((start, stop, numbers(self._entries[start:stop]), self.pushed))
 
     def _index_state(self) -> dict[str, Tensor]:
         return {"codes": torch.tensor([1, 2, 3])}
@@ -34,9 +34,15 @@ class IndexedRing(RingBank):
 
 
 def fill(bank: RingBank, count: int, first: int = 0) -> None:
-    """Push entries number i with vector [i] and id 100 + i."""
-    numbers = torch.arange(first, first + count)
-    bank.push(numbers.float().unsqueeze(1), 100 + numbers)
+    """Push `count` entries, number i with id 100 + i."""
+    new = torch.arange(first, first + count)
+    bank.push(torch.stack([(new / 100).cos(), (new / 100).sin()], dim=1), 100 + new)
+
+
+def numbers(entries: Tensor) -> list[int]:
+    """Return the numbers of entries [n, 2]."""
+    found: list[int] = (100 * torch.atan2(entries[:, 1], entries[:, 0])).round().int().tolist()
+    return found
 
 
 @pytest.mark.parametrize("max_age", [None, 0, 1, 2, 3, 4, 5, 6, 50])
@@ -76,7 +82,7 @@ def test_state_dict_shares_memory_with_ring(pushed: int) -> None:
     fill(bank, pushed)
     state = bank.state_dict()
     assert state.keys() == {"embeddings", "ids", "pushed", "index.codes"}
-    assert state["embeddings"].shape == (min(pushed, 5), 1)
+    assert state["embeddings"].shape == (min(pushed, 5), 2)
     assert state["ids"].shape == (min(pushed, 5),)
     assert state["embeddings"].data_ptr() == bank._entries.data_ptr() or pushed == 0
 
@@ -92,11 +98,11 @@ def test_load_keeps_newest_entries_in_their_own_slots(capacity: int, pushed: int
     newest = torch.arange(kept)  # ages
     slots = (bank.pushed - 1 - newest) % capacity
     assert bank.age(slots).tolist() == newest.tolist()
-    assert bank.reconstruct(slots)[:, 0].tolist() == list(range(pushed - 1, pushed - 1 - kept, -1))
+    assert numbers(bank.reconstruct(slots)) == list(range(pushed - 1, pushed - 1 - kept, -1))
     assert bank.ids(slots).tolist() == list(range(100 + pushed - 1, 100 + pushed - 1 - kept, -1))
     assert len(bank) == kept
     assert bank.live == sorted(slots.tolist())
-    assert (bank._entries.count_nonzero() <= kept).item()  # the rest of the ring is empty
+    assert int(bank._entries.any(dim=1).sum()) == kept  # the rest of the ring is empty
     # The count continues, except for a full ring loaded into a larger one, whose new slots are empty.
     assert bank.pushed == (kept if pushed > 5 and capacity > 5 else pushed)
 
@@ -126,21 +132,27 @@ def test_saved_index_is_loaded_only_into_an_equal_ring() -> None:
         ({"pushed": torch.tensor(2)}, "inconsistent: 3 entries, [3] ids of torch.int64, 2 pushed"),
         ({"pushed": torch.tensor(-1)}, "inconsistent: 3 entries, [3] ids of torch.int64, -1 pushed"),
         (
-            {"embeddings": torch.zeros(0, 1), "ids": torch.arange(0)},
+            {"embeddings": torch.zeros(0, 2), "ids": torch.arange(0)},
             "inconsistent: 0 entries, [0] ids of torch.int64, 3 pushed",
         ),
-        ({"embeddings": torch.zeros(3)}, "entries of shape [3], this bank needs [n, 1]"),
-        ({"embeddings": torch.zeros(3, 2)}, "entries of shape [3, 2], this bank needs [n, 1]"),
+        ({"embeddings": torch.zeros(3)}, "entries of shape [3], this bank needs [n, 2]"),
+        ({"embeddings": torch.zeros(3, 1)}, "entries of shape [3, 1], this bank needs [n, 2]"),
+        (
+            {"embeddings": torch.ones(3, 2)},
+            "must be finite and have unit norm, but row 0 has norm 1.414 (3 such of 3 rows)",
+        ),
+        ({"embeddings": torch.full((3, 2), torch.nan)}, "row 0 is not finite"),
+        ({"ids": [1, 2, 3]}, "ids must be a dense torch tensor, found builtins.list"),
         ({"queue": torch.zeros(3, 1)}, "not the state of a bank: its keys are"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_inconsistent_state_raises_and_changes_nothing(change: dict[str, Tensor], message: str) -> None:
+def test_inconsistent_state_raises_and_changes_nothing(change: dict[str, object], message: str) -> None:
     bank, saved = IndexedRing(5), IndexedRing(5)
     fill(saved, 3)
     fill(bank, 4, 10)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
         bank.load_state_dict({**saved.state_dict(), **change})
     assert message in str(caught.value)
-    assert bank.reconstruct(torch.arange(4))[:, 0].tolist() == [10, 11, 12, 13]
+    assert numbers(bank.reconstruct(torch.arange(4))) == [10, 11, 12, 13]
     assert (bank.pushed, bank.loaded) == (4, None)

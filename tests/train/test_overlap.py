@@ -47,6 +47,17 @@ def test_result_raises_the_error_of_the_thread() -> None:
         retrieval.result()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_means_of_masked_targets_are_nan(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA the bank masks them, so nothing else would tell the loss."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    bank, vectors = FlatBank(RingSpec(20, 8)), unit(6)
+    vectors[2, 3] = value
+    means, found = SequentialRetriever(bank)(vectors, torch.arange(6), 3, Clock(CPU)).result()
+    assert means.isnan().any(dim=1).tolist() == [False, False, True, False, False, False]
+    assert ((found.slots >= 0) & (found.slots < 6)).all()
+
+
 def test_retriever_depends_on_the_devices() -> None:
     assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), CPU), SequentialRetriever)
     assert isinstance(create_retriever(FlatBank(RingSpec(20, 8)), torch.device("cuda", 0)), ThreadedRetriever)

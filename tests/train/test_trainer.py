@@ -11,9 +11,22 @@ from PIL import Image
 from runs import assert_same_tensors, metrics, tensors
 from small_runs import CONFIG, STEPS, changed, run
 
+from msf_faiss.bank.scan import SCAN_BANKS, ScanLimits
+from msf_faiss.bank.scan.pq import PqScanBank
 from msf_faiss.checkpoint.format import find_checkpoint
 from msf_faiss.checkpoint.load import load_bank
+<<<<<<< HEAD
 from msf_faiss.config import DataConfig, FlatBankConfig, FolderData, ReferenceBankConfig
+=======
+from msf_faiss.config import (
+    BankConfig,
+    FlatBankConfig,
+    FolderData,
+    IvfBankConfig,
+    ReferenceBankConfig,
+    ScanBankConfig,
+)
+>>>>>>> 4c93aa3 (WIP: refuse vectors that are not finite unit vectors)
 from msf_faiss.config.load import load_config
 from msf_faiss.data.source import Reduce, Source, UnreadableImageError
 from msf_faiss.errors import UserError
@@ -87,6 +100,7 @@ def test_error_in_the_data_creates_no_run_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+<<<<<<< HEAD
 class Failing:
     """A source that fails to decode from the image number `first` on."""
 
@@ -137,6 +151,27 @@ def test_error_in_the_data_loses_no_step(
     assert saved == ([] if step is None else [f"step-{step:08d}"])
     run(config, tmp_path / "run", resume="auto")
     assert_same_tensors(tmp_path / "run", finished[0], 12)
+=======
+@pytest.mark.parametrize(
+    "bank", [FlatBankConfig(), ScanBankConfig(scan="int8"), ScanBankConfig(scan="pq"), IvfBankConfig()], ids=repr
+)
+def test_diverged_targets_end_the_run_in_the_words_of_the_loss_check(
+    bank: BankConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank refuses them before the loss that explains them is due to be checked."""
+    from msf_faiss.train import step
+
+    limits = ScanLimits(newest=8, training=16)  # so that pq scans
+    monkeypatch.setitem(SCAN_BANKS, "pq", lambda spec: PqScanBank(spec, limits=limits))  # type: ignore[arg-type]
+    factors = iter([1.0] * 6 + [float("nan")] * 9)
+    loss = step.mean_shift_loss
+    monkeypatch.setattr(step, "mean_shift_loss", lambda queries, means: next(factors) * loss(queries, means))
+    config = changed(train={"log_every": 100}, knn={"every_epochs": None}, checkpoint={"every_epochs": None})
+    config = config.model_copy(update={"bank": bank.model_copy(update={"capacity": 100, "k": 3})})
+    with pytest.raises(UserError, match="the loss of step 7 is nan: training has diverged"):
+        run(config, tmp_path / "run")
+    assert next(factors, 1.0) != 1.0, "the run ended at the first targets that were not finite"
+>>>>>>> 4c93aa3 (WIP: refuse vectors that are not finite unit vectors)
 
 
 def test_non_finite_loss_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class IvfBank(RingBank):
             self._answered[0] += few.sum()
         return neighbors
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
         if self._lists is None:
             return super().raise_recall()
         if 2 * self._probes <= self._lists.lists // _WIDEST:
@@ -211,7 +211,9 @@ class IvfBank(RingBank):
 
     def _load_index(self, state: dict[str, Tensor]) -> None:
         self._allocate()
-        if "ivf" not in state or not torch.equal(state["ivf"], self._settings()):
+        # Earlier versions let vectors that were not finite into the centroids, which never recovered.
+        finite = all(value.isfinite().all() for name, value in state.items() if name.endswith(("centroids", "sums")))
+        if "ivf" not in state or not torch.equal(state["ivf"], self._settings()) or not finite:
             while self._lists is None and self._lists_due() > 0:
                 self._continue_build(_BULK)
             return

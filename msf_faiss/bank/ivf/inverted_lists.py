@@ -62,8 +62,7 @@ class Centroids:
     def _nearest(self, vectors: Tensor, count: int) -> Probes:
         if self._compared.dtype == torch.float32:
             nearest = faiss.knn(vectors.float().numpy(), self.vectors.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-            similarities, lists = (torch.from_numpy(each) for each in nearest)
-            return Probes(similarities, lists.clamp_(min=0))  # FAISS returns -1 for a vector with NaNs
+            return Probes(*(torch.from_numpy(each) for each in nearest))
         products = vectors.bfloat16() @ self._compared.T  # [M, L]
         top = products.max(dim=1, keepdim=True) if count == 1 else products.topk(count, dim=1)
         return Probes(top.values.float(), top.indices)
@@ -216,7 +215,7 @@ class InvertedLists:
         )
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return (vectors.float() * self._scale).round_().clamp_(-_LARGEST_CODE, _LARGEST_CODE).nan_to_num_()  # [M, D]
+        return (vectors.float() * self._scale).round_().clamp_(-_LARGEST_CODE, _LARGEST_CODE)  # [M, D]
 
 
 def _selector(ranges: Sequence[tuple[int, int]], count: int) -> Any:

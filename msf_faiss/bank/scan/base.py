@@ -120,7 +120,7 @@ class ApproximateScanBank(ScanBank):
         super().push(embeddings, ids)
         self._last_push = embeddings.shape[0]
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
         if self._effort in (0, _MOST_EFFORT):
             self._effort = 0
             return "the bank searches exactly from now on"

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from msf_faiss.bank.scan.base import ScanBank
+from msf_faiss.search.arguments import NORM_TOLERANCE
 from msf_faiss.search.canonical import rescore
 from msf_faiss.search.exact import unproven
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.search.torch_engine import products, shortlist, unrounded
 
-_UNIT = 1 + 2.0**-8  # greatest norm of a unit vector after rounding to the ring's dtype
+_NORM = (1 + NORM_TOLERANCE) * (1 + 2.0**-8)  # greatest norm of an entry: rounding to the ring's dtype changes it
 
 
 class Bf16ScanBank(ScanBank):
@@ -42,7 +43,7 @@ class Bf16ScanBank(ScanBank):
         """Return `proved_ratio`: queries whose neighbours the scan proved, as a ratio of all since the last call."""
         proven, queries = self._counts.tolist()
         self._counts.zero_()
-        return {"proved_ratio": proven / queries} if queries else {}
+        return super().metrics() | ({"proved_ratio": proven / queries} if queries else {})
 
     def _written(self, start: int, stop: int) -> None:
         if self._copy is not self._entries:
@@ -72,7 +73,7 @@ class Bf16ScanBank(ScanBank):
         scanned = queries.bfloat16()
         product, dtype = products(scanned, self._copy)
         listed = shortlist(product, dtype, self._live_slots(), k + self._groups, queries, group=limits.group)
-        lost = (queries.float() - scanned.float()).norm(dim=1) * _UNIT  # [B]
+        lost = (queries.float() - scanned.float()).norm(dim=1) * _NORM  # [B]
         lost += scanned.float().norm(dim=1) * self._residuals.amax()
         bounds = unrounded(torch.cat([listed.maxima, listed.bound.unsqueeze(1)], dim=1)) + lost.unsqueeze(1)
         slots, bound = self._compare(queries, listed.rows, bounds, k, slack)

@@ -52,7 +52,9 @@ class PqScanBank(ApproximateScanBank):
             self._train()
         self._encode_more(_WORK * embeddings.shape[0])
 
-    def raise_recall(self) -> str:
+    def raise_recall(self) -> str | None:
+        if self._codes is not None and self._next_codes is not None:
+            return None
         if self._codes is not None and self._pushed - self._trained_at >= self.capacity // 2:
             self._train()
             return "the bank trains its code books again"
@@ -174,7 +176,7 @@ class _PqCodes:
 
     def search(self, queries: Tensor, count: int) -> Tensor:
         """Return the slots [B, count] whose codes are nearest to `queries` [B, D], -1 where FAISS's list ends early."""
-        vectors = _pad(queries.nan_to_num(), self._index.d)
+        vectors = _pad(queries, self._index.d)
         return torch.from_numpy(self._index.search(vectors, count)[1])
 
 
