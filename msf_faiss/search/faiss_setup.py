@@ -7,6 +7,7 @@
 - torch and FAISS start a thread per core, whatever the CPU quota of a container.
 =======
 - A forked child has none of its parent's OpenMP threads, and would wait for them for ever: it computes with one thread.
+=======
 - Without a GPU `StandardGpuResources()` succeeds, and `knn_gpu` then aborts the process: call `has_gpu` first.
 """
 
@@ -101,8 +102,15 @@ def drop_gpu_resources() -> None:
     _per_thread.__dict__.pop("resources", None)
 
 
+_forked = False
+
+
 def set_threads(threads: int) -> None:
-    """Set the number of threads of both torch and FAISS; more than the number of cores is slow."""
+    """Set the number of threads of both torch and FAISS; more than the number of cores is slow.
+
+    A forked child keeps one thread: it would wait forever for the OpenMP threads that only its parent has.
+    """
+    threads = 1 if _forked else threads
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
 
@@ -118,5 +126,12 @@ def _limit_threads_to_quota() -> None:
 if "OMP_NUM_THREADS" not in os.environ:
     _limit_threads_to_quota()
 
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    set_threads(1)
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=lambda: set_threads(1))
+    os.register_at_fork(after_in_child=_after_fork)
