@@ -53,8 +53,8 @@ class RingBank(Bank):
     """All of `Bank` but the search. Entry number s (from 0) is in slot s mod N.
 
     Subclasses implement `_search`. A subclass that keeps data beside the ring (a compressed copy, an index) creates
-    them in `_allocate`, updates them in `_written`, and saves what does not follow from the ring in `_index_state` and
-    `_load_index`. One whose `_search` may miss neighbours also implements `raise_recall`.
+    them in `_allocate`, updates them in `_written` or `_push`, and saves what does not follow from the ring in
+    `_index_state` and `_load_index`. One whose `_search` may miss neighbours also implements `raise_recall`.
 
     Raises:
         ValueError: if the kind of bank does not support the dtype or device of `spec`.
@@ -97,14 +97,18 @@ class RingBank(Bank):
 
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         self.check_push(embeddings, ids)
-        self._pushed += embeddings.shape[0]
-        kept = min(embeddings.shape[0], self.capacity)
-        embeddings = embeddings.detach()[embeddings.shape[0] - kept :]
+        embeddings = embeddings.detach()
         if embeddings.is_cuda:  # where `check_push` does not wait for the device to tell
             unit = are_unit(embeddings)  # [M]
             self._masked += (~unit).sum()
             embeddings = embeddings.where(unit.unsqueeze(1), 0)
-        self._write(embeddings, ids[ids.shape[0] - kept :])
+        self._push(embeddings, ids)
+
+    def _push(self, embeddings: Tensor, ids: Tensor) -> None:
+        """Push what `push` has checked."""
+        self._pushed += embeddings.shape[0]
+        kept = min(embeddings.shape[0], self.capacity)
+        self._write(embeddings[embeddings.shape[0] - kept :], ids[ids.shape[0] - kept :])
 
     def check_push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Raise the ValueError of `push` if these cannot be pushed."""

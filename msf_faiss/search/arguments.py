@@ -66,6 +66,7 @@ def are_unit(vectors: Tensor) -> Tensor:
 
 def check_unit(vectors: Tensor, name: str) -> None:
     """Raise VectorError unless all `vectors` [M, D] are finite and of unit norm, or zero."""
+    vectors = vectors.detach()
     wrong = ~are_unit(vectors)
     if not wrong.any():
         return

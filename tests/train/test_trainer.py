@@ -11,6 +11,7 @@ from PIL import Image
 from runs import assert_same_tensors, metrics, tensors
 from small_runs import CONFIG, STEPS, changed, run
 
+from msf_faiss.bank import RingSpec
 from msf_faiss.bank.scan import SCAN_BANKS, ScanLimits
 from msf_faiss.bank.scan.pq import PqScanBank
 from msf_faiss.checkpoint.format import find_checkpoint
@@ -153,7 +154,9 @@ def test_error_in_the_data_loses_no_step(
     assert_same_tensors(tmp_path / "run", finished[0], 12)
 =======
 @pytest.mark.parametrize(
-    "bank", [FlatBankConfig(), ScanBankConfig(scan="int8"), ScanBankConfig(scan="pq"), IvfBankConfig()], ids=repr
+    "bank",
+    [FlatBankConfig(), ScanBankConfig(scan="int8"), ScanBankConfig(scan="pq"), IvfBankConfig()],
+    ids=["flat", "int8", "pq", "ivf"],
 )
 def test_diverged_targets_end_the_run_in_the_words_of_the_loss_check(
     bank: BankConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,8 +164,11 @@ def test_diverged_targets_end_the_run_in_the_words_of_the_loss_check(
     """The bank refuses them before the loss that explains them is due to be checked."""
     from msf_faiss.train import step
 
-    limits = ScanLimits(newest=8, training=16)  # so that pq scans
-    monkeypatch.setitem(SCAN_BANKS, "pq", lambda spec: PqScanBank(spec, limits=limits))  # type: ignore[arg-type]
+    class ScanningPq(PqScanBank):
+        def __init__(self, spec: RingSpec) -> None:
+            super().__init__(spec, limits=ScanLimits(newest=8, training=16))
+
+    monkeypatch.setitem(SCAN_BANKS, "pq", ScanningPq)
     factors = iter([1.0] * 6 + [float("nan")] * 9)
     loss = step.mean_shift_loss
     monkeypatch.setattr(step, "mean_shift_loss", lambda queries, means: next(factors) * loss(queries, means))

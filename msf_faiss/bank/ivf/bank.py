@@ -91,13 +91,13 @@ class IvfBank(RingBank):
         segments = -(-self.capacity // self._segment)
         return f"{super().__repr__()[:-1]}, {known}{f', {segments} segments' if segments > 1 else ''})"
 
-    def push(self, embeddings: Tensor, ids: Tensor) -> None:
+    def _push(self, embeddings: Tensor, ids: Tensor) -> None:
         if embeddings.shape[0] >= self.capacity:  # replaces all entries, and so the lists
             self._exact &= self._build is None  # unless the search is exact for good
             self._lists = self._build = None
         if self._lists is not None:
             self._lists.follow()
-        super().push(embeddings, ids)
+        super()._push(embeddings, ids)
         if count := embeddings.shape[0]:
             self._last_push = min(count, self.capacity)
             self._continue_build(_WORK * count)

@@ -57,8 +57,8 @@ class ScanBank(RingBank):
         super().__init__(spec)
         self._groups = self._next_groups = self._fewest_groups  # beyond k; until the next push, and after it
 
-    def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        super().push(embeddings, ids)
+    def _push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super()._push(embeddings, ids)
         self._groups = self._next_groups  # not in `search`, whose result must not depend on earlier searches
 
     @property
@@ -116,8 +116,8 @@ class ApproximateScanBank(ScanBank):
         self._effort = 1  # multiple of the candidates that are compared; 0: the search is exact
         self._last_push = 0
 
-    def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        super().push(embeddings, ids)
+    def _push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super()._push(embeddings, ids)
         self._last_push = embeddings.shape[0]
 
     def raise_recall(self) -> str | None:

@@ -45,8 +45,8 @@ class PqScanBank(ApproximateScanBank):
         self._next_codes: _PqCodes | None = None  # with newer code books, of some of the entries
         self._trained_at = 0  # entries pushed when the code books were trained
 
-    def push(self, embeddings: Tensor, ids: Tensor) -> None:
-        super().push(embeddings, ids)
+    def _push(self, embeddings: Tensor, ids: Tensor) -> None:
+        super()._push(embeddings, ids)
         enough = len(self) >= self._limits.training
         if enough and self._pushed >= 4 * self._trained_at and self._trained_at < self.capacity:
             self._train()

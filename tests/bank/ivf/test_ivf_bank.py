@@ -214,9 +214,9 @@ def test_recall_monitor_raises_probes_to_min_recall_in_one_check() -> None:
         bank.push(vectors, torch.arange(BATCH))
         before = recall(bank, vectors)
         change = monitor.check(bank, bank.search(vectors, K), step)
-    assert before < 0.1
+    assert before < 0.2
     assert change is not None
-    assert change.startswith(f"recall {before:.3f} is below 0.7: a query probes 64 of 256 lists")
+    assert change == f"recall {before:.3f} is below 0.7: a query probes 32 of 256 lists from now on"
     assert recall(bank, vectors) >= 0.7
 
 
