@@ -59,12 +59,13 @@ class Bank(Protocol):
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Store `embeddings` [M, D] (unit norm or zero, any floating dtype) under `ids` [M] int64, oldest first.
 
-        They overwrite the oldest entries; of more than N vectors the last N are stored. On CUDA, where raising would
-        wait for the device, a row that is not finite or not of unit norm is stored as zeros, and counted in `metrics`.
+        They overwrite the oldest entries; of more than N vectors the last N are stored. On CUDA and on several ranks,
+        where raising would wait for the device or leave the other ranks waiting, a row that is not finite or not of
+        unit norm is stored as zeros, and counted in `metrics`.
 
         Raises:
-            ValueError: on a wrong type, shape, dtype or device; a `VectorError` if a row on the CPU is not finite or
-                its norm differs from 1 by more than 1/64.
+            ValueError: on a wrong type, shape, dtype or device; a `VectorError` if a row is not finite or its norm
+                differs from 1 by more than 1/64.
         """
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
@@ -72,8 +73,8 @@ class Bank(Protocol):
 
         Neighbours are canonical: similarities are computed pair by pair in float64 from the stored entries and rounded
         to float32, and ties are ordered youngest first. An empty bank returns K = 0. An approximate bank may miss some
-        of the most similar entries, but never a query's own entry if that was in the last push. On CUDA, the
-        similarities of a query that is not finite or not of unit norm are NaN.
+        of the most similar entries, but never a query's own entry if that was in the last push. Where `push`
+        would store a query as zeros, its similarities are NaN.
 
         Raises:
             ValueError: on a wrong type, shape, dtype or device, or k < 1; a `VectorError` as in `push`.

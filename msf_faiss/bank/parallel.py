@@ -33,6 +33,7 @@ class _ParallelBank(Bank):
 
     def __init__(self, local: RingBank, ranks: Ranks) -> None:
         self._local, self._ranks = local, ranks
+        local.masks |= ranks.size > 1  # a rank that raises would leave the others waiting
         self.capacity, self.dim, self.dtype, self.device = local.capacity, local.dim, local.dtype, local.device
         self.engine_ms = local.engine_ms
         self._own = self._after = 0  # entries of this rank in the last push, and of the ranks after it
@@ -190,7 +191,7 @@ class ShardedBank(_ParallelBank):
         self._pushed = pushed if self._ranks.size > 1 else self._local.pushed
 
     def _search_shards(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
-        queries, k = self._local.check_queries(queries, k)
+        queries, masked, k = self._local.check_queries(queries, k)
         kept, counts = min(k, self.searchable), self._ranks.counts(queries.shape[0])
         if kept == 0:
             return Neighbors(queries.new_empty(len(queries), 0).float(), queries.new_empty(len(queries), 0).long())
@@ -207,7 +208,9 @@ class ShardedBank(_ParallelBank):
             each.view(size, own, kept).transpose(0, 1).reshape(own, size * kept)
             for each in _unpack(received, similarities, slots)
         )  # [b, W K] each
-        return order_canonically(similarities, slots, self.age(slots), kept)
+        neighbors = order_canonically(similarities, slots, self.age(slots), kept)
+        neighbors.similarities.masked_fill_(masked, torch.nan)
+        return neighbors
 
     def _look_up_own(self, slots: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `look_up` of those of `slots` [...] that this rank stores, and zeros for the others."""

@@ -78,6 +78,9 @@ class RingBank(Bank):
         self._ids = torch.zeros(spec.capacity, dtype=torch.int64, device=spec.device)  # [N]
         self._pushed = 0
         self.device = self._entries.device
+        # Whether rows that are not finite unit vectors are masked, because raising would wait for the device or for
+        # other ranks; otherwise they are refused.
+        self.masks = self.device.type == "cuda"
         self._masked = torch.zeros((), dtype=torch.int64, device=self.device)  # rows, since the last metrics
         self._engine, self.engine_ms = default_engine(self.device), {}
         self._allocate()
@@ -98,10 +101,10 @@ class RingBank(Bank):
     def push(self, embeddings: Tensor, ids: Tensor) -> None:
         self.check_push(embeddings, ids)
         embeddings = embeddings.detach()
-        if embeddings.is_cuda:  # where `check_push` does not wait for the device to tell
+        if self.masks:
             unit = are_unit(embeddings)  # [M]
             self._masked += (~unit).sum()
-            embeddings = embeddings.where(unit.unsqueeze(1), 0)
+            embeddings = embeddings.masked_fill(~unit.unsqueeze(1), 0)
         self._push(embeddings, ids)
 
     def _push(self, embeddings: Tensor, ids: Tensor) -> None:
@@ -113,7 +116,7 @@ class RingBank(Bank):
     def check_push(self, embeddings: Tensor, ids: Tensor) -> None:
         """Raise the ValueError of `push` if these cannot be pushed."""
         check_vectors(embeddings, "embeddings", self.dim, self.device)
-        if not embeddings.is_cuda:
+        if not self.masks:
             check_unit(embeddings, "embeddings")
         check_tensor(ids, "ids")
         if ids.shape != embeddings.shape[:1] or ids.dtype != torch.int64 or ids.device != self.device:
@@ -128,23 +131,29 @@ class RingBank(Bank):
     def search_exactly(self, queries: Tensor, k: int) -> Neighbors:
         return self._answer(queries, k, self._search_exactly)
 
-    def check_queries(self, queries: Tensor, k: int) -> tuple[Tensor, int]:
-        """Return `queries` [B, D] as the ring would store them, in the bank's dtype and contiguous, and `k` as an int.
+    def check_queries(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
+        """Check the arguments of a search.
+
+        Returns:
+            `queries` [B, D] as the ring would store them, in the bank's dtype and contiguous; which of them are masked,
+            [B, 1]; and `k` as an int.
 
         Raises:
             ValueError: see `Bank.search`.
         """
         check_vectors(queries, "queries", self.dim, self.device)
         k, queries = as_count(k, "k"), queries.detach()
-        if queries.is_cuda:
-            queries = queries.where(are_unit(queries).unsqueeze(1), torch.nan)
+        masked = torch.zeros(queries.shape[0], 1, dtype=torch.bool, device=self.device)
+        if self.masks:
+            masked = ~are_unit(queries).unsqueeze(1)
+            queries = queries.masked_fill(masked, 0)
         else:
             check_unit(queries, "queries")
-        return queries.to(self.dtype).contiguous(), k
+        return queries.to(self.dtype).contiguous(), masked, k
 
     def _answer(self, queries: Tensor, k: int, search: Callable[[Tensor, int], Neighbors]) -> Neighbors:
         """Check the arguments, answer what needs no search, and leave the rest to `search`."""
-        queries, k = self.check_queries(queries, k)
+        queries, masked, k = self.check_queries(queries, k)
         kept = min(k, self.searchable)
         if kept == 0 or queries.shape[0] == 0:
             shape = (queries.shape[0], kept)
@@ -152,7 +161,9 @@ class RingBank(Bank):
                 torch.empty(shape, dtype=torch.float32, device=self.device),
                 torch.empty(shape, dtype=torch.int64, device=self.device),
             )
-        return search(queries, kept)
+        neighbors = search(queries, kept)
+        neighbors.similarities.masked_fill_(masked, torch.nan)
+        return neighbors
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> Neighbors:

@@ -123,6 +123,6 @@ def _retrieve(bank: Bank, targets: Tensor, ids: Tensor, k: int, clock: Clock) ->
     with clock.on_device("search", bank.device):
         neighbors = bank.search(targets, k)  # [B, K]
         means = bank.mean_of(neighbors.slots)  # [B, D]
-        # On CUDA the bank masks targets that are not finite; without this the loss would not show it.
+        # A bank on CUDA or on several ranks masks targets that are not finite; the loss must still show it.
         means = means.where(neighbors.similarities[:, :1].isfinite(), torch.nan)
     return Retrieved(means, neighbors)

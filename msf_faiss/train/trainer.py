@@ -244,8 +244,7 @@ class _Trainer:
                 clock=self.clock,
             )
         except VectorError as error:
-            if self.ranks.size == 1:  # on several, the others may be elsewhere
-                self.monitors.loss.check(step)  # an earlier loss says when it began
+            self.monitors.loss.check(step)  # an earlier loss says when it began
             raise diverged(f"the target embeddings of step {step + 1} are not finite") from error
         self.watchdog.reset()
         with self.clock.on_host("reporting"):

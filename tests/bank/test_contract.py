@@ -179,6 +179,26 @@ def test_rows_that_are_not_finite_or_not_unit_are_refused(kind: BankKind, dtype:
     assert_agree(bank, oracle, rows, 5, exact=kind.exact)
 
 
+def test_masked_rows_are_counted(kind: BankKind, dtype: torch.dtype) -> None:
+    """As on CUDA and on several ranks: they become zeros, and as queries they have similarities of NaN."""
+    rng = np.random.default_rng(23)
+    bank, oracle, ids = kind(50, DIM, dtype), Oracle(50, dtype), torch.arange(20)
+    getattr(bank, "_local", bank).masks = True
+    for _ in range(5):
+        rows = unit(rng, 20)
+        broken = rows.clone()
+        broken[3, 2], broken[5, 1], broken[7] = torch.nan, -torch.inf, 2 * rows[7]
+        rows[[3, 5, 7]] = 0
+        bank.push(broken, ids)
+        oracle.push(rows, ids)
+        assert_agree(bank, oracle, rows, 5, exact=kind.exact)
+        masked, zeros = bank.search(broken, 5), bank.search(rows, 5)
+        assert masked.similarities.isnan().all(dim=1).nonzero().flatten().tolist() == [3, 5, 7]
+        assert torch.equal(masked.slots, zeros.slots)
+    assert bank.metrics()["masked_rows"] == 15
+    assert "masked_rows" not in bank.metrics()
+
+
 def test_rows_of_almost_unit_norm_and_zeros_are_accepted(kind: BankKind, dtype: torch.dtype) -> None:
     """A norm in bfloat16 is off by up to 2^-8, and torch's normalize leaves a vector of zeros as it is."""
     rng = np.random.default_rng(17)

@@ -149,7 +149,7 @@ class IvfBank(RingBank):
         """Return `exact_ratio` of the queries since the last call, and of the lists `probes` and `list_imbalance`."""
         exact, queries = self._answered.tolist()
         self._answered.zero_()
-        values = {"exact_ratio": exact / queries} if queries else {}
+        values = super().metrics() | ({"exact_ratio": exact / queries} if queries else {})
         if self._lists is not None:
             values |= {"probes": float(self._probes), "list_imbalance": self._lists.imbalance}
         return values
