@@ -22,11 +22,8 @@ from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
 from msf_faiss.run.directory import lock_run
 from msf_faiss.run.events import BankAdjusted, CachingImages, Event, KnnEvaluated, RunEnded, StepProfiled
-<<<<<<< HEAD
 from msf_faiss.run.status import LOCK
-=======
 from msf_faiss.search.arguments import VectorError
->>>>>>> 4c93aa3 (WIP: refuse vectors that are not finite unit vectors)
 from msf_faiss.search.faiss_setup import set_threads
 from msf_faiss.train.checkpointing import Checkpointer
 from msf_faiss.train.clock import Clock
