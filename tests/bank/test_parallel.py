@@ -109,6 +109,28 @@ def test_row_counts_need_not_be_known(pool: RankPool, placement: str) -> None:
     pool.run(3, fill_and_search, placement, "flat", 29, torch.float32, None, False)
 
 
+def push_broken_rows_on_one_rank(ranks: Ranks, placement: str) -> None:
+    spec, rng = RingSpec(29, DIM), np.random.default_rng(7)
+    bank, one = create(placement, FlatBank, spec, ranks), ReferenceBank(spec)
+    vectors, counts = unit(rng, 10), [5, 5]
+    broken = vectors.clone()
+    broken[7, 3], broken[8] = torch.nan, 2 * vectors[8]
+    vectors[7:9] = 0
+    mine = part(ranks, counts)
+    bank.push(broken[mine], torch.arange(10)[mine])
+    one.push(vectors, torch.arange(10))
+    assert_same(bank, one, ranks, vectors, counts, 5)
+    found = bank.search(broken[mine], 5)
+    assert found.similarities.isnan().all(dim=1).tolist() == [row in (7, 8) for row in range(10)][mine]
+    assert ranks.sum(torch.tensor(bank.metrics().get("masked_rows", 0.0))) == (4 if placement == "replicated" else 2)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_rows_are_masked_rather_than_refused(pool: RankPool, placement: str) -> None:
+    """A rank that raised would leave the others waiting."""
+    pool.run(2, push_broken_rows_on_one_rank, placement)
+
+
 def push_and_save(ranks: Ranks, capacity: int, pushes: int) -> dict[str, torch.Tensor]:
     """Return the state of this rank's shard after some pushes."""
     bank = create("sharded", FlatBank, RingSpec(capacity, DIM), ranks)
