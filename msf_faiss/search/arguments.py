@@ -60,7 +60,9 @@ def check_slots(slots: Tensor, device: torch.device) -> None:
 
 def are_unit(vectors: Tensor) -> Tensor:
     """Return which of `vectors` [M, D] are finite and of unit norm, or zero: [M] bool. Does not wait for the device."""
-    norms = torch.linalg.vector_norm(vectors.detach(), dim=1, dtype=torch.float32 if vectors.itemsize < 4 else None)
+    norms: Tensor = torch.linalg.vector_norm(
+        vectors.detach(), dim=1, dtype=torch.float32 if vectors.itemsize < 4 else None
+    )
     return ((norms - 1).abs() <= NORM_TOLERANCE) | (norms == 0)
 
 
