@@ -69,8 +69,11 @@ def write_report(
 
 
 def _check_overwrites_only_report(out: Path) -> None:
-    if kind_of(out, "name another file with --out") == "folder":
+    kind = kind_of(out, "name another file with --out")
+    if kind == "folder":
         raise UserError(f"--out {out}: is a folder; name a file in it, such as {out / REPORT}")
+    if kind == "special":  # reading a pipe would wait for its writer
+        raise UserError(f"--out {out}: is not a regular file; name another file")
     try:
         with out.open("rb") as file:
             start = file.read(_GENERATOR_WITHIN)

@@ -340,6 +340,9 @@ def test_only_reports_are_overwritten(make_run: MakeRun, tmp_path: Path) -> None
     with pytest.raises(UserError, match="exists and is not a report of msf-faiss; choose another file"):
         write_report([run], gallery, neighbors=False)
     assert gallery.read_text().endswith('content="msf-faiss 0.1.0">')
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is not a regular file; name another file"):
+        write_report([run], tmp_path / "pipe", neighbors=False)
     with pytest.raises(UserError, match=r"is a folder; name a file in it, such as .*report\.html"):
         write_report([run], tmp_path, neighbors=False)
     page = write_report([run], tmp_path / "new" / "page.html", neighbors=False)

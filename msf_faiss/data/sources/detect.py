@@ -40,7 +40,8 @@ def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData | Huggin
         names = list_names(path, remedy)
         if not set(_SAVED_TO_DISK).isdisjoint(names):
             return HuggingFaceData
-        extensions = {Path(name).suffix.lower() for name in names}
+        # Hugging Face's folders of images may have a table beside them, of this name.
+        extensions = {Path(name).suffix.lower() for name in names if name != "metadata.parquet"}
         if ".parquet" in extensions:
             return ParquetData
         return WebDatasetData if ".tar" in extensions else FolderData

@@ -36,6 +36,7 @@ LIKE = FolderData(
         (["d/dataset_dict.json", "d/train/state.json"], "d", "huggingface"),
         (["d/cats/1.jpg"], "d", "folder"),
         (["d/1.jpg", "d/x/1.parquet"], "d", "folder"),
+        (["d/cats/1.jpg", "d/metadata.parquet"], "d", "folder"),
     ],
 )
 def test_the_kind_follows_from_the_path(tmp_path: Path, files: list[str], path: str, kind: str) -> None:
