@@ -40,10 +40,13 @@ _LOCK_TIMEOUT = 3.0  # seconds: a killed process frees its memory first, then th
 def lock_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Lock `run_dir` for this process. However the process ends, the lock is freed.
 
+    A new directory in which no run starts is deleted again.
+
     Raises:
         UserError: if it contains a run and `resume` is False, contains other files, is in use, or cannot be written.
     """
     _refuse_occupied(run_dir, resume=resume)
+    is_new = not run_dir.exists()
     lock = filelock.FileLock(run_dir / LOCK)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,14 @@ def lock_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
             (run_dir / FOLDER).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(_cannot_write(run_dir, error)) from error
-        yield
+        try:
+            yield
+        finally:
+            if is_new and not (run_dir / CONFIG).exists():
+                with contextlib.suppress(OSError):
+                    (run_dir / FOLDER).rmdir()
+                    (run_dir / LOCK).unlink()
+                    run_dir.rmdir()
 
 
 def sync_metrics(run_dir: Path) -> None:

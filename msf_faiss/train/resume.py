@@ -120,11 +120,11 @@ def refuse_if_finished(point: ResumePoint, run_dir: Path, schedule: Schedule, ch
         return
     owner = checkpoint.run_dir or checkpoint.path.parent
     earlier = [path for path in list_checkpoints(owner) if step_of(path) < total]
-    longer = "train.epochs" if schedule.config.train.max_steps is None else "train.epochs or train.max_steps"
+    key = "train.epochs" if total == schedule.scheduled_steps else "train.max_steps"
     raise UserError(
-        f"{checkpoint.path}: {checkpoint.step:,} of {total:,} steps are trained, so nothing would be trained "
-        + (f"with the changed settings ({'; '.join(changes)})" if changes else "in the new run")
-        + f". Raise {longer} (with --allow-config-change)"
+        f"{checkpoint.path}: the run ends at step {total:,} and this is step {checkpoint.step:,}, so nothing would be "
+        + (f"trained with the changed settings ({'; '.join(changes)})" if changes else "trained in the new run")
+        + f". Train longer (--set {key}=… --allow-config-change {key})"
         + (f", or start a new run from an earlier checkpoint: --out NEW --resume {earlier[-1]}" if earlier else "")
     )
 

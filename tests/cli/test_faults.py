@@ -166,7 +166,7 @@ def test_images_vanish(tmp_path: Path) -> None:
     settings = [
         *(f"data.path={images}", "data.workers=1", "views.size=16", "train.batch_size=16", "train.threads=1"),
         *("model.backbone.kind=narrow", "model.backbone.width=4", "bank.capacity=40", "train.epochs=100000"),
-        *("train.log_every=1", "checkpoint.every_epochs=1", "optimizer.warmup_epochs=0", "data.cache=none"),
+        *("train.log_every=1", "checkpoint.every_epochs=100000", "optimizer.warmup_epochs=0", "data.cache=none"),
     ]
     arguments = ["folder", *(part for setting in settings for part in ("--set", setting)), "--out", run_dir]
     with started(*arguments) as process:
