@@ -51,4 +51,6 @@ def _kind(path: Path) -> type[FolderData | ParquetData | WebDatasetData | Huggin
         if ".tar" in Path(path.name.lower()).suffixes:
             return WebDatasetData
     problem = "is neither a Parquet nor a tar file" if found else "does not exist"
+    if not found and is_pattern(path):
+        problem = "is neither a path that exists nor a pattern that ends in .parquet or .tar"
     raise UserError(f"{printable(path)} {problem}; {remedy}; for other data pass --set data.kind=… --set data.path=…")

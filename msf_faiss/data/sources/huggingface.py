@@ -15,7 +15,7 @@ from msf_faiss.config import HuggingFaceData
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_record
 from msf_faiss.data.sources.disk_cache import files_identity
-from msf_faiss.data.sources.labels import convert_labels, is_label_type, text_classes
+from msf_faiss.data.sources.labels import convert_labels, is_label_type, show_apart, text_classes
 from msf_faiss.data.sources.optional import import_optional
 from msf_faiss.data.sources.parquet_unpack import is_image_type
 from msf_faiss.errors import UserError
@@ -78,7 +78,7 @@ class HuggingFaceSource:
         remedy = "set data.label_column to another column, or to null to train without labels"
         if feature is None:
             raise UserError(f"{self._title} has no column {column!r} (columns: {', '.join(rows.features)}); {remedy}")
-        own = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        own = show_apart(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         if not is_label_type(rows.features.arrow_schema.field(column).type):
             raise UserError(
                 f"{self._title}: column {column!r} must contain classes, integers or text, but is {feature}; {remedy}"

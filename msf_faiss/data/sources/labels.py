@@ -61,8 +61,8 @@ def convert_labels(column: pa.ChunkedArray, where: str, names: Sequence[str] | N
 
 
 def show_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """`names`, with their code points where several look alike, as composed and decomposed accents do."""
-    looks = Counter(map(_look, names))
+    """`names`, with their code points where different ones look alike, as composed and decomposed accents do."""
+    looks = Counter(map(_look, set(names)))
     return tuple(_with_code_points(name) if looks[_look(name)] > 1 else name for name in names)
 
 

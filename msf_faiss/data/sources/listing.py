@@ -38,7 +38,7 @@ _FORMAT = 2  # part of the key; raise it when the contents of a cached list chan
 _FEWEST = 10_000  # images for which a list is cached
 _SETTLED = 3_000_000_000  # ns since the last change; the coarsest clock of a file system, FAT's, ticks every 2 s
 _MOST_VISITS = 10_000  # paths to one folder; ten folders that link to each other have millions
-_ENDING = re.compile(r"\.(?=\d*[a-z])[a-z0-9]{1,10}$")  # not a part of a name such as v1.0_0010
+_ENDING = re.compile(r"(\.(?=\d*[a-z])[a-z0-9]{1,10}|~)$")  # not a part of a name such as v1.0_0010
 _HEIF = ("heic", "heif", "hif")
 _SHOWN = 6  # kinds of files in a message
 

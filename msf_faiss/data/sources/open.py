@@ -102,13 +102,18 @@ def names_held_out(config: _PathData) -> bool:
     """
     if config.test_path is None or os.path.realpath(config.test_path) != os.path.realpath(config.path):
         return config.test_path is not None
-    return not isinstance(config, FolderData) and _real_shards(config, "train") != _real_shards(config, "test")
+    return (
+        not isinstance(config, FolderData)
+        and _find_inodes(config, "train").keys() != _find_inodes(config, "test").keys()
+    )
 
 
-def _real_shards(config: ParquetData | WebDatasetData, split: Split) -> list[str]:
+def _find_inodes(config: ParquetData | WebDatasetData, split: Split) -> dict[tuple[int, int], Path]:
+    """The shards of a split by device and inode, since one file may have several names."""
     ending: Ending = ".parquet" if isinstance(config, ParquetData) else ".tar"
     path, setting = (config.path, "data.path") if split == "train" else (config.test_path, "data.test_path")
-    return [] if path is None else [os.path.realpath(file) for file in find_shards(path, ending, setting).files]
+    files = [] if path is None else find_shards(path, ending, setting).files
+    return {(status.st_dev, status.st_ino): file for file in files for status in [file.stat()]}
 
 
 def _check_apart(config: _PathData) -> None:
@@ -126,12 +131,12 @@ def _check_apart(config: _PathData) -> None:
         what = f"{printable(inner)} is in {printable(outer)}"
     else:
         try:
-            trained, held_out = _real_shards(config, "train"), _real_shards(config, "test")
-        except UserError:  # opening them says it, if they are needed
+            trained, held_out = _find_inodes(config, "train"), _find_inodes(config, "test")
+        except (UserError, OSError):  # opening them says it, if they are needed
             return
-        both = set(trained) & set(held_out)
-        shared = bool(both) and trained != held_out
-        what = f"{printable(min(both, default=''))} belongs to both"
+        both = [file for inode, file in held_out.items() if inode in trained]
+        shared = bool(both) and trained.keys() != held_out.keys()
+        what = f"{printable(both[0])} belongs to both" if both else ""
     if shared:
         raise UserError(
             f"data.test_path ({printable(config.test_path)}) and data.path ({printable(config.path)}) have images in"

@@ -17,7 +17,7 @@ from msf_faiss.config import ParquetData
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_record
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
-from msf_faiss.data.sources.labels import convert_labels, is_label_type, is_text, text_classes
+from msf_faiss.data.sources.labels import convert_labels, is_label_type, is_text, show_apart, text_classes
 from msf_faiss.data.sources.parquet_unpack import is_image_type, read, unpack
 from msf_faiss.data.sources.shards import find_shards
 from msf_faiss.errors import UserError
@@ -140,7 +140,7 @@ def _class_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...]
         except (KeyError, ValueError):
             return None
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list else None
+    return show_apart(names) if is_list else None
 
 
 def _read_labels(

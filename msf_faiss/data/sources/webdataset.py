@@ -17,6 +17,7 @@ from msf_faiss.config import WebDatasetData
 from msf_faiss.data.source import Reduce
 from msf_faiss.data.sources.decode import decode_image, retry, unreadable
 from msf_faiss.data.sources.disk_cache import cache_folder, files_identity, open_arrow
+from msf_faiss.data.sources.labels import show_apart
 from msf_faiss.data.sources.listing import readable_keys
 from msf_faiss.data.sources.shards import find_shards
 from msf_faiss.data.sources.tar_index import index_tar
@@ -170,7 +171,7 @@ def _class_names(path: Path | None) -> tuple[str, ...] | None:
     ):
         raise UserError(f"{printable(path)} cannot be read: it is no file; {remedy}")
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+        return show_apart([line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()])
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{printable(path)} cannot be read: {error}; {remedy}") from error
 

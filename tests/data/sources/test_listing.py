@@ -209,7 +209,8 @@ def test_images_without_an_ending_are_listed(format: str, tmp_path: Path) -> Non
         pytest.skip("Pillow without AVIF")
     for name in ("0a1b2c", "v1.0_0010", "photo.jpg ", "IMG.0001"):
         (tmp_path / name).write_bytes(encoded(format))
-    for name, content in {"README": b"BMW and P6 and GIF", "empty": b"", "cut": encoded(format)[:6]}.items():
+    others = {"README": b"BMW and P6 and GIF", "empty": b"", "cut": encoded(format)[:6], "backup.jpg~": encoded(format)}
+    for name, content in others.items():
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.png")
@@ -218,7 +219,7 @@ def test_images_without_an_ending_are_listed(format: str, tmp_path: Path) -> Non
     listed = list_images(tmp_path)
     found = [listed.names[index] for index in range(len(listed.names))]
     assert found == ["0a1b2c", "IMG.0001", "link", "photo.jpg ", "v1.0_0010"]
-    assert listed.left_out == {"": 5, "special": 1}
+    assert listed.left_out == {"": 5, "special": 1, "~": 1}
 
 
 def test_heic_is_listed_with_pillow_heif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

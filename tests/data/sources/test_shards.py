@@ -131,6 +131,15 @@ def test_held_out_files_among_the_training_files_are_refused(
             open_source(config, split)  # type: ignore[arg-type]
 
 
+def test_a_file_of_two_names_is_one_file(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set/0.parquet", [1])
+    write_parquet(tmp_path / "set/1.parquet", [2])
+    os.link(tmp_path / "set/1.parquet", tmp_path / "held-out.parquet")
+    config = ParquetData(path=tmp_path / "set", test_path=tmp_path / "held-out.parquet", cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"held-out\.parquet belongs to both"):
+        open_source(config, "train")
+
+
 def test_equal_paths_hold_nothing_out(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [1])
     assert not names_held_out(ParquetData(path=path, test_path=path))

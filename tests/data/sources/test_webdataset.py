@@ -93,6 +93,9 @@ def test_class_names(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\ufeffcat\n dog \nhen\n\n", encoding="utf-8")
     path = shard(tmp_path / "x.tar", range(6), classes=2)
     assert source(path, class_names=tmp_path / "names.txt").classes == ("cat", "dog", "hen")
+    (tmp_path / "alike.txt").write_text("caf\xe9\ncafe\u0301\ncrane\ncrane\n", encoding="utf-8")
+    alike = ("caf\xe9 ('caf\\xe9')", "cafe\u0301 ('cafe\\u0301')", "crane", "crane")  # ImageNet has two cranes
+    assert source(path, class_names=tmp_path / "alike.txt").classes == alike
     path = shard(tmp_path / "y.tar", range(6), classes=5)
     with pytest.raises(UserError, match=r"the label of .*y\.tar, 4\.png is 4, but there are 3 classes.*class_names"):
         source(path, class_names=tmp_path / "names.txt")
