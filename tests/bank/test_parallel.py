@@ -82,9 +82,18 @@ def fill_and_search(
             assert newest.tolist() == kept[max(0, len(kept) - 3) :].tolist()
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("kind", LOCAL)
+@pytest.mark.parametrize(
+    ("size", "placement", "kind"),
+    [
+        (2, "replicated", "flat"),
+        (2, "sharded", "bf16"),
+        (2, "sharded", "reference"),
+        (3, "replicated", "bf16"),
+        (3, "sharded", "flat"),
+        (4, "replicated", "reference"),
+        (4, "sharded", "flat"),
+    ],
+)
 def test_ranks_match_single_bank(pool: RankPool, size: int, placement: str, kind: str) -> None:
     """Uneven fills, ranks without rows, duplicates, wrap-around, capacities that the ranks do not divide."""
     for capacity in (size, 29):
@@ -157,8 +166,7 @@ def load_and_continue(
         assert_same(bank, resized, ranks, vectors, counts, 5)
 
 
-@pytest.mark.parametrize("before", [2, 3, 4])
-@pytest.mark.parametrize("capacity", [11, 500])
+@pytest.mark.parametrize(("before", "capacity"), [(2, 11), (3, 500), (4, 11)])
 def test_shards_load_on_any_number_of_ranks(pool: RankPool, before: int, capacity: int) -> None:
     """Full and partly filled; into smaller, equal and larger banks; on as many ranks, fewer and more."""
     shards = pool.run(before, push_and_save, capacity, 7)

@@ -14,8 +14,8 @@ from msf_faiss.bank import Bank
 DIM = 8
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # The examples depend neither on earlier failures nor on the speed of the machine.
-few = settings(database=None, deadline=None, max_examples=50)
-many = settings(few, max_examples=200)
+few = settings(database=None, deadline=None, max_examples=25)
+many = settings(few, max_examples=100)
 
 capacities = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)

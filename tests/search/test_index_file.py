@@ -1,6 +1,8 @@
 """Index files that FAISS alone reads: ids, exactness, recall."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +51,47 @@ def test_faiss_reads_index_and_returns_ids(tmp_path: Path, kind: IndexKind) -> N
         assert (lists.nlist, lists.nprobe) == (facts.lists, facts.probes) == (list_count(3000), facts.probes)
         assert facts.recall is not None
         assert abs(facts.recall - hits) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf-sq8"])
+def test_what_faiss_can_do_with_a_written_index(tmp_path: Path, kind: IndexKind) -> None:
+    """The table of docs/exporting.md."""
+    base, ids = vectors(3000), 7 + 3 * np.arange(3000)
+    write_index(tmp_path / "x.faiss", base, ids, kind=kind)
+
+    def read() -> Any:
+        return faiss.read_index(str(tmp_path / "x.faiss"))
+
+    def search(index: Any, **options: object) -> NDArray[np.int64]:
+        parameters = faiss.SearchParameters if kind == "flat" else partial(faiss.SearchParametersIVF, nprobe=76)
+        found: NDArray[np.int64] = index.search(base[:20], 5, params=parameters(**options))[1]
+        return found
+
+    index = read()
+    first = search(index)
+    assert first[:, 0].tolist() == ids[:20].tolist()
+    limits, _, inside = index.range_search(base[:1], 0.99)
+    assert limits.tolist() == [0, len(inside)]
+    assert ids[0] in inside
+    # An id can be left out of a search of every kind.
+    others = search(index, sel=faiss.IDSelectorNot(faiss.IDSelectorBatch(ids[:20])))
+    assert not np.isin(others, ids[:20]).any()
+    index.add_with_ids(base[:1], np.array([10**6]))
+    assert index.ntotal == 3001
+    assert 10**6 in search(index)[0]
+    assert np.abs(index.reconstruct(10**6) - base[0]).max() <= 0.02
+    index, other = read(), read()
+    if kind == "flat":
+        assert index.remove_ids(ids[:20]) == 20
+        assert np.array_equal(search(index), others)
+        index.merge_from(other)
+        assert index.ntotal == 5980
+    else:
+        with pytest.raises(RuntimeError, match="remove not supported"):
+            index.remove_ids(ids[:20])
+        with pytest.raises(RuntimeError, match="merge direct_map not implemented"):
+            index.merge_from(other)
+        assert np.array_equal(search(index), first)
 
 
 def test_same_seed_writes_same_file(tmp_path: Path) -> None:
