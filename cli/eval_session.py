@@ -221,34 +221,22 @@ def show(results: Sequence[Result], *, as_json: bool, name: str) -> None:
 
 
 def _heading(result: Result) -> str:
-    from msf_faiss.evaluate.comparison import describe_data
+    from msf_faiss.evaluate.comparison import describe_data, describe_exceptions
 
-    data = result.protocol["data"]
-    lines = [f"accuracy in %, {describe_data(data)}"]
-    lines += [
-        f"k = {k} is larger than the number of voters: all {count:,} vote"
-        for k, count in result.protocol.get("clamped_k", {}).items()
-    ]
-    lines += [
-        f"skipped {count:,} {why} {'training' if split == 'train' else 'held-out'} images"
-        for split, reasons in data["left_out"].items()
-        for why, count in reasons.items()
-        if count
-    ]
-    return "\n".join([*lines, ""])
+    title = f"accuracy in %, {describe_data(result.protocol['data'])}"
+    return "\n".join([title, *describe_exceptions([result]), ""])
 
 
 def _table(results: Sequence[Result]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    table.add_column("encoder")
-    metrics = dict.fromkeys(score.metric for result in results for score in result.scores)
-    for metric in metrics:
-        table.add_column(metric.replace(", ", "\n"), justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
     for result in results:
-        accuracies = {score.metric: f"{100 * score.accuracy:.1f}" for score in result.scores}
         step = f" (step {result.step:,})" if result.checkpoint and result.step is not None else ""
-        table.add_row(f"{result.encoder}{step}", *(accuracies.get(metric, "–") for metric in metrics))
+        table.add_column(f"{result.encoder}{step}", justify="right", no_wrap=True)
+    accuracies = [{score.metric: f"{100 * score.accuracy:.1f}" for score in result.scores} for result in results]
+    for metric in dict.fromkeys(metric for each in accuracies for metric in each):
+        table.add_row(metric, *(each.get(metric, "–") for each in accuracies))
     return table

@@ -66,10 +66,11 @@ def print_comparisons(name: str, comparisons: Sequence[Comparison]) -> None:
 
 
 def _heading(name: str, comparison: Comparison) -> str:
-    from msf_faiss.evaluate.comparison import describe_data
+    from msf_faiss.evaluate.comparison import describe_data, describe_exceptions
 
     step = "" if comparison.step is None else f", step {comparison.step:,} (epoch {comparison.epoch:.4g})"
-    return f"{name}{step}: accuracy in %\n{describe_data(comparison.data)}\n"
+    lines = [f"{name}{step}: accuracy in %", describe_data(comparison.data), *describe_exceptions(comparison.results)]
+    return "\n".join([*lines, ""])
 
 
 def _table(comparison: Comparison) -> Table:
@@ -108,6 +109,9 @@ def _legend(comparisons: Sequence[Comparison]) -> list[str]:
     meanings = {
         "k-NN: majority vote of the k nearest training images": any("-NN" in metric for metric in metrics),
         "T: each vote is weighted by exp(similarity / T)": any(", T " in metric for metric in metrics),
+        "mean per class: mean of the classes' accuracies; guessing one class scores chance": any(
+            "mean per class" in metric for metric in metrics
+        ),
         "linear: a linear layer trained on the frozen features": any("linear" in metric for metric in metrics),
         "fine-tune: the whole network, trained with a new linear layer": any(
             "fine-tune" in metric for metric in metrics

@@ -61,7 +61,10 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
-    """The images of a protocol's "data", in one line: where, how many, and the accuracy of guessing."""
+    """The images of a protocol's "data", in one line: where, how many, and the accuracy of guessing.
+
+    "Chance" guesses each class equally often; "the majority class" is a guess that never changes.
+    """
     config = data["config"]
     held_out = data["held_out_images"]
     where = config.get("test_path") if held_out is not None else config.get("path")
@@ -73,8 +76,35 @@ def describe_data(data: Mapping[str, Any]) -> str:
         else f"{held_out:,} held-out images, {data['training_images']:,} training images"
     )
     return (
-        f"{where or config['kind']}: {images}; {data['classes']} classes, guessing scores {data['commonest_class']:.1%}"
+        f"{where or config['kind']}: {images}; {data['classes']} classes, chance {1 / data['classes']:.1%}, majority "
+        f"class {data['commonest_class']:.1%}"
     )
+
+
+def describe_exceptions(results: Sequence[Result]) -> list[str]:
+    """Lines on what is not as the names of the metrics or the numbers of images say."""
+    lines = [
+        f"k = {k} is larger than the number of voters: all {count:,} vote"
+        for result in results
+        for k, count in result.protocol.get("clamped_k", {}).items()
+    ]
+    for data in (result.protocol["data"] for result in results):
+        left_out = data.get("left_out", {})
+        unlabelled = left_out.get("test", {}).get("unlabelled")
+        if data["held_out_images"] is None and unlabelled:
+            lines.append(f"leave-one-out, because none of the {unlabelled:,} held-out images has a label")
+        if data.get("unknown_class"):
+            lines.append(
+                "held-out images of classes without training images, which count as wrong: "
+                f"{data['unknown_class']:,}"
+            )
+        lines += [
+            f"skipped {count:,} {why} {'training' if split == 'train' else 'held-out'} images"
+            for split, reasons in left_out.items()
+            for why, count in reasons.items()
+            if count
+        ]
+    return list(dict.fromkeys(lines))
 
 
 def _is_comparable(result: Result, trained: Result) -> bool:
@@ -117,12 +147,13 @@ def _compare(trained: Result | None, results: Sequence[Result]) -> Comparison:
 def _sort_key(scores: Mapping[EvalEncoder, Score], metric: str, evaluation: EvaluationName) -> tuple[Any, ...]:
     """Order of rows: by evaluation; kNN by k, then majority vote, then by temperature; others by name, top 1 first."""
     settings = next(iter(scores.values())).settings
-    name = metric.removesuffix(", top 5")
+    name = metric.removesuffix(", top 5").removesuffix(", mean per class")
     return (
         _EVALUATIONS.index(evaluation),
         settings.get("k") or 0,
         settings.get("temperature") or 0,
         settings.get("labels") or 0,
         name,
+        settings.get("mean") == "classes",
         settings.get("top") or 0,
     )

@@ -28,6 +28,7 @@ from msf_faiss.data.source import Source
 from msf_faiss.distributed.batch_norm import synchronize_batch_norm
 from msf_faiss.distributed.ranks import ALONE, Ranks, data_parallel
 from msf_faiss.errors import UserError
+from msf_faiss.evaluate.accuracy import mean_per_class
 from msf_faiss.evaluate.linear import AUGMENTATION, EpochProgress, TopScore
 from msf_faiss.models import best_memory_format
 
@@ -247,19 +248,28 @@ def score_network(
     network.eval()
     layout = best_memory_format(network, device)
     own = ids.numpy()[ranks.slice_of(len(ids))]
-    counts = torch.zeros(4, dtype=torch.int64, device=device)  # top 1, top 5, images, images with invalid logits
+    counts = torch.zeros(2, dtype=torch.int64, device=device)  # top 5, images with invalid logits
+    guesses, labels = [counts[:0]], [counts[:0]]  # top 1, and the truth
     if len(own):
         for batch in eval_batches(test, own, config=config, device=device, batch_size=settings.batch_size):
             logits = network(batch.views(device, config.views).contiguous(memory_format=layout))  # [b, C]
             targets = torch.from_numpy(test.labels[batch.ids]).to(device)
-            correct = logits.topk(min(5, classes), dim=1).indices == targets.unsqueeze(1)  # [b, 5]
+            top = logits.topk(min(5, classes), dim=1).indices  # [b, 5]
             broken = (~logits.isfinite().all(dim=1)).sum()
-            counts += torch.stack([correct[:, 0].sum(), correct.sum(), broken.new_tensor(len(targets)), broken])
-    top1, top5, images, broken_images = ranks.sum(counts).tolist()
+            counts += torch.stack([(top == targets.unsqueeze(1)).sum(), broken])
+            guesses.append(top[:, 0])
+            labels.append(targets)
+    top5, broken_images = ranks.sum(counts).tolist()
+    guessed, truth = (ranks.gather_rows(torch.cat(rows)).cpu().numpy() for rows in (guesses, labels))  # [M]
     with ranks.report_on_main():
         if broken_images:
-            raise _diverged(f"the logits of {broken_images:,} of {images:,} test images are", settings)
-    return TopScore(top1=top1, top5=top5 if classes > 5 else None, images=images)
+            raise _diverged(f"the logits of {broken_images:,} of {len(truth):,} test images are", settings)
+    return TopScore(
+        top1=int((guessed == truth).sum()),
+        top5=top5,
+        images=len(truth),
+        mean_per_class=mean_per_class(guessed, truth),
+    )
 
 
 def _check_sizes(images: int, batch_size: int, ranks: Ranks) -> None:

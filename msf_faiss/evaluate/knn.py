@@ -14,6 +14,7 @@ from msf_faiss.config import Config
 from msf_faiss.data.source import Source
 from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.errors import UserError
+from msf_faiss.evaluate.accuracy import mean_per_class
 from msf_faiss.evaluate.images import has_held_out, is_labelled, labelled_ids, sample
 from msf_faiss.search.knn import knn
 from msf_faiss.search.neighbors import Neighbors
@@ -30,6 +31,7 @@ class KnnScore:
     temperature: float | None  # of the weighted vote; None: majority vote
     correct: int
     images: int
+    mean_per_class: float  # 0..1, over the classes of the classified images
     leave_one_out: bool  # the training images classify each other
 
     @property
@@ -102,23 +104,27 @@ def knn_scores(
     unique_ks, weighted = sorted({min(k, voters) for k in ks}), sorted(set(temperatures))
     classes = int(max(train.labels.max(), judged.labels.max())) + 1
     votes = [(k, temperature) for k in unique_ks for temperature in (None, *(weighted if k > 1 else ()))]
-    correct = dict.fromkeys(votes, 0)
+    guesses: dict[tuple[int, float | None], list[Tensor]] = {vote: [] for vote in votes}
     for rows, similarities, voter_rows in _search(train, test, unique_ks[-1], classes, device):
         labels = train.labels[voter_rows]  # [q, K]
         for k, temperature in votes:
             nearest = labels[:, :k], similarities[:, :k], classes
             winners = majority_vote(*nearest) if temperature is None else weighted_vote(*nearest, temperature)
-            correct[k, temperature] += int((winners == judged.labels[rows]).sum())
-    return [
-        KnnScore(
-            k=k,
-            temperature=temperature,
-            correct=correct[k, temperature],
-            images=len(judged.ids),
-            leave_one_out=leave_one_out,
+            guesses[k, temperature].append(winners)
+    truth, scores = judged.labels.numpy(), []
+    for (k, temperature), parts in guesses.items():
+        guessed = torch.cat(parts).numpy()  # [Q]
+        scores.append(
+            KnnScore(
+                k=k,
+                temperature=temperature,
+                correct=int((guessed == truth).sum()),
+                images=len(truth),
+                mean_per_class=mean_per_class(guessed, truth),
+                leave_one_out=leave_one_out,
+            )
         )
-        for k, temperature in votes
-    ]
+    return scores
 
 
 def majority_vote(labels: Tensor, similarities: Tensor, classes: int) -> Tensor:

@@ -23,6 +23,7 @@ from msf_faiss.data.sampler import epoch_order
 from msf_faiss.data.source import Source
 from msf_faiss.distributed.ranks import ALONE, Ranks
 from msf_faiss.embeddings.extract import Features
+from msf_faiss.evaluate.accuracy import mean_per_class
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
@@ -53,8 +54,9 @@ class TopScore:
     """Correctly classified held-out images after the last epoch (not the best one)."""
 
     top1: int  # images whose class has the largest logit
-    top5: int | None  # images whose class is among the five largest logits; None: five classes or fewer
+    top5: int  # images whose class is among the five largest logits
     images: int
+    mean_per_class: float  # 0..1, of top 1
 
 
 class Standardize(nn.Module):
@@ -200,5 +202,9 @@ def _score(linear: nn.Linear, features: Tensor, labels: Tensor) -> TopScore:
     top = min(5, linear.out_features)
     guesses = torch.cat([linear(part).topk(top, dim=1).indices for part in torch.split(features, 4096)])  # [M, top]
     correct = guesses == labels.unsqueeze(1)
-    top5 = int(correct.any(dim=1).sum()) if linear.out_features > 5 else None
-    return TopScore(top1=int(correct[:, 0].sum()), top5=top5, images=len(labels))
+    return TopScore(
+        top1=int(correct[:, 0].sum()),
+        top5=int(correct.any(dim=1).sum()),
+        images=len(labels),
+        mean_per_class=mean_per_class(guesses[:, 0].cpu().numpy(), labels.cpu().numpy()),
+    )

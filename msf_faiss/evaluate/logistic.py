@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from msf_faiss.counter_rng import hash_counters
 from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
+from msf_faiss.evaluate.accuracy import mean_per_class
 from msf_faiss.threads import limit_blas
 
 Metric = Literal["accuracy", "mean-per-class"]
@@ -164,12 +165,6 @@ def choose_validation(
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         chosen[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
     return chosen
-
-
-def mean_per_class(guesses: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Mean over the classes of `labels` [M] of each class's accuracy: 0..1."""
-    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return float((np.bincount(places, weights=guesses == labels) / counts).mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,23 +35,29 @@ def common_protocol(
     """
     judged = features.get("test", features["train"])
     assert judged.labels is not None
+    assert setup.train.labels is not None
     config, counts = setup.config, judged.labels.bincount()
-    classes = setup.train.classes
+    known = np.unique(setup.train.labels[setup.train.labels >= 0])
+    left_out = {
+        split: {
+            "unlabelled": int(np.sum(np.asarray(source.labels) < 0)),
+            "unreadable": len(chosen[split]) - len(features[split].ids),
+        }
+        for split, source in setup.splits.items()
+    }
+    if setup.unlabelled_held_out:
+        left_out["test"] = {"unlabelled": setup.unlabelled_held_out, "unreadable": 0}
     return {
         "data": {
             # Settings that change how images are read, but not the images, are left out.
             "config": config.data.model_dump(mode="json", exclude={"workers", "cache", "cache_dir", "download"}),
             "training_images": len(features["train"].ids) if training_images is None else training_images,
             "held_out_images": len(features["test"].ids) if "test" in features else None,
-            "classes": len(classes) if classes is not None else len(counts),
+            "classes": len(known),  # that occur among the training images
+            "chance": 1 / len(known),
             "commonest_class": int(counts.max()) / len(judged.ids),
-            "left_out": {
-                split: {
-                    "unlabelled": int(np.sum(np.asarray(source.labels) < 0)),
-                    "unreadable": len(chosen[split]) - len(features[split].ids),
-                }
-                for split, source in setup.splits.items()
-            },
+            "unknown_class": int((~np.isin(judged.labels.numpy(), known)).sum()),  # images
+            "left_out": left_out,
         },
         "view": describe_view(config.views),
         "encoder": "flattened pixels of the view" if encoder == "pixels" else "backbone in eval mode, float32",

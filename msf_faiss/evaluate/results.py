@@ -35,7 +35,7 @@ class Score:
     accuracy: float  # 0..1
     correct: int | None  # images; None: the mean of the classes' accuracies
     images: int
-    settings: Mapping[str, float | int | str | None]  # k and temperature, or top, or the kind of mean
+    settings: Mapping[str, float | int | str | None]  # k and temperature, or top; the kind of mean; labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

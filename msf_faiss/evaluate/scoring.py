@@ -55,7 +55,8 @@ def score_knn(
         "vote": "majority (ties: larger sum of similarities, then the nearest); sum of exp(similarity / temperature)",
         "limit": limit,
     }
-    return make_result(setup, encoder, "knn", [_knn_score(score) for score in scores], protocol, start)
+    named = [named for score in scores for named in _knn_scores(score)]
+    return make_result(setup, encoder, "knn", named, protocol, start)
 
 
 def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, epochs: int = linear.EPOCHS) -> Result:
@@ -81,7 +82,8 @@ def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, 
     score = train_linear(setup, network, features["train"], features["test"], epochs=epochs)
     metric = f"linear{' (fast)' if fast else ''}{'' if epochs == linear.EPOCHS else f', {epochs} epochs'}"
     protocol = {**common_protocol(setup, encoder, chosen, features), **linear_protocol(fast, epochs)}
-    return make_result(setup, encoder, "linear-fast" if fast else "linear", top_scores(metric, score), protocol, start)
+    scores = top_scores(metric, score, classes=count_classes(features["train"]))
+    return make_result(setup, encoder, "linear-fast" if fast else "linear", scores, protocol, start)
 
 
 def train_linear(
@@ -126,10 +128,16 @@ def linear_protocol(fast: bool, epochs: int) -> dict[str, Any]:
     }
 
 
-def top_scores(metric: str, score: TopScore, **settings: int) -> list[Score]:
-    """Top-1 accuracy as `metric`, and top-5 accuracy if there are more than five classes."""
-    top = {1: score.top1} if score.top5 is None else {1: score.top1, 5: score.top5}
-    return [
+def count_classes(train: Features) -> int:
+    """Number of classes that occur among the training images: the others are never learned."""
+    assert train.labels is not None
+    return len(train.labels.unique())
+
+
+def top_scores(metric: str, score: TopScore, *, classes: int, **settings: int) -> list[Score]:
+    """Top-1 accuracy as `metric`, its mean per class, and top-5 accuracy if more than five classes occur."""
+    top = {1: score.top1, 5: score.top5} if classes > 5 else {1: score.top1}
+    scores = [
         Score(
             metric=metric if rank == 1 else f"{metric}, top 5",
             accuracy=correct / score.images,
@@ -139,14 +147,27 @@ def top_scores(metric: str, score: TopScore, **settings: int) -> list[Score]:
         )
         for rank, correct in top.items()
     ]
+    return [*scores, mean_score(metric, score.mean_per_class, score.images, **settings)]
 
 
-def _knn_score(score: KnnScore) -> Score:
-    weighted = "" if score.temperature is None else f", T {score.temperature:g}"
+def mean_score(metric: str, accuracy: float, images: int, **settings: float | None) -> Score:
+    """The mean of the classes' accuracies, which no commonest class can flatter."""
     return Score(
-        metric=f"{score.k}-NN{weighted}",
-        accuracy=score.accuracy,
-        correct=score.correct,
-        images=score.images,
-        settings={"k": score.k, "temperature": score.temperature},
+        metric=f"{metric}, mean per class",
+        accuracy=accuracy,
+        correct=None,
+        images=images,
+        settings={"mean": "classes", **settings},
     )
+
+
+def _knn_scores(score: KnnScore) -> list[Score]:
+    """The accuracy of a vote, and of a majority vote also its mean per class."""
+    weighted = "" if score.temperature is None else f", T {score.temperature:g}"
+    metric, settings = f"{score.k}-NN{weighted}", {"k": score.k, "temperature": score.temperature}
+    accuracy = Score(
+        metric=metric, accuracy=score.accuracy, correct=score.correct, images=score.images, settings=settings
+    )
+    if score.temperature is not None:
+        return [accuracy]
+    return [accuracy, mean_score(metric, score.mean_per_class, score.images, **settings)]

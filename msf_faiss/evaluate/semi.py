@@ -11,7 +11,7 @@ from msf_faiss.evaluate.features import choose_images, compute_features
 from msf_faiss.evaluate.finetune import FinetuneSettings, finetune, published_settings, score_network
 from msf_faiss.evaluate.protocol import common_protocol, make_result
 from msf_faiss.evaluate.results import EvalEncoder, Result
-from msf_faiss.evaluate.scoring import linear_protocol, top_scores, train_linear
+from msf_faiss.evaluate.scoring import count_classes, linear_protocol, top_scores, train_linear
 from msf_faiss.evaluate.setup import EvalSetup
 from msf_faiss.evaluate.subsets import balanced_subset, listed_subset
 
@@ -90,7 +90,7 @@ def score_semi(
         "labels": dict(subset.description),
         **details,
     }
-    scores = top_scores(metric, score, labels=len(subset.ids))
+    scores = top_scores(metric, score, classes=count_classes(train), labels=len(subset.ids))
     return make_result(setup, encoder, "semi-linear" if mode == "linear" else "semi-fine-tune", scores, protocol, start)
 
 

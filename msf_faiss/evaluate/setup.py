@@ -30,12 +30,14 @@ class EvalSetup:
     config: Config  # of the weights, with overrides
     device: torch.device
     train: Source
-    test: Source | None  # None: there are no labelled held-out images
+    test: Source | None  # None: there are no labelled held-out images, see `no_held_out`
     cache: FeatureCache | None  # None: features are not cached
     ranks: Ranks  # that share the work
     batch_size: int = 256  # images per batch of features
     notify: Callable[[str], None] = lambda line: None  # called with a line on what happens next
     on_progress: Callable[[EpochProgress | PenaltyFit], None] = lambda progress: None  # during training
+    no_held_out: str = ""  # why `test` is None
+    unlabelled_held_out: int = 0  # held-out images, if none of them has a label
     identities: dict[str, str] = field(default_factory=dict)  # `Source.identity` by split, filled when needed
 
     @property
@@ -58,10 +60,7 @@ class EvalSetup:
             UserError: if there are none.
         """
         if self.test is None:
-            raise UserError(
-                f"{evaluation} needs labelled held-out images, and the config names none; set data.test_path (with "
-                "data.kind=huggingface: data.test_split)"
-            )
+            raise UserError(f"{evaluation} needs labelled held-out images, {self.no_held_out}")
         return self.test
 
 
@@ -100,9 +99,23 @@ def open_setup(
     config = weights.config
     with ranks.main_first():
         train = open_inputs(config)
-        test = open_source(config.data, "test") if has_held_out(config.data) else None
-        if test is not None and not is_labelled(test):
-            test = None
+        test, reason = open_source(config.data, "test") if has_held_out(config.data) else None, ""
+        unlabelled = 0
+        if test is None:
+            reason = (
+                "and the config names none; set data.test_path (with data.kind=huggingface: data.test_split)"
+                if not (getattr(config.data, "test_path", None) or getattr(config.data, "test_split", None))
+                else "but the config names the training images once more; set data.test_path (with "
+                "data.kind=huggingface: data.test_split) to others"
+            )
+        elif not is_labelled(test):
+            reason = (
+                f"but none of the {len(test):,} held-out images has a label (for example {test.name(0)}); name labelled "
+                "ones, e.g. a folder with one subfolder per class"
+            )
+            test, unlabelled = None, len(test)
+    if unlabelled:
+        notify(f"held-out images are not used: {reason.removeprefix('but ')}")
     if ranks.local_size > 1:  # which share the cores of the host
         workers = worker_count(train, config, device, processes=ranks.local_size)
         config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
@@ -117,4 +130,6 @@ def open_setup(
         batch_size=batch_size,
         notify=notify,
         on_progress=on_progress,
+        no_held_out=reason,
+        unlabelled_held_out=unlabelled,
     )

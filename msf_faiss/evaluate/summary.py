@@ -10,7 +10,7 @@ import yaml
 
 import msf_faiss
 from msf_faiss.errors import UserError
-from msf_faiss.evaluate.comparison import TITLES, Comparison, compare, describe_data
+from msf_faiss.evaluate.comparison import TITLES, Comparison, compare, describe_data, describe_exceptions
 from msf_faiss.evaluate.results import SUMMARY, Result, load_results
 from msf_faiss.files import write_atomic
 
@@ -68,6 +68,8 @@ def _section(comparison: Comparison) -> list[str]:
     title = comparison.checkpoint or "Untrained"
     epoch = "" if comparison.epoch is None else f" (epoch {comparison.epoch:.4g})"
     lines = [f"## {_escape(title)}{epoch}\n", f"Accuracy in %. {_escape(describe_data(comparison.data))}.\n"]
+    lines += [f"- {_escape(line)}" for line in describe_exceptions(comparison.results)]
+    lines.append("")
     gains = {metric: comparison.gain(metric) for metric in comparison.scores}
     columns = [TITLES[encoder] for encoder in comparison.encoders]
     if any(gain is not None for gain in gains.values()):

@@ -153,7 +153,7 @@ def test_two_ranks_score_like_one(pool: RankPool, run_dir: Path) -> None:
     first, second = pool.run(2, evaluate_with, run_dir)
     assert first == second
     assert first[: len(first) // 2] == first[len(first) // 2 :]
-    assert len(first) == 2 * (3 + 2 + 2)
+    assert len(first) == 2 * (5 + 3 + 3)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_the_newest_result_counts() -> None:
 
 def test_describe_data() -> None:
     assert describe_data(DATA) == (
-        "demo: 1,000 held-out images, 4,000 training images; 10 classes, guessing scores 10.4%"
+        "demo: 1,000 held-out images, 4,000 training images; 10 classes, chance 10.0%, majority class 10.4%"
     )
     config = {"kind": "folder", "path": "photos", "test_path": "more"}
     assert describe_data({**DATA, "config": config}).startswith("more: 1,000 held-out")

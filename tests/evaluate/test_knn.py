@@ -123,8 +123,12 @@ def score(train: MemorySource, test: MemorySource | None, **options: object) -> 
 
 def test_evaluate_knn_with_and_without_held_out_images() -> None:
     train, test = coloured([0, 1, 2] * 6, seed=0), coloured([0, 1, 2] * 3, seed=1)
-    assert score(train, test) == KnnScore(k=3, temperature=None, correct=9, images=9, leave_one_out=False)
-    assert score(train, None) == KnnScore(k=3, temperature=None, correct=18, images=18, leave_one_out=True)
+    assert score(train, test) == KnnScore(
+        k=3, temperature=None, correct=9, images=9, mean_per_class=1.0, leave_one_out=False
+    )
+    assert score(train, None) == KnnScore(
+        k=3, temperature=None, correct=18, images=18, mean_per_class=1.0, leave_one_out=True
+    )
 
 
 def test_unlabelled_images_are_left_out() -> None:

@@ -12,12 +12,12 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from msf_faiss.embeddings.extract import Features
 from msf_faiss.errors import UserError
+from msf_faiss.evaluate.accuracy import mean_per_class
 from msf_faiss.evaluate.logistic import (
     GRID,
     VALIDATION_SHARE,
     PenaltyFit,
     choose_validation,
-    mean_per_class,
     train_logistic,
 )
 

@@ -97,7 +97,7 @@ def test_card_shows_results_of_the_exported_weights_only(run_of: RunOf) -> None:
     assert "| | this encoder | untrained | protocol |" in card
     assert "| 20-NN | 43.2 | 21.3 | 1 |" in card
     assert "\n1. knn: view: resize 32; encoder: online; vote: majority\n" in card
-    assert "cats: 30 training images, leave-one-out; 3 classes, guessing scores 50.0%" in card
+    assert "cats: 30 training images, leave-one-out; 3 classes, chance 33.3%, majority class 50.0%" in card
     assert "99.0" not in card
     assert "98.0" not in card
     assert "somebody" not in card + (out / "msf-faiss.json").read_text()
