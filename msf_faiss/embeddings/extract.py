@@ -17,6 +17,8 @@ from msf_faiss.data.source import Source
 from msf_faiss.errors import UserError
 from msf_faiss.text import printable
 
+DIVERGED = "training has diverged; use an earlier checkpoint, or train with a lower optimizer.learning_rate"
+
 
 def describe_view(views: ViewsConfig) -> dict[str, Any]:
     """The evaluation view, for metadata: shorter side and crop in pixels, and the normalisation."""
@@ -39,16 +41,28 @@ def extract(
     device: torch.device,
     ids: Tensor | None = None,
     batch_size: int = 256,
+    if_not_finite: str = DIVERGED,
 ) -> Features:
     """Outputs of `encoder` for the images `ids` [N] (None: all), in eval mode, without gradients.
 
     `encoder` maps [B, 3, S, S] on `device` to [B, F]; each of its modules is then put back into its own mode.
+    `if_not_finite` is the end of the error of an embedding that is not finite.
 
     Raises:
         UserError: if an image is unreadable; with `unreadable: skip`, if more than the limit are, or all; if an
             embedding is not finite.
     """
-    parts = list(extract_batches(encoder, source, config=config, device=device, ids=ids, batch_size=batch_size))
+    parts = list(
+        extract_batches(
+            encoder,
+            source,
+            config=config,
+            device=device,
+            ids=ids,
+            batch_size=batch_size,
+            if_not_finite=if_not_finite,
+        )
+    )
     labels = None if source.labels is None else torch.cat([part.labels for part in parts if part.labels is not None])
     return Features(torch.cat([part.embeddings for part in parts]), labels, torch.cat([part.ids for part in parts]))
 
@@ -61,6 +75,7 @@ def extract_batches(
     device: torch.device,
     ids: Tensor | None = None,
     batch_size: int = 256,
+    if_not_finite: str = DIVERGED,
 ) -> Iterator[Features]:
     """The same as `extract`, batch by batch. The encoder is in eval mode until the iterator ends or is closed."""
     chosen = np.arange(len(source)) if ids is None else ids.cpu().numpy()
@@ -71,10 +86,7 @@ def extract_batches(
             finite = embeddings.isfinite().all(dim=1)
             if not finite.all():
                 name = source.name(int(batch.ids[~finite.numpy()][0]))
-                raise UserError(
-                    f"the embedding of {printable(name)} is not finite: training has diverged; use an earlier "
-                    "checkpoint, or train with a lower optimizer.learning_rate"
-                )
+                raise UserError(f"the embedding of {printable(name)} is not finite: {if_not_finite}")
             labels = None if source.labels is None else torch.from_numpy(source.labels[batch.ids])
             yield Features(embeddings, labels, torch.from_numpy(batch.ids))
 

@@ -95,8 +95,7 @@ def describe_exceptions(results: Sequence[Result]) -> list[str]:
             lines.append(f"leave-one-out, because none of the {unlabelled:,} held-out images has a label")
         if data.get("unknown_class"):
             lines.append(
-                "held-out images of classes without training images, which count as wrong: "
-                f"{data['unknown_class']:,}"
+                f"held-out images of classes without training images, which count as wrong: {data['unknown_class']:,}"
             )
         lines += [
             f"skipped {count:,} {why} {'training' if split == 'train' else 'held-out'} images"

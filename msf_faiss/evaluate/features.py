@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_faiss.data.source import Source
-from msf_faiss.embeddings.extract import Features, describe_view, extract
+from msf_faiss.embeddings.extract import DIVERGED, Features, describe_view, extract
 from msf_faiss.evaluate.feature_cache import CachedFeatures
 from msf_faiss.evaluate.images import labelled_ids, sample
 from msf_faiss.evaluate.results import EvalEncoder
@@ -102,8 +102,17 @@ def _compute(setup: EvalSetup, network: nn.Module, source: Source, ids: Tensor) 
     ranks = setup.ranks
     shared = len(ids) >= ranks.size
     own = ids[ranks.slice_of(len(ids))] if shared else ids
+    foreign = f"the weights of {setup.weights.path} do not suit the network or the views; check --arch and views.…"
     features = ranks.on_all(
-        lambda: extract(network, source, ids=own, config=setup.config, device=setup.device, batch_size=setup.batch_size)
+        lambda: extract(
+            network,
+            source,
+            ids=own,
+            config=setup.config,
+            device=setup.device,
+            batch_size=setup.batch_size,
+            if_not_finite=DIVERGED if setup.weights.form == "msf-faiss" else foreign,
+        )
     )
     if not shared:
         return CachedFeatures(features.embeddings, features.ids)

@@ -105,7 +105,7 @@ def knn_scores(
     classes = int(max(train.labels.max(), judged.labels.max())) + 1
     votes = [(k, temperature) for k in unique_ks for temperature in (None, *(weighted if k > 1 else ()))]
     guesses: dict[tuple[int, float | None], list[Tensor]] = {vote: [] for vote in votes}
-    for rows, similarities, voter_rows in _search(train, test, unique_ks[-1], classes, device):
+    for similarities, voter_rows in _search(train, test, unique_ks[-1], classes, device):
         labels = train.labels[voter_rows]  # [q, K]
         for k, temperature in votes:
             nearest = labels[:, :k], similarities[:, :k], classes
@@ -164,17 +164,16 @@ def _elect(labels: Tensor, ballots: list[Tensor], classes: int) -> Tensor:
 
 def _search(
     train: Features, test: Features | None, k: int, classes: int, device: torch.device
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For chunks of queries: their rows, and similarities [q, k] and training rows [q, k] of the voters, on the CPU."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For chunks of queries, in order: similarities [q, k] and training rows [q, k] of the voters, on the CPU."""
     base = F.normalize(train.embeddings.to(device), dim=1)  # [N, F]
     queries = base if test is None else F.normalize(test.embeddings.to(device), dim=1)  # [Q, F]
     step = max(1, min(_MAX_QUERIES, _MAX_ELEMENTS // max(classes, k)))
     for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
-        neighbors = knn(queries[rows], base, k + (test is None))
+        neighbors = knn(queries[start : start + step], base, k + (test is None))
         if test is None:
             neighbors = _drop_self(neighbors, start)
-        yield rows, neighbors.similarities.cpu(), neighbors.slots.cpu()
+        yield neighbors.similarities.cpu(), neighbors.slots.cpu()
 
 
 def _drop_self(neighbors: Neighbors, start: int) -> Neighbors:

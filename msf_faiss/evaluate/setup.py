@@ -96,6 +96,8 @@ def open_setup(
     """
     with ranks.report_on_main():
         weights = open_weights(path, overrides, base=base, arch=arch)
+    for note in weights.notes:
+        notify(note)
     config = weights.config
     with ranks.main_first():
         train = open_inputs(config)
@@ -110,8 +112,8 @@ def open_setup(
             )
         elif not is_labelled(test):
             reason = (
-                f"but none of the {len(test):,} held-out images has a label (for example {test.name(0)}); name labelled "
-                "ones, e.g. a folder with one subfolder per class"
+                f"but none of the {len(test):,} held-out images has a label (for example {test.name(0)}); name "
+                "labelled ones, e.g. a folder with one subfolder per class"
             )
             test, unlabelled = None, len(test)
     if unlabelled:

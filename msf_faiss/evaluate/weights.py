@@ -1,29 +1,24 @@
 """Load backbones from checkpoints of msf-faiss, and from files of weights that other code wrote.
 
-A file contains a state dict, or a dict with one under `state_dict` or `model`. Two naming schemes are supported:
+Two naming schemes of files are supported:
 
-- the MSF authors' (train_msf.py): `encoder_q.…`, `encoder_t.…` and `predict_q.…`, with `module.` anywhere in a name, as
-  `DataParallel` adds it; the bank (`queue`, `labels`, `queue_ptr`) is ignored;
-- torchvision's and timm's: the names of a classification network, with or without its classifier.
+- the MSF authors' (train_msf.py, and CMSF's): `encoder_q.…`, `encoder_t.…` and `predict_q.…`; the bank is ignored;
+- torchvision's and timm's names of a classification network, with or without its classifier, after any prefix
+  (`backbone.`, `encoder_q.`, `teacher.backbone.`).
 
 Every weight must match the network. Files of torch.save are read with `weights_only`, which executes no code in them.
 """
 
-import argparse
 import copy
 import hashlib
-import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from msf_faiss.checkpoint.format import FOLDER, MANIFEST, find_checkpoint
 from msf_faiss.checkpoint.load import load_model
@@ -32,7 +27,10 @@ from msf_faiss.config.load import load_config, override_config
 from msf_faiss.device import CPU
 from msf_faiss.embeddings.inputs import override_inputs
 from msf_faiss.errors import UserError
+from msf_faiss.evaluate.find_backbone import Fit, describe_names, find_fits, fit_under, pick_encoders
+from msf_faiss.evaluate.find_backbone import load as load_fit
 from msf_faiss.evaluate.results import EvalEncoder
+from msf_faiss.evaluate.weight_file import StateDict, read_weights
 from msf_faiss.files import kind_of
 from msf_faiss.models import build_model
 
@@ -42,10 +40,8 @@ _TIMM = "timm:"
 _CONFIGURABLE = get_args(TorchvisionBackbone.model_fields["name"].annotation)
 _HEADS = ("fc", "classifier", "heads", "head")  # names of the classifier in torchvision's networks
 _AUTHORS = {"encoder_q": "online", "encoder_t": "target", "predict_q": "predictor"}
-_AUTHORS_BANK = {"queue", "labels", "queue_ptr"}
-_SHOWN = 3  # weights that an error lists
-
-_StateDict = dict[str, Tensor]
+_AUTHORS_BANK = ("queue", "labels", "pool", "index_queue")  # begin its names; the last two are CMSF's
+_VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # by dimensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +59,7 @@ class Weights:
     trained: tuple[EvalEncoder, ...]  # the encoders in the file, the one to evaluate by default first
     load: Callable[[EvalEncoder], nn.Module]  # backbone of one of `trained`, [B, 3, S, S] -> [B, F], on the CPU
     fresh: Callable[[], nn.Module]  # the untrained backbone
+    notes: tuple[str, ...] = ()  # on what was chosen for a file
 
     def backbone(self, name: EvalEncoder) -> nn.Module:
         """Normalised views [B, 3, S, S] -> features [B, F], on the CPU.
@@ -103,7 +100,7 @@ def open_weights(
             f"{path} is a file of weights, which does not say what data and views to use; add --config NAME or "
             "FILE.yaml, and --arch NAME if the config has another network. (A checkpoint of msf-faiss is a directory.)"
         )
-    return _open_file(path, load_config(base, overrides), arch)
+    return _open_file(path, load_config(base, overrides), arch, overrides)
 
 
 def run_of(path: Path) -> Path | None:
@@ -132,23 +129,27 @@ def _open_checkpoint(path: Path, overrides: Sequence[str]) -> Weights:
     )
 
 
-def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
-    content = _read(path)
-    state = _state_dict(path, content)
-    epoch = content.get("epoch")
+def _open_file(path: Path, config: Config, arch: str | None, overrides: Sequence[str]) -> Weights:
+    state, epoch = read_weights(path)
     if arch in _CONFIGURABLE:
         config = override_config(config, ["model.backbone.kind=torchvision", f"model.backbone.name={arch}"])
         arch = None
-    by_authors = any(name.partition(".")[0] in _AUTHORS for name in state)
-    if by_authors and arch is not None:
-        raise UserError(
-            f"{path} is a checkpoint of the MSF authors' code; --arch must be one of {', '.join(_CONFIGURABLE)}"
-        )
-    if by_authors:
-        form, load = "MSF authors' checkpoint", _authors_loader(path, state, config)
+    notes: tuple[str, ...] = ()
+    if arch is not None and arch.startswith(_TIMM):
+        config, notes = _timm_views(arch, config, overrides)
+    trained: tuple[EvalEncoder, ...]
+    if {name.partition(".")[0] for name in state}.issuperset(_AUTHORS):
+        if arch is not None:
+            raise UserError(
+                f"{path} is a checkpoint of the MSF authors' code; --arch must be one of {', '.join(_CONFIGURABLE)}"
+            )
+        form, trained, load = "MSF authors' checkpoint", ("online", "target"), _authors_loader(path, state, config)
     else:
-        form, load = "state dict", _plain_loader(path, state, config, arch)
-    trained: tuple[EvalEncoder, ...] = ("online", "target") if by_authors else ("weights",)
+        encoders = _find_encoders(path, state, config, arch)
+        form, trained, load = "state dict", tuple(encoders), _plain_loader(path, state, config, arch, encoders)
+        notes += tuple(
+            f"{name}: {path}, names that begin with {fit.prefix}" for name, fit in encoders.items() if fit.prefix
+        )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(
@@ -157,18 +158,19 @@ def _open_file(path: Path, config: Config, arch: str | None) -> Weights:
         form=form,
         digest=digest,
         step=None,
-        epoch=float(epoch) if isinstance(epoch, int) else None,
+        epoch=epoch,
         config=config,
         net=config.model.backbone.model_dump(mode="json") if arch is None else {"arch": arch},
         trained=trained,
         load=load,
         fresh=lambda: _build_network(config, arch)[0],
+        notes=notes,
     )
 
 
-def _authors_loader(path: Path, state: _StateDict, config: Config) -> Callable[[EvalEncoder], nn.Module]:
+def _authors_loader(path: Path, state: StateDict, config: Config) -> Callable[[EvalEncoder], nn.Module]:
     """Backbones with the authors' names, loaded as part of our whole model so that the heads are checked too."""
-    renamed: _StateDict = {}
+    renamed: StateDict = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part in _AUTHORS:
@@ -176,29 +178,70 @@ def _authors_loader(path: Path, state: _StateDict, config: Config) -> Callable[[
                 inner = "projector" if rest.startswith("fc.") else "backbone"
                 rest = f"{inner}.{rest.removeprefix('fc.')}"
             renamed[f"{_AUTHORS[part]}.{rest}"] = tensor
-        elif name not in _AUTHORS_BANK:
+        elif not name.startswith(_AUTHORS_BANK):
             raise UserError(f"{path}: unexpected weight {name!r} in a checkpoint of the MSF authors' code")
 
     def load(name: EvalEncoder) -> nn.Module:
         model = build_model(config.model, seed=0)
-        _load_strictly(model, renamed, path, "the MSF authors' names, converted to ours")
+        expected = model.state_dict()
+        fit = fit_under("", {name: name for name in expected}, expected, renamed)
+        if not fit.complete:
+            raise _misfit(path, "the MSF authors' names, converted to ours", fit, renamed)
+        load_fit(model, renamed, fit, path)
         return model.online.backbone if name == "online" else model.target.backbone
 
     return load
 
 
-def _plain_loader(
-    path: Path, state: _StateDict, config: Config, arch: str | None
-) -> Callable[[EvalEncoder], nn.Module]:
-    """A backbone with its own names; weights of a classifier are ignored."""
+def _find_encoders(path: Path, state: StateDict, config: Config, arch: str | None) -> dict[EvalEncoder, Fit]:
+    """The encoders in a state dict, the one to evaluate by default first."""
+    network, heads = _build_network(config, arch)
+    fits = find_fits(network, state, heads)
+    if not fits or not fits[0].complete:
+        backbone = config.model.backbone
+        name = backbone.name if isinstance(backbone, TorchvisionBackbone) else backbone.kind
+        raise _misfit(path, arch or name, fits[0] if fits else None, state)
+    return pick_encoders(fits, path)
 
+
+def _plain_loader(
+    path: Path, state: StateDict, config: Config, arch: str | None, encoders: Mapping[EvalEncoder, Fit]
+) -> Callable[[EvalEncoder], nn.Module]:
     def load(name: EvalEncoder) -> nn.Module:
-        network, heads = _build_network(config, arch)
-        backbone = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
-        _load_strictly(network, backbone, path, arch or config.model.backbone.kind)
+        network = _build_network(config, arch)[0]
+        load_fit(network, state, encoders[name], path)
         return network
 
     return load
+
+
+def _misfit(path: Path, network: str, fit: Fit | None, state: StateDict) -> UserError:
+    """The error of a file whose weights do not fit, with the network that they would fit if it is known."""
+    problems = "it has none of them" if fit is None else fit.describe()
+    known = _recognize(state)
+    remedy = (
+        f"They look like those of {known}: add --arch {known}"
+        if known
+        else ("Name their network with --arch or --set model.backbone.…")
+    )
+    return UserError(
+        f"{path}: the weights do not fit the network ({network}): {problems}. Names in the file begin with "
+        f"{describe_names(state)}. {remedy}"
+    )
+
+
+def _recognize(state: StateDict) -> str | None:
+    """The name for --arch of a ResNet of torchvision or a vision transformer of timm that the file contains."""
+    for name in _CONFIGURABLE:
+        with torch.device("meta"):
+            network = torchvision.models.get_model(name, weights=None)
+        network.fc = nn.Identity()
+        if any(fit.complete for fit in find_fits(network, state)):
+            return name
+    patches = next((tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight")), None)
+    if patches is not None and patches.ndim == 4 and len(patches) in _VIT_SIZES:
+        return f"{_TIMM}vit_{_VIT_SIZES[len(patches)]}_patch{patches.shape[-1]}_224"
+    return None
 
 
 def _build_network(config: Config, arch: str | None) -> tuple[nn.Module, tuple[str, ...]]:
@@ -247,53 +290,30 @@ def _timm(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     return network, tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file of weights without executing code in it."""
+def _timm_views(arch: str, config: Config, overrides: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
+    """The config with the normalisation and the crop of timm's own config of a network; notes on what differs.
+
+    What `overrides` set stays.
+    """
     try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        # The authors' checkpoints contain their options. torch warns about files that it then rejects, or reads.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: refused, because it contains more than tensors, which could execute code, or was not written by "
-            "torch.save; save only its state dict, e.g. as .safetensors"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read as weights ({(str(error).splitlines() or [type(error).__name__])[0]})"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a state dict, found {type(content).__name__}")
-    return content
+        from timm.models import get_pretrained_cfg
 
-
-def _state_dict(path: Path, content: Mapping[str, Any]) -> _StateDict:
-    """The state dict in a file's content, without the `module` of DataParallel in its names."""
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if not state or others:
-        problem = f"{others[0]!r} is not a tensor" if others else "it is empty"
-        raise UserError(f"{path}: expected a state dict, but {problem}")
-    return {".".join(part for part in name.split(".") if part != "module"): value for name, value in state.items()}
-
-
-def _load_strictly(network: nn.Module, state: _StateDict, path: Path, what: str) -> None:
-    """Load every weight; a missing or unexpected one, or one of another shape, is an error."""
-    expected = network.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    reshaped = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    problems = [
-        f"{problem} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
-        for problem, names in (("missing:", missing), ("unexpected:", unexpected), ("of another shape:", reshaped))
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"{path}: the weights do not fit the network ({what}): {'; '.join(problems)}. Name their network with "
-            "--arch or --set model.backbone.…"
-        )
-    network.load_state_dict(state, strict=True)
+        known = get_pretrained_cfg(arch.removeprefix(_TIMM))
+    except (ImportError, RuntimeError):  # reported when the network is built
+        return config, ()
+    if known is None:
+        return config, ()
+    size = config.views.size
+    wanted = {"mean": list(known.mean), "std": list(known.std), "eval_resize": int(size / known.crop_pct)}
+    given = {override.partition("=")[0] for override in overrides}
+    taken = {key: value for key, value in wanted.items() if not given & {"views", f"views.{key}"}}
+    notes = []
+    if taken:
+        config = override_config(config, [f"views.{key}={value}" for key, value in taken.items()])
+        settings = ", ".join(f"views.{key} {value}" for key, value in taken.items())
+        notes.append(f"--arch {arch}: {settings}, as in timm's config of the network; --set overrides them")
+    if known.interpolation != "bilinear":
+        notes.append(f"--arch {arch}: timm resizes with {known.interpolation} interpolation, evaluations with bilinear")
+    if known.input_size[1] != size:
+        notes.append(f"--arch {arch}: timm's config has views of {known.input_size[1]} px, views.size is {size}")
+    return config, tuple(notes)

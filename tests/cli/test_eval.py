@@ -266,7 +266,9 @@ def test_results_of_a_run(invoke: Invoke, run_dir: Path) -> None:
     assert (done.code, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert lines[0] == f"{run_dir}, step 6 (epoch 2): accuracy in %"
-    assert lines[1].startswith("demo: 20 held-out images, 48 training images; 10 classes, chance 10.0%, majority class ")
+    assert lines[1].startswith(
+        "demo: 20 held-out images, 48 training images; 10 classes, chance 10.0%, majority class "
+    )
     assert any(line.split() == ["trained", "untrained", "raw", "pixels", "gain"] for line in lines)
 
     documents = json.loads(invoke("results", run_dir, "--json").stdout)
