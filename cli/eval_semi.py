@@ -55,7 +55,8 @@ def _fraction(text: str) -> float:
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    help="Epochs; the learning rate falls at the same fractions of them.  [default: linear 40, fine-tune 20]",
+    help="Epochs; the learning rate falls at the same fractions of them.  [default: linear 40, or more "
+    "on few images, until 2,000 steps; fine-tune 20]",
 )
 @click.option(
     "--learning-rate",
@@ -92,7 +93,6 @@ def command(
     RUN is a run directory (its newest checkpoint), a checkpoint directory, or a file of weights with --config. Training
     uses the same number of labelled images per class, chosen by --subset-seed; scores are of the held-out images.
     """
-    from msf_faiss.evaluate import linear
     from msf_faiss.evaluate.semi import FRACTIONS, score_semi
 
     subsets: tuple[float | Path, ...] = (*(fractions or (() if files else FRACTIONS)), *files)
@@ -106,7 +106,7 @@ def command(
                 labels=labels,
                 mode=mode,
                 fast=fast,
-                epochs=epochs or linear.EPOCHS,
+                epochs=epochs,
                 changes=changes,
                 subset_seed=subset_seed,
             )

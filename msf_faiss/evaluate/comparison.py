@@ -88,6 +88,12 @@ def describe_exceptions(results: Sequence[Result]) -> list[str]:
         for result in results
         for k, count in result.protocol.get("clamped_k", {}).items()
     ]
+    lines += [
+        f"{score.metric}, {TITLES[result.encoder]}: not converged, the training loss was still falling"
+        for result in results
+        for score in result.scores[:1]
+        if score.settings.get("converged") is False
+    ]
     for data in (result.protocol["data"] for result in results):
         left_out = data.get("left_out", {})
         unlabelled = left_out.get("test", {}).get("unlabelled")

@@ -59,14 +59,14 @@ def score_knn(
     return make_result(setup, encoder, "knn", named, protocol, start)
 
 
-def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, epochs: int = linear.EPOCHS) -> Result:
+def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, epochs: int | None = None) -> Result:
     """Accuracy of a linear probe by the paper's protocol (see `linear`).
 
     Args:
         setup: weights and images.
         encoder: name of the encoder.
         fast: train on the features of centre views instead of random crops.
-        epochs: 40 in the paper.
+        epochs: None: 40, as in the paper, or more on few images (see `linear.default_epochs`).
 
     Raises:
         UserError: if there are no held-out images, images have no labels or are unreadable, or weights or features are
@@ -80,16 +80,21 @@ def score_linear(setup: EvalSetup, encoder: EvalEncoder, *, fast: bool = False, 
     features = compute_features(setup, encoder, chosen, network=network)
     setup.notify(f"{encoder}: training a linear layer on {len(features['train'].ids):,} images")
     score = train_linear(setup, network, features["train"], features["test"], epochs=epochs)
-    metric = f"linear{' (fast)' if fast else ''}{'' if epochs == linear.EPOCHS else f', {epochs} epochs'}"
-    protocol = {**common_protocol(setup, encoder, chosen, features), **linear_protocol(fast, epochs)}
+    images = len(features["train"].ids)
+    metric = linear_metric(fast, epochs, images)
+    notify_unconverged(setup, f"{encoder}: {metric}", score)
+    protocol = {**common_protocol(setup, encoder, chosen, features), **linear_protocol(fast, epochs, images)}
     scores = top_scores(metric, score, classes=count_classes(features["train"]))
     return make_result(setup, encoder, "linear-fast" if fast else "linear", scores, protocol, start)
 
 
 def train_linear(
-    setup: EvalSetup, network: nn.Module | None, train: Features, test: Features, *, epochs: int
+    setup: EvalSetup, network: nn.Module | None, train: Features, test: Features, *, epochs: int | None
 ) -> TopScore:
-    """Train and score a linear layer: the full protocol with a `network`, whose work ranks share; without, the fast."""
+    """Train and score a linear layer: the full protocol with a `network`, whose work ranks share; without, the fast.
+
+    `epochs`: see `score_linear`.
+    """
     assert train.labels is not None
     config, device, ranks, classes = setup.config, setup.device, setup.ranks, int(train.labels.max()) + 1
 
@@ -101,21 +106,42 @@ def train_linear(
             classes=classes,
             device=device,
             seed=config.seed,
-            epochs=epochs,
+            epochs=epochs or linear.default_epochs(len(train.ids)),
             on_epoch=setup.on_progress,
         )
 
     if network is None:
         return ranks.on_main(lambda: probe(linear.cached_batches(train, seed=config.seed, device=device)))
-    return probe(linear.augmented_batches(network, setup.train, train, config=config, device=device, ranks=ranks))
+    batches = linear.augmented_batches(network, setup.train, train, config=config, device=device, ranks=ranks)
+    if epochs is None and linear.default_epochs(len(train.ids)) > linear.EPOCHS:
+        batches = linear.repeated_batches(batches, linear.EPOCHS)
+    return probe(batches)
 
 
-def linear_protocol(fast: bool, epochs: int) -> dict[str, Any]:
-    """The part of a protocol that describes a linear layer."""
+def linear_metric(fast: bool, epochs: int | None, images: int, amount: str = "") -> str:
+    """The name of a linear layer's accuracy: that of the default protocol, or with its epochs."""
+    changed = "" if epochs in (None, linear.default_epochs(images)) else f", {epochs} epochs"
+    return f"linear{' (fast)' if fast else ''}{amount}{changed}"
+
+
+def notify_unconverged(setup: EvalSetup, what: str, score: TopScore) -> None:
+    """Say that the training loss was still falling, if it was."""
+    if not score.converged:
+        setup.notify(f"{what}: not converged, the training loss was still falling; train longer with --epochs")
+
+
+def linear_protocol(fast: bool, epochs: int | None, images: int) -> dict[str, Any]:
+    """The part of a protocol that describes a linear layer trained on so many `images`."""
+    minimum = {} if epochs else {"minimum_steps": linear.MIN_STEPS}
+    if epochs is None:
+        epochs = linear.default_epochs(images)
+        if epochs > linear.EPOCHS and not fast:
+            minimum["epochs_with_new_views"] = linear.EPOCHS
     return {
         "features": "L2-normalised, then standardised by the training set's mean and variance (centre views)",
         "training_view": "the centre view" if fast else {"random_resized_crop": [0.08, 1.0], "flip": 0.5},
         "epochs": epochs,
+        **minimum,
         "optimizer": {
             "name": "SGD",
             "learning_rate": linear.LEARNING_RATE,
@@ -137,6 +163,8 @@ def count_classes(train: Features) -> int:
 def top_scores(metric: str, score: TopScore, *, classes: int, **settings: int) -> list[Score]:
     """Top-1 accuracy as `metric`, its mean per class, and top-5 accuracy if more than five classes occur."""
     top = {1: score.top1, 5: score.top5} if classes > 5 else {1: score.top1}
+    if not score.converged:
+        settings["converged"] = False
     scores = [
         Score(
             metric=metric if rank == 1 else f"{metric}, top 5",

@@ -6,12 +6,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.features import choose_images, compute_features
 from msf_faiss.evaluate.finetune import FinetuneSettings, finetune, published_settings, score_network
+from msf_faiss.evaluate.linear import EpochProgress, still_falls
 from msf_faiss.evaluate.protocol import common_protocol, make_result
 from msf_faiss.evaluate.results import EvalEncoder, Result
-from msf_faiss.evaluate.scoring import count_classes, linear_protocol, top_scores, train_linear
+from msf_faiss.evaluate.scoring import (
+    count_classes,
+    linear_metric,
+    linear_protocol,
+    notify_unconverged,
+    top_scores,
+    train_linear,
+)
 from msf_faiss.evaluate.setup import EvalSetup
 from msf_faiss.evaluate.subsets import balanced_subset, listed_subset
 
@@ -29,7 +36,7 @@ def score_semi(
     labels: float | Path,
     mode: Mode,
     fast: bool = False,
-    epochs: int = linear.EPOCHS,
+    epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
     subset_seed: int = 0,
 ) -> Result:
@@ -41,7 +48,7 @@ def score_semi(
         labels: fraction of the labels to keep, the same number per class; or a file that lists the labelled images.
         mode: frozen or fine-tuned backbone.
         fast: for the linear layer: train on the features of centre views instead of random crops.
-        epochs: of the linear layer; 40 in the paper.
+        epochs: of the linear layer; None: 40, as in the paper, or more on few images (see `linear.default_epochs`).
         changes: to the published settings of fine-tuning, by name.
         subset_seed: determines which images keep their labels, the same for every encoder and run.
 
@@ -66,9 +73,8 @@ def score_semi(
     amount = f"{len(subset.ids):,} labels" if isinstance(labels, Path) else f"{100 * labels:g} % of labels"
     if mode == "linear":
         score = train_linear(setup, network, train, features["test"], epochs=epochs)
-        details = linear_protocol(fast, epochs)
-        changed = "" if epochs == linear.EPOCHS else f", {epochs} epochs"
-        metric = f"linear{' (fast)' if fast else ''}, {amount}{changed}"
+        details = linear_protocol(fast, epochs, len(train.ids))
+        metric = linear_metric(fast, epochs, len(train.ids), f", {amount}")
     else:
         assert network is not None
         assert train.labels is not None
@@ -81,10 +87,18 @@ def score_semi(
             "settings": settings,
             "ranks": setup.ranks,
         }
-        tuned = finetune(network, setup.train, train.ids, on_epoch=setup.on_progress, **common)
+        losses: list[float] = []
+
+        def on_epoch(progress: EpochProgress) -> None:
+            losses.append(progress.loss)
+            setup.on_progress(progress)
+
+        tuned = finetune(network, setup.train, train.ids, on_epoch=on_epoch, **common)
         score = score_network(tuned, test, features["test"].ids, **common)
+        score = replace(score, converged=not still_falls(losses, settings.milestones[0]))
         details = _finetune_protocol(settings)
         metric = f"fine-tune, {amount}{_changed_settings(settings, published)}"
+    notify_unconverged(setup, f"{encoder}: {metric}", score)
     protocol = {
         **common_protocol(setup, encoder, few, features, training_images=len(chosen["train"])),
         "labels": dict(subset.description),
