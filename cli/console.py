@@ -73,8 +73,7 @@ class TrainingDisplay:
             case TrainingProgress():
                 self._progress(event)
             case KnnEvaluated():
-                suffix = ", leave-one-out" if event.leave_one_out else ""
-                self._say(f"epoch {event.epoch:.4g}: {event.k}-NN accuracy {event.accuracy:.1%}{suffix}")
+                self._evaluated(event)
             case CheckpointSaved():
                 self._say(f"epoch {event.epoch:.4g}: saved checkpoint {event.path}")
             case BankAdjusted():
@@ -105,10 +104,22 @@ class TrainingDisplay:
             times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in event.engine_ms.items())
             self._say(f"engine   {next(iter(event.engine_ms))}, the fastest on this machine ({times} per search)")
         self._say(f"device   {event.device}")
+        if event.evaluates_untrained:
+            self._say("kNN      evaluating the untrained network first, for comparison")
         if event.first_step:
             self._say(f"resumed  after step {event.first_step:,} of {event.total_steps:,}")
         for note in event.notes:
             self._say(f"note     {note}")
+
+    def _evaluated(self, event: KnnEvaluated) -> None:
+        suffix = ", leave-one-out" if event.leave_one_out else ""
+        if event.step == 0:
+            suffix += ", untrained"
+        elif event.untrained is not None:
+            suffix += f" (untrained {event.untrained:.1%})"
+        self._say(f"epoch {event.epoch:.4g}: {event.k}-NN accuracy {event.accuracy:.1%}{suffix}")
+        if event.warning is not None:
+            self._say(f"warning: step {event.step:,}: {event.warning}")
 
     def _progress(self, event: TrainingProgress) -> None:
         assert self._started is not None, "the first event is RunStarted"

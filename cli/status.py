@@ -96,12 +96,20 @@ def _progress(beat: Heartbeat) -> dict[str, str]:
         rows["ETA"] = duration(beat.eta_seconds)
     if beat.loss is not None:
         rows["loss"] = f"{beat.loss:.4f}" + (f", purity {beat.purity:.3f}" if beat.purity is not None else "")
+    if beat.knn_accuracy is not None:
+        rows["kNN"] = f"{beat.knn_k}-NN accuracy {beat.knn_accuracy:.1%}"
+        if beat.knn_untrained is not None:
+            rows["kNN"] += f", untrained {beat.knn_untrained:.1%}"
+        if beat.knn_best is not None:
+            rows["kNN"] += f", best {beat.knn_best:.1%} at step {beat.knn_best_step:,}"
     if beat.checkpoint is not None:
         rows["checkpoint"] = beat.checkpoint
         if beat.checkpoint_time is not None:
             rows["checkpoint"] += f" ({_ago(time.time() - beat.checkpoint_time)})"
     if beat.collapsing_since is not None:
         rows["warning"] = f"the embeddings have been collapsing since step {beat.collapsing_since:,}"
+    elif beat.knn_accuracy is not None and beat.knn_untrained is not None and beat.knn_accuracy < beat.knn_untrained:
+        rows["warning"] = f"the {beat.knn_k}-NN accuracy is below that of the untrained network"
     return rows
 
 

@@ -499,7 +499,7 @@ class CheckpointConfig(_Section):
     """Write checkpoints while training continues, from a copy of the state in host memory. false: training waits, for a
     bank that fills most of the memory."""
     keep_last: Positive = 2
-    """Number of the newest checkpoints that are kept."""
+    """Number of the newest checkpoints that are kept, beside that of the best kNN accuracy."""
     keep_every_epochs: Positive | None = None
     """Also keep checkpoints whose epoch is a multiple of this. null: none."""
 

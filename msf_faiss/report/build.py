@@ -187,10 +187,10 @@ def _headlines(run: RunRecord) -> dict[str, dict[str, str]]:
         if name in run.metrics.curves:
             info = charts.metric_info(name, [run.metrics])
             value = float(statistic(run.metrics.curves[name].values))
-            headlines[info.title] = {
-                "value": format_value(run.metrics.last(name), info.format),
-                "note": f"{word} {format_value(value, info.format)}",
-            }
+            note = f"{word} {format_value(value, info.format)}"
+            if name == "knn_accuracy" and (untrained := run.metrics.last("knn_untrained")) is not None:
+                note += f", untrained {format_value(untrained, info.format)}"
+            headlines[info.title] = {"value": format_value(run.metrics.last(name), info.format), "note": note}
     return headlines
 
 

@@ -62,7 +62,11 @@ _GROUPS: dict[str, dict[str, MetricInfo]] = {
         "ema_momentum": MetricInfo("EMA momentum", noisy=False),
     },
 }
-_NOT_PLOTTED = {"epoch", "eta_seconds", "collapsing_since", "knn_k", "knn_seconds", "knn_leave_one_out"}
+_NOT_PLOTTED = {
+    *("epoch", "eta_seconds", "collapsing_since"),
+    *("knn_k", "knn_seconds", "knn_leave_one_out", "knn_images", "knn_untrained", "knn_best", "knn_best_step"),
+    "knn_warning",
+}
 _PLOTTED_IF_POSITIVE = {"unreadable_images": MetricInfo("Unreadable images", "skipped so far", "count", noisy=False)}
 
 

@@ -39,7 +39,7 @@ class _Mark:
 
     step: int
     epoch: float | None
-    kind: Literal["collapse", "bank", "loss"]
+    kind: Literal["collapse", "bank", "loss", "knn"]
     text: str
 
 
@@ -166,6 +166,8 @@ def _marks(record: Mapping[str, Any]) -> Iterator[_Mark]:
         if isinstance(std, float) and isinstance(rank, float):
             text += f" (std {std:.2g}, effective rank {rank:.3g})"
         yield _Mark(**at, kind="collapse", text=text)
+    if isinstance(record.get("knn_warning"), str):
+        yield _Mark(**at, kind="knn", text=record["knn_warning"])
     if "bank_adjusted" in record:
         yield _Mark(**at, kind="bank", text=f"bank: {record['bank_adjusted']}")
     loss = record.get("loss")

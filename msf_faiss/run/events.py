@@ -23,6 +23,7 @@ class RunStarted:
     steps_per_epoch: int
     total_steps: int
     first_step: int  # steps already finished: 0, or more in a resumed run
+    evaluates_untrained: bool = False  # the kNN accuracy of the untrained network comes next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +79,19 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnEvaluated:
-    """kNN accuracy (0..1) of the online encoder's backbone features."""
+    """kNN accuracy (0..1) of the online encoder's backbone features; a run begins with that of the untrained network."""
 
-    step: int
+    step: int  # 0: untrained
     epoch: float
     k: int
     accuracy: float
     leave_one_out: bool  # True: evaluated among the training images, because there are no test images
     seconds: float
+    images: int | None = None  # that were classified
+    untrained: float | None = None  # accuracy before training; None: unknown
+    best: float | None = None  # highest accuracy since training began; None: it has not begun
+    best_step: int | None = None
+    warning: str | None = None  # why training may be doing harm; once, when that begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,15 @@ import filelock
 
 from msf_faiss.errors import UserError
 from msf_faiss.files import kind_of, write_atomic
-from msf_faiss.run.events import CheckpointSaved, Event, RunEnded, RunStarted, TimeEstimated, TrainingProgress
+from msf_faiss.run.events import (
+    CheckpointSaved,
+    Event,
+    KnnEvaluated,
+    RunEnded,
+    RunStarted,
+    TimeEstimated,
+    TrainingProgress,
+)
 
 STATUS = "status.json"
 LOCK = ".lock"
@@ -41,6 +49,11 @@ class Heartbeat:
     checkpoint_step: int | None = None
     checkpoint_time: float | None = None  # Unix seconds
     collapsing_since: int | None = None  # step
+    knn_k: int | None = None
+    knn_accuracy: float | None = None  # the latest
+    knn_untrained: float | None = None
+    knn_best: float | None = None
+    knn_best_step: int | None = None
     message: str | None = None  # why it failed
 
 
@@ -72,6 +85,10 @@ class StatusWriter:
             case TimeEstimated() | TrainingProgress():
                 names = {field.name for field in fields(Heartbeat)}
                 self._update(**{name: value for name, value in asdict(event).items() if name in names})
+            case KnnEvaluated():
+                names = {field.name for field in fields(Heartbeat)}
+                values = {f"knn_{name}": value for name, value in asdict(event).items()}
+                self._update(**{name: value for name, value in values.items() if name in names})
             case CheckpointSaved():
                 self._update(checkpoint=str(event.path), checkpoint_step=event.step, checkpoint_time=time.time())
             case RunEnded():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from msf_faiss.checkpoint.format import Tensors, list_checkpoints
+from msf_faiss.checkpoint.format import Tensors, list_checkpoints, step_of
 from msf_faiss.checkpoint.images import FILE as IMAGES
 from msf_faiss.checkpoint.images import describe_images, find_changes
 from msf_faiss.checkpoint.save import prune_checkpoints, quarantine, save_checkpoint
@@ -105,7 +105,12 @@ class Checkpointer:
         refuse_if_finished(point, self._run_dir, self._schedule, changes)
         self._state.restore(checkpoint)
         bank_changed = any(change.startswith("bank.") for change in changes)
-        self._monitors.load_state_dict(checkpoint.tensors("monitor"), bank_changed=bank_changed)
+        knn_changed = data.labels is not None or any(
+            change.startswith(("knn.", "data.", "views.")) for change in changes
+        )
+        self._monitors.load_state_dict(
+            checkpoint.tensors("monitor"), bank_changed=bank_changed, knn_changed=knn_changed
+        )
         self._origin, self._origin_seal = point.origin, point.origin_seal
         # In a new run too: before its first step, there is nothing of its own to save.
         self.latest, self._saved_step = checkpoint.path, checkpoint.step
@@ -141,8 +146,11 @@ class Checkpointer:
             write_config(self._run_dir, self._config)
             rule = self._config.checkpoint
             every = (rule.keep_every_epochs or 0) * self._schedule.steps_per_epoch
+            best = self._monitors.knn.best({step_of(path) for path in list_checkpoints(self._run_dir)})
             prune_checkpoints(
-                self._run_dir, keep_last=rule.keep_last, keep=lambda step: every > 0 and step % every == 0
+                self._run_dir,
+                keep_last=rule.keep_last,
+                keep=lambda step: (every > 0 and step % every == 0) or step == best,
             )
         return path
 

@@ -3,7 +3,7 @@
 Shapes: B queries, K neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class Monitors:
         self._ranks = ranks
         self.labelled = source.labels is not None and bool((source.labels >= 0).any())
         self.neighbors = NeighborMonitor(source.labels if self.labelled else None, device, ranks)
-        self.loss, self.collapse = LossMonitor(ranks), CollapseMonitor()
+        self.loss, self.collapse, self.knn = LossMonitor(ranks), CollapseMonitor(), KnnMonitor(config.knn.k)
         self.recall: RecallMonitor | None = None
         if isinstance(config.bank, ScanBankConfig | IvfBankConfig):
             check, least = config.bank.recall_check, config.bank.min_recall
@@ -49,13 +49,19 @@ class Monitors:
             "neighbors": self.neighbors.state_dict(),
             "loss": self.loss.state_dict(),
             "collapse": self.collapse.state_dict(),
+            "knn": self.knn.state_dict(),
             "recall": self.recall.state_dict() if self.recall else {},
             "unreadable": {"ids": torch.tensor(skipped, dtype=torch.int64)},
         }
         return {f"{monitor}.{name}": tensor for monitor, state in states.items() for name, tensor in state.items()}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], *, bank_changed: bool = False) -> None:
-        """Continue from `state_dict`, of any number of ranks; forget the recall if `bank_changed`."""
+    def load_state_dict(
+        self, tensors: Mapping[str, Tensor], *, bank_changed: bool = False, knn_changed: bool = False
+    ) -> None:
+        """Continue from `state_dict`, of any number of ranks.
+
+        Forget the recall if `bank_changed`, and the kNN accuracies if other images or neighbours are evaluated now.
+        """
         states: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             monitor, _, key = name.partition(".")
@@ -63,6 +69,8 @@ class Monitors:
         self.neighbors.load_state_dict(states["neighbors"])
         self.loss.load_state_dict(states["loss"])
         self.collapse.load_state_dict(states["collapse"])
+        if "knn" in states and not knn_changed:  # older checkpoints have none
+            self.knn.load_state_dict(states["knn"])
         if self.recall is not None and not bank_changed:
             self.recall.load_state_dict(states["recall"])
         if self._ranks.is_main:
@@ -239,6 +247,71 @@ class CollapseMonitor:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._since, self._low = state["counters"].tolist()
+
+
+class KnnMonitor:
+    """kNN accuracies (0..1) by step; step 0 is the untrained network.
+
+    Random convolutions already separate many images, so an accuracy means little without that of the untrained network.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self.accuracies: dict[int, float] = {}  # by step
+
+    @property
+    def untrained(self) -> float | None:
+        return self.accuracies.get(0)
+
+    def best(self, steps: Collection[int] | None = None) -> int | None:
+        """The step with the highest accuracy since training began, among `steps` if given; the first of equals."""
+        known = [step for step in self.accuracies if step > 0 and (steps is None or step in steps)]
+        return max(known, key=lambda step: (self.accuracies[step], -step), default=None)
+
+    def update(self, step: int, accuracy: float, images: int) -> str | None:
+        """Add the accuracy on so many `images`; returns a warning when training begins to do harm.
+
+        Accuracies differ by chance: a fall counts if it is more than two standard errors of the difference.
+        """
+        before = self._problem(images)
+        self.accuracies[step] = accuracy
+        problem = self._problem(images)
+        if problem is None or (before is not None and before[0] == problem[0]):
+            return None
+        return problem[1]
+
+    def _problem(self, images: int) -> tuple[str, str] | None:
+        """Kind and text of what the latest accuracy says, if that is bad."""
+        best = self.best()
+        if best is None:
+            return None
+        latest = self.accuracies[max(self.accuracies)]
+        if self.untrained is not None and latest < self.untrained:
+            chance = "" if _differ(latest, self.untrained, images) else ", though by no more than chance may cause"
+            return "below", (
+                f"{self._k}-NN accuracy {latest:.1%} is below that of the untrained network, {self.untrained:.1%}"
+                f"{chance}: so far, training has not made the features better"
+            )
+        if _differ(latest, self.accuracies[best], images):
+            return "fallen", (
+                f"{self._k}-NN accuracy has fallen to {latest:.1%}, from its best of {self.accuracies[best]:.1%} at "
+                f"step {best:,}. A checkpoint of that step, if there is one, is kept"
+            )
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            "steps": torch.tensor(list(self.accuracies), dtype=torch.int64),
+            "accuracies": torch.tensor(list(self.accuracies.values()), dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.accuracies = dict(zip(state["steps"].tolist(), state["accuracies"].tolist(), strict=True))
+
+
+def _differ(one: float, two: float, images: int) -> bool:
+    """Whether two accuracies on so many images differ by more than two standard errors."""
+    return abs(one - two) > 2 * float(np.sqrt((one * (1 - one) + two * (1 - two)) / images))
 
 
 def _on_main_only(counts: Tensor, ranks: Ranks) -> Tensor:

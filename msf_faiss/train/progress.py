@@ -131,7 +131,14 @@ def note_small_images(source: Source, size: int) -> Iterator[str]:
 
 
 def run_started(
-    run_dir: Path, source: Source, state: TrainState, schedule: Schedule, *, labelled: bool, notes: tuple[str, ...]
+    run_dir: Path,
+    source: Source,
+    state: TrainState,
+    schedule: Schedule,
+    *,
+    labelled: bool,
+    notes: tuple[str, ...],
+    evaluates_untrained: bool,
 ) -> RunStarted:
     """The first event of a run."""
     model, bank = state.model, state.bank
@@ -155,6 +162,7 @@ def run_started(
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
         first_step=state.step,
+        evaluates_untrained=evaluates_untrained,
     )
 
 

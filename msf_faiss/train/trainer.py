@@ -18,6 +18,7 @@ from msf_faiss.data.workers import warm_up, worker_count
 from msf_faiss.device import select_device
 from msf_faiss.distributed.ranks import ALONE, Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
+from msf_faiss.evaluate.images import is_labelled
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
 from msf_faiss.run.directory import lock_run
@@ -144,10 +145,20 @@ class _Trainer:
             self.profiler = Profiler(profile, first_step=self.state.step, last_step=total_steps, clock=clock)
         if self.ranks.is_main:
             self.notes += (*note_small_images(self.source, self.config.views.size),)
+        labelled = self.monitors.labelled
+        untrained = labelled and self.config.knn.every_epochs is not None and self.state.step == 0 < total_steps
         yield run_started(
-            self.run_dir, self.source, self.state, self.schedule, labelled=self.monitors.labelled, notes=self.notes
+            self.run_dir,
+            self.source,
+            self.state,
+            self.schedule,
+            labelled=labelled,
+            notes=(*self.notes, *self._label_notes()),
+            evaluates_untrained=untrained,
         )
         yield from self._cache_images()
+        if untrained:
+            yield self._evaluate()
         self.progress = Progress(self.state, self.schedule, self.monitors, clock, self.profiler)
         stopped = False
         batches = training_batches(
@@ -325,11 +336,28 @@ class _Trainer:
                     limit=self.config.knn.images,
                 ),
             )
+        monitor, step = self.monitors.knn, self.state.step
+        warning = monitor.update(step, score.accuracy, score.images)
+        best = monitor.best()
         return KnnEvaluated(
-            step=self.state.step,
-            epoch=self.schedule.epoch(self.state.step),
+            step=step,
+            epoch=self.schedule.epoch(step),
             k=self.config.knn.k,
             accuracy=score.accuracy,
             leave_one_out=score.leave_one_out,
             seconds=time.perf_counter() - began,
+            images=score.images,
+            untrained=monitor.untrained,
+            best=None if best is None else monitor.accuracies[best],
+            best_step=best,
+            warning=warning,
         )
+
+    def _label_notes(self) -> Iterator[str]:
+        """What labels the kNN evaluations lack."""
+        if self.config.knn.every_epochs is None or self.test_source is None:
+            return
+        if self.monitors.labelled and not is_labelled(self.test_source):
+            yield "the held-out images have no labels, so kNN evaluations classify the training images by each other"
+        elif not self.monitors.labelled and is_labelled(self.test_source):
+            yield "the training images have no labels, so there are no kNN evaluations of the held-out images"

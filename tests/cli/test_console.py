@@ -10,7 +10,7 @@ from msf_faiss_cli.console import TrainingDisplay
 from rich.console import Console
 from sample_events import PROGRESS, STARTED
 
-from msf_faiss.run.events import BankAdjusted, CachingImages, Event, StepProfiled, TimeEstimated
+from msf_faiss.run.events import BankAdjusted, CachingImages, Event, KnnEvaluated, StepProfiled, TimeEstimated
 
 
 def shown(events: Sequence[Event], *, terminal: bool) -> str:
@@ -64,6 +64,18 @@ def test_a_bank_adjustment_is_a_line_that_stays(terminal: bool) -> None:
     adjusted = BankAdjusted(step=1200, epoch=1.2, text="recall 0.900 is below 0.95: 32 probes instead of 16")
     text = shown([STARTED, PROGRESS, adjusted], terminal=terminal)
     assert "step 1,200: bank: recall 0.900 is below 0.95: 32 probes instead of 16" in text
+
+
+def test_knn_accuracy_is_shown_beside_that_of_the_untrained_network() -> None:
+    event = KnnEvaluated(step=0, epoch=0.0, k=20, accuracy=0.371, leave_one_out=False, seconds=1.0, untrained=0.371)
+    worse = replace(event, step=120, epoch=12.0, accuracy=0.346, best=0.346, best_step=120, warning="it is below")
+    lines = shown([replace(STARTED, evaluates_untrained=True), event, worse], terminal=False).splitlines()
+    assert "kNN      evaluating the untrained network first, for comparison" in lines
+    assert lines[-3:] == [
+        "epoch 0: 20-NN accuracy 37.1%, untrained",
+        "epoch 12: 20-NN accuracy 34.6% (untrained 37.1%)",
+        "warning: step 120: it is below",
+    ]
 
 
 @pytest.mark.parametrize("overlapped", [False, True])

@@ -16,6 +16,7 @@ def test_status_of_a_finished_run(msf_faiss: Cli, tiny_run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "state       finished" in done.stdout
     assert "step        6 of 6 (epoch 2)" in done.stdout
+    assert re.search(r"kNN         20-NN accuracy [0-9.]+%, untrained [0-9.]+%, best [0-9.]+% at step 6", done.stdout)
     assert f"checkpoint  {tiny_run / 'checkpoints' / 'step-00000006'}" in done.stdout
     found = json.loads(msf_faiss("status", tiny_run, "--json").stdout)
     assert (found["state"], found["alive"], found["well"], found["heartbeat"]["step"]) == ("finished", False, True, 6)

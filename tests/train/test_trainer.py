@@ -50,7 +50,7 @@ def test_events_of_a_run_in_order(finished: tuple[Path, list[Event]]) -> None:
     assert (ended.step, ended.epoch, ended.reason) == (12, 3.0, "finished")
     steps = [event for event in events if isinstance(event, TrainingProgress)]
     assert [event.step for event in steps] == list(range(1, 13))
-    assert [event.step for event in events if isinstance(event, KnnEvaluated)] == [8, 12]
+    assert [event.step for event in events if isinstance(event, KnnEvaluated)] == [0, 8, 12]
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [4, 8, 12]
     for event in steps:
         assert 0 <= event.loss <= 4
