@@ -57,6 +57,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr("msf_faiss.evaluate.linear.MIN_STEPS", 80)
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         main()

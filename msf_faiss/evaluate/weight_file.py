@@ -40,10 +40,10 @@ def read_weights(path: Path) -> tuple[StateDict, float | None]:
         UserError: if the file is no file of weights, or has no tensors.
     """
     content = _load(path)
-    preferred = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping))
-    chosen = next((inner for inner in preferred if next(_tensors(inner), None)), content)
-    state = dict(_tensors(chosen))
+    preferred = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
+    state: StateDict = next(filter(None, (dict(_tensors(inner)) for inner in (*preferred, content))), {})
     if not state:
+        chosen = preferred[0] if preferred else content
         first = next(iter(chosen), None)
         problem = f"{first!r} is not {'a tensor' if isinstance(first, str) else 'a name'}" if chosen else "it is empty"
         raise UserError(f"{path}: expected a state dict, but {problem}")
@@ -73,7 +73,8 @@ def _load(path: Path) -> dict[Any, Any]:
         # Torch warns about files that it then rejects, or reads.
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path, torch would believe the ending
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:

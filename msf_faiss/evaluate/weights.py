@@ -41,6 +41,7 @@ _CONFIGURABLE = get_args(TorchvisionBackbone.model_fields["name"].annotation)
 _HEADS = ("fc", "classifier", "heads", "head")  # names of the classifier in torchvision's networks
 _AUTHORS = {"encoder_q": "online", "encoder_t": "target", "predict_q": "predictor"}
 _AUTHORS_BANK = ("queue", "labels", "pool", "index_queue")  # begin its names; the last two are CMSF's
+_RESNET_STEM = (64, 3, 7, 7)  # shape of its first weight
 _VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # by dimensions
 
 
@@ -232,12 +233,12 @@ def _misfit(path: Path, network: str, fit: Fit | None, state: StateDict) -> User
 
 def _recognize(state: StateDict) -> str | None:
     """The name for --arch of a ResNet of torchvision or a vision transformer of timm that the file contains."""
-    for name in _CONFIGURABLE:
-        with torch.device("meta"):
-            network = torchvision.models.get_model(name, weights=None)
-        network.fc = nn.Identity()
-        if any(fit.complete for fit in find_fits(network, state)):
-            return name
+    if any(tensor.shape == _RESNET_STEM for tensor in state.values()):
+        for name in _CONFIGURABLE:
+            with torch.device("meta"):
+                network, heads = _torchvision(name)
+            if any(fit.complete for fit in find_fits(network, state, heads)):
+                return name
     patches = next((tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight")), None)
     if patches is not None and patches.ndim == 4 and len(patches) in _VIT_SIZES:
         return f"{_TIMM}vit_{_VIT_SIZES[len(patches)]}_patch{patches.shape[-1]}_224"

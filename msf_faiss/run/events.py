@@ -79,7 +79,7 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnEvaluated:
-    """kNN accuracy (0..1) of the online encoder's backbone features; a run begins with that of the untrained network."""
+    """kNN accuracy (0..1) of the online encoder's backbone features, at first of the untrained network."""
 
     step: int  # 0: untrained
     epoch: float

@@ -16,7 +16,9 @@ HEADER = json.dumps({"format": _FORMAT, "version": VERSION}) + "\n"
 
 
 class MetricsWriter:
-    """Appends a line per event; call it with each event, in order. Every line has step, epoch and the latest loss.
+    """Appends a line per event; call it with each event, in order.
+
+    Every line has step, epoch and the latest loss, which is null at step 0.
 
     A resumed run first drops the lines after its checkpoint, so that no step occurs twice.
 

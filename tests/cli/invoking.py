@@ -39,6 +39,9 @@ Invoke = Callable[..., Done]
 def invoker(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Invoke:
     from msf_faiss_cli.main import main
 
+    # 2,000 steps of a linear layer on 48 images would take a second and show no more.
+    monkeypatch.setattr("msf_faiss.evaluate.linear.MIN_STEPS", 80)
+
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["msf-faiss", *map(str, arguments)])
         capfd.readouterr()

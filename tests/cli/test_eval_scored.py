@@ -52,8 +52,8 @@ def test_top5_counts_classes_that_occur(
 
 
 def test_guessing_the_majority_class_is_visible(invoke: Invoke, tiny_run: Path, tmp_path: Path) -> None:
-    labels = [0] * 30 + [1] * 3
-    options = [*parquet(tmp_path, labels, [*labels, 2]), "--out", tmp_path / "results", "--no-keep"]
+    labels = [0] * 30 + [2] * 3
+    options = [*parquet(tmp_path, labels, [*labels, 1]), "--out", tmp_path / "results", "--no-keep"]
     done = invoke("eval-all", tiny_run, *options, "--fast", "--encoder", "online", "--only", "knn", "--only", "linear")
     assert done.code == 0, done.stderr
     assert "2 classes, chance 50.0%, majority class 88.2%" in done.stdout

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ from msf_faiss.embeddings.extract import Features, extract
 from msf_faiss.evaluate import linear
 from msf_faiss.evaluate.linear import (
     BATCH_SIZE,
+    EPOCHS,
     EpochProgress,
     Standardize,
+    TopScore,
     augmented_batches,
     cached_batches,
+    default_epochs,
     milestones,
+    repeated_batches,
+    still_falls,
     train_probe,
 )
+from msf_faiss.evaluate.logistic import train_logistic
 from msf_faiss.models import build_backbone
 
 CPU = torch.device("cpu")
@@ -107,6 +114,64 @@ def test_hyperparameters_of_the_paper() -> None:
     assert (linear.EPOCHS, milestones(linear.EPOCHS), BATCH_SIZE) == (40, [15, 30], 256)
     assert linear.AUGMENTATION.crop_scale == (0.08, 1.0)
     assert linear.AUGMENTATION.flip == 0.5
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"),
+    [
+        (1, 2000),
+        (40, 2000),
+        (256, 2000),
+        (257, 1000),
+        (400, 1000),
+        (4_000, 125),
+        (12_544, 41),
+        (12_811, 40),
+        (10**6, 40),
+    ],
+)
+def test_few_images_get_more_epochs_than_the_paper(images: int, epochs: int) -> None:
+    assert linear.default_epochs(images) == epochs
+
+
+def test_probe_on_few_labels_is_trained_to_its_end() -> None:
+    """As logistic regression shows; the paper's 40 epochs are 40 steps here, which end far from the optimum."""
+    train, test = clusters(40, 4, seed=0, dim=64), clusters(400, 4, seed=1, dim=64)
+    options: dict[str, Any] = {"classes": 4, "device": CPU, "seed": 0}
+
+    def probe(epochs: int) -> TopScore:
+        return train_probe(cached_batches(train, seed=0, device=CPU), train, test, epochs=epochs, **options)
+
+    paper, longer = probe(EPOCHS), probe(default_epochs(40) // 4)
+    assert (paper.converged, longer.converged) == (False, True)
+    assert longer.top1 > paper.top1
+    assert abs(longer.top1 - train_logistic(train, test, seed=0, penalties=[1e-3]).correct) < 12  # of 400
+
+
+@pytest.mark.parametrize(
+    ("losses", "drop", "falls"),
+    [
+        ([2.3 - 0.1 * epoch for epoch in range(15)] + [0.9] * 25, 15, True),  # flat, but only since the rate dropped
+        ([2.0 * 0.3**epoch for epoch in range(15)] + [0.0] * 25, 15, False),
+        ([2.3, 1.9], 1, True),
+        ([2.3, 2.4], 1, False),
+        ([2.3], 0, False),
+    ],
+)
+def test_a_loss_still_falls(losses: list[float], drop: int, falls: bool) -> None:
+    assert still_falls(losses, drop) == falls
+
+
+def test_repeated_batches_are_computed_once() -> None:
+    asked = []
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        asked.append(epoch)
+        yield torch.full((2, 3), float(epoch)), torch.tensor([0, 1])
+
+    repeated = repeated_batches(batches, 3)
+    seen = [features[0, 0].item() for epoch in range(7) for features, _ in repeated(epoch)]
+    assert (asked, seen) == ([0, 1, 2], [0, 1, 2, 0, 1, 2, 0])
 
 
 def test_standardized_training_features_have_mean_0_and_variance_1() -> None:

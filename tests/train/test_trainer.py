@@ -195,7 +195,7 @@ def test_non_finite_loss_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -
 def test_losses_are_checked_before_an_evaluation_or_a_save(tmp_path: Path) -> None:
     events = run(changed(train={"log_every": 1000}), tmp_path / "run")
     assert [event.step for event in events if isinstance(event, TrainingProgress)] == [4, 8, 12]
-    assert all(isinstance(line["loss"], float) for line in metrics(tmp_path / "run"))
+    assert all(isinstance(line["loss"], float) for line in metrics(tmp_path / "run") if line["step"])
     from msf_faiss.train import step
 
     with pytest.MonkeyPatch.context() as patch:
@@ -213,8 +213,8 @@ def test_max_steps_does_not_change_the_schedule(finished: tuple[Path, list[Event
 
 
 def test_abandoned_run_can_be_started_again(tmp_path: Path) -> None:
-    events = list(itertools.islice(pretrain(CONFIG, tmp_path / "run"), 3))
-    assert [type(event) for event in events] == [RunStarted, TrainingProgress, TrainingProgress]
+    events = list(itertools.islice(pretrain(CONFIG, tmp_path / "run"), 4))
+    assert [type(event) for event in events] == [RunStarted, KnnEvaluated, TrainingProgress, TrainingProgress]
     run(CONFIG, tmp_path / "run")  # no checkpoint was saved, so nothing is lost
 
 
@@ -242,7 +242,9 @@ def test_labels_do_not_influence_training(finished: tuple[Path, list[Event]], tm
     assert events[0].classes is None
     assert all(event.purity is None for event in events if isinstance(event, TrainingProgress))
     assert not any(isinstance(event, KnnEvaluated) for event in events)
-    assert_same_tensors(tmp_path / "run", finished[0], 12)
+    with_labels = tensors(finished[0], 12)
+    for name, tensor in tensors(tmp_path / "run", 12).items():
+        assert torch.equal(tensor, with_labels[name]) or name.startswith("monitor.knn."), name
 
 
 def test_bfloat16_with_the_reference_bank(tmp_path: Path) -> None:
