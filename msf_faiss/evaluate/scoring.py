@@ -157,7 +157,7 @@ def linear_protocol(fast: bool, epochs: int | None, images: int) -> dict[str, An
 def count_classes(train: Features) -> int:
     """Number of classes that occur among the training images: the others are never learned."""
     assert train.labels is not None
-    return len(train.labels.unique())
+    return len(set(train.labels.tolist()))
 
 
 def top_scores(metric: str, score: TopScore, *, classes: int, **settings: int) -> list[Score]:

@@ -115,7 +115,7 @@ def open_setup(
                 f"but none of the {len(test):,} held-out images has a label (for example {test.name(0)}); name "
                 "labelled ones, e.g. a folder with one subfolder per class"
             )
-            test, unlabelled = None, len(test)
+            unlabelled, test = len(test), None
     if unlabelled:
         notify(f"held-out images are not used: {reason.removeprefix('but ')}")
     if ranks.local_size > 1:  # which share the cores of the host

@@ -238,7 +238,7 @@ def _recognize(state: StateDict) -> str | None:
             with torch.device("meta"):
                 network, heads = _torchvision(name)
             if any(fit.complete for fit in find_fits(network, state, heads)):
-                return name
+                return str(name)
     patches = next((tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight")), None)
     if patches is not None and patches.ndim == 4 and len(patches) in _VIT_SIZES:
         return f"{_TIMM}vit_{_VIT_SIZES[len(patches)]}_patch{patches.shape[-1]}_224"
