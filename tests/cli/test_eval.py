@@ -216,7 +216,7 @@ def test_missing_or_unexpected_weights_are_errors(invoke: Invoke, run_dir: Path)
     done = invoke("eval-knn", run_dir)
     assert done.code == 2
     assert 'Unexpected key(s) in state_dict: "online.backbone.extra"' in done.stderr
-    assert not list((run_dir / "results").iterdir())
+    assert not list((run_dir / "results").glob("*"))
 
 
 def test_features_that_are_not_finite_are_errors(invoke: Invoke, run_dir: Path) -> None:
