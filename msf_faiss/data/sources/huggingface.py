@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,11 +108,21 @@ class HuggingFaceSource:
 
     def relative_names(self) -> Iterator[str]:
         rows = self._rows.flatten()
-        column = "image.path" if "image.path" in rows.features else "image"
-        if "string" not in str(rows.features[column]):  # bytes alone
-            return itertools.repeat("", len(self))
-        paths = rows.select_columns([column]).with_format("arrow")[:].column(0)
-        return (Path(path or "").name for path in paths.to_pylist())
+
+        def find(type: str, *names: str) -> Any:
+            """The column of this type, not copied; None if there is none."""
+            for name in names:
+                if name in rows.features and type in str(rows.features[name]):
+                    return rows.select_columns([name]).with_format("arrow")[:].column(0)
+            return None
+
+        paths = find("string", "image.path", "image")
+        # Of selected rows, a column of bytes would be copied into memory.
+        encoded = find("binary", "image.bytes", "image") if rows._indices is None else None
+        unknown = [None] * len(self)
+        sizes = unknown if encoded is None else pc.binary_length(encoded).to_pylist()
+        for path, size in zip(unknown if paths is None else paths.to_pylist(), sizes, strict=True):
+            yield Path(path).name if path else f"an image of {size} bytes"
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
         return decode_record(*self._record(index), self._folder, partial(self.name, index), reduce, self._max_pixels)

@@ -159,6 +159,16 @@ def test_pixels_labels_and_names(settings: dict[str, Any], forms: dict[str, dict
     assert [Path(name).name for name in source.relative_names()] == [Path(name).name for name in images()]
 
 
+@pytest.mark.parametrize("form", ["parquet", "huggingface"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_images_without_names_are_known_by_their_sizes(tmp_path: Path, form: str, typed: bool) -> None:
+    found = list(images().values())
+    rows = pa.array([{"bytes": each, "path": None} for each in found]) if typed else pa.array(found)
+    pq.write_table(pa.table({"image": rows}), tmp_path / "train.parquet")
+    source = opened({"kind": form, "path": tmp_path, "cache_dir": tmp_path / "cache"})
+    assert list(source.relative_names()) == [f"an image of {len(each)} bytes" for each in found]
+
+
 def test_unreadable_images_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UnreadableImageError, match=r"7\.png.*: cannot read this image"):
         opened(settings).decode(7)
