@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-import click
-
 from msf_faiss.errors import EXIT_RESTART
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -81,7 +79,8 @@ class StopRequest:
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            click.echo(text, err=True)
+            with contextlib.suppress(OSError):  # closed, or a full pipe
+                os.write(2, f"{text}\n".encode())  # sys.stderr refuses, if the signal came in the middle of a write
 
 
 def _end_hung_process(read: int) -> None:

@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import command_server
 import pytest
 from invoking import TINY, Cli, Invoke, invoker
 
@@ -12,14 +12,7 @@ from invoking import TINY, Cli, Invoke, invoker
 @pytest.fixture(scope="session")
 def msf_faiss() -> Cli:
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "msf_faiss_cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=cwd,
-            env={**os.environ, "COLUMNS": "100"},
-        )
+        return command_server.run(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": "100"})
 
     return run
 

@@ -5,13 +5,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from command_server import Command
 from invoking import TINY
 from runs import metrics, tensors
 
@@ -26,8 +26,7 @@ LONG = [
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """`msf-faiss pretrain` in a process group of its own, which is killed on leaving the context."""
-    command = [sys.executable, "-m", "msf_faiss_cli", "pretrain", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Command("pretrain", *arguments, stderr=subprocess.PIPE, start_new_session=True)
     try:
         yield process
     finally:
@@ -55,7 +54,7 @@ def interrupt_at_random(run_dir: Path, number: signal.Signals, *, times: int, se
     moments, ends = random.Random(seed), []
     for _ in range(times):
         with started(*LONG, "--out", run_dir) as process:
-            read_until(process, "device   ")
+            read_until(process, "/900 ")
             time.sleep(moments.uniform(0, 0.4))
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)

@@ -2,11 +2,11 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_server import Command
 from invoking import TINY, Cli, Invoke
 
 
@@ -173,9 +173,7 @@ def test_unwritable_run_directory(msf_faiss: Cli) -> None:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "msf_faiss_cli", "pretrain", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    return Command("pretrain", *arguments, stderr=subprocess.PIPE)
 
 
 def endless(run_dir: Path, setting: str) -> list[str]:
@@ -207,8 +205,8 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(msf_faiss: Cli, tmp_path: Path, 
     wait_for(again, f"resumed  after step {saved:,} ")
     wait_for(again, f"step {saved + 1:,}/")
     again.send_signal(signal.SIGINT)
-    again.communicate(timeout=60)
-    assert again.returncode == 130
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 130, errors
 
 
 def test_run_directory_is_locked(msf_faiss: Cli, tmp_path: Path) -> None:
@@ -239,8 +237,8 @@ def test_killed_run_leaves_only_complete_checkpoints(msf_faiss: Cli, tmp_path: P
     wait_for(again, "resumed  after step")
     wait_for(again, "step ")
     again.send_signal(signal.SIGINT)
-    again.communicate(timeout=60)
-    assert again.returncode == 130
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 130, errors
     assert not list((tmp_path / "run" / "checkpoints").glob(".saving-*"))
 
 

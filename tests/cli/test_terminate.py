@@ -59,7 +59,7 @@ def test_second_signal_stops_at_once_and_damages_nothing(tmp_path: Path) -> None
 
 
 def test_watchdog_ends_a_hung_step(tmp_path: Path) -> None:
-    arguments = [*TINY, "--set", "data.workers=1", "--set", "train.epochs=1000", "--set", "train.hang_seconds=3"]
+    arguments = [*TINY, "--set", "data.workers=1", "--set", "train.epochs=1000", "--set", "train.hang_seconds=8"]
     with started(*arguments, "--out", tmp_path / "run") as process:
         read_until(process, "step 5/")
         workers = workers_of(process.pid)
@@ -69,6 +69,6 @@ def test_watchdog_ends_a_hung_step(tmp_path: Path) -> None:
         for worker in workers:  # they keep the pipe open
             os.kill(worker, signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
-    assert "no step finished within 3 seconds (train.hang_seconds). Stacks of all threads:" in errors
+    assert "no step finished within 8 seconds (train.hang_seconds). Stacks of all threads:" in errors
     assert "training_batches" in errors
     assert "start the same command again to resume" in errors

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from command_server import Command
 from invoking import TINY, Cli
 from survival import LONG, outcome, read_until
 
@@ -111,14 +112,7 @@ def by_hand(*arguments: object, size: int = 2) -> Iterator[list[subprocess.Popen
     for rank in range(size):
         names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "msf_faiss_cli", "pretrain", *map(str, arguments)],
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-        )
+        processes.append(Command("pretrain", *arguments, stderr=subprocess.PIPE, env=environment))
     try:
         yield processes
     finally:
