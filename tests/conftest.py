@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ _CHROMIUM = (
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
 set_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the libraries, and the thousands of tests, out of every garbage collection: each would take a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
