@@ -305,8 +305,10 @@ def check_state(state: dict[str, Tensor], dim: int) -> None:
     for name, value in state.items():
         check_tensor(value, f"the saved bank's {name}")
     entries, ids, pushed = state["embeddings"], state["ids"], int(state["pushed"])
-    if entries.ndim != 2 or entries.shape[1] != dim:
-        raise ValueError(f"the saved bank has entries of shape {list(entries.shape)}, this bank needs [n, {dim}]")
+    if entries.ndim != 2 or entries.shape[1] != dim or not entries.dtype.is_floating_point:
+        raise ValueError(
+            f"the saved bank has entries {list(entries.shape)} {entries.dtype}, this bank needs [n, {dim}] floats"
+        )
     filled = entries.shape[0]
     if ids.shape != (filled,) or ids.dtype != torch.int64 or not min(pushed, 1) <= filled <= pushed:
         raise ValueError(

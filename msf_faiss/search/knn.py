@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from msf_faiss.search.arguments import as_count, check_tensor
 from msf_faiss.search.exact import search_exactly
 from msf_faiss.search.faiss_engines import default_engine
 from msf_faiss.search.neighbors import Neighbors
@@ -14,8 +15,11 @@ def knn(queries: Tensor, base: Tensor, k: int) -> Neighbors:
     Returns the min(k, N) best rows of each query; ties are ordered by row number, lowest first.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not match, or k < 1.
+        ValueError: if types, shapes, dtypes or devices do not match, or k < 1.
     """
+    check_tensor(queries, "queries")
+    check_tensor(base, "base")
+    k = as_count(k, "k")
     if queries.ndim != 2 or base.ndim != 2 or queries.shape[1] != base.shape[1]:
         raise ValueError(f"queries and base must be [*, D], found {list(queries.shape)} and {list(base.shape)}")
     if queries.dtype != torch.float32 or base.dtype != torch.float32 or queries.device != base.device:
@@ -23,8 +27,6 @@ def knn(queries: Tensor, base: Tensor, k: int) -> Neighbors:
             "queries and base must be float32 on one device, "
             f"found {queries.dtype} on {queries.device} and {base.dtype} on {base.device}"
         )
-    if k < 1:
-        raise ValueError(f"k must be at least 1, found {k}")
     kept = min(k, base.shape[0])
     if kept == 0 or queries.shape[0] == 0:
         shape = (queries.shape[0], kept)

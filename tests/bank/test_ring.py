@@ -135,8 +135,9 @@ def test_saved_index_is_loaded_only_into_an_equal_ring() -> None:
             {"embeddings": torch.zeros(0, 2), "ids": torch.arange(0)},
             "inconsistent: 0 entries, [0] ids of torch.int64, 3 pushed",
         ),
-        ({"embeddings": torch.zeros(3)}, "entries of shape [3], this bank needs [n, 2]"),
-        ({"embeddings": torch.zeros(3, 1)}, "entries of shape [3, 1], this bank needs [n, 2]"),
+        ({"embeddings": torch.zeros(3)}, "entries [3] torch.float32, this bank needs [n, 2]"),
+        ({"embeddings": torch.zeros(3, 1)}, "entries [3, 1] torch.float32, this bank needs [n, 2]"),
+        ({"embeddings": torch.ones(3, 2, dtype=torch.int8)}, "entries [3, 2] torch.int8, this bank needs [n, 2]"),
         (
             {"embeddings": torch.ones(3, 2)},
             "must be finite and have unit norm, but row 0 has norm 1.414 (3 such of 3 rows)",

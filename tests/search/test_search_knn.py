@@ -36,3 +36,8 @@ def test_invalid_arguments_raise_value_error() -> None:
         knn(unit(2, 8).double(), unit(5, 8).double(), 1)
     with pytest.raises(ValueError, match="at least 1"):
         knn(unit(2, 8), unit(5, 8), 0)
+    with pytest.raises(ValueError, match=r"k must be an integer, found 2\.5"):
+        knn(unit(2, 8), unit(5, 8), 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"base must be a dense torch tensor, found numpy\.ndarray"):
+        knn(unit(2, 8), unit(5, 8).numpy(), 1)
+    assert knn(unit(2, 8), unit(5, 8), np.int64(3)).slots.shape == (2, 3)
