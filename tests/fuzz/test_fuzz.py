@@ -119,30 +119,44 @@ def test_images(tmp_path: Path, count: int) -> None:
     assert 0 < taken < count
 
 
-def _parquet() -> bytes:
+def _parquet() -> list[bytes]:
+    """Files with different columns: structs and numbers, bytes and text, paths and categories."""
     photo = _images()["png"]
-    table = pa.table({"image": [{"bytes": photo, "path": f"{n}.png"} for n in range(6)], "label": [0, 1, 2, 0, 1, 2]})
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
+    columns = [
+        ([{"bytes": photo, "path": f"{n}.png"} for n in range(6)], [0, 1, 2, 0, 1, 2]),
+        ([photo] * 6, ["cat", "dog", None] * 2),
+        ([f"{n}.png" for n in range(6)], pa.array(["cat", "dog", None] * 2).dictionary_encode()),
+        ([{"bytes": photo}] * 6, [1.0, 0.0, None] * 2),
+    ]
+    files = []
+    for images, labels in columns:
+        file = io.BytesIO()
+        pq.write_table(pa.table({"image": images, "label": labels}), file)
+        files.append(file.getvalue())
+    return files
 
 
-def _tar() -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for number in range(4):
-            for ending, data in (("png", _images()["png"]), ("cls", b"%d" % number)):
-                member = tarfile.TarInfo(f"{number:04d}.{ending}")
+def _tar() -> list[bytes]:
+    """Files of each format of headers, with long names and with dots in names."""
+    photo = _images()["png"]
+    files = []
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+            for name in ("0.png", "0.cls", f"{'a' * 120}/1.png", "v1.0_2.png", "README", "\xfc.png"):
+                data = b"1" if name == "0.cls" else photo
+                member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
+        files.append(file.getvalue())
+    return files
 
 
 @cases(20, 700)
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_tables_and_shards(tmp_path: Path, kind: str, count: int) -> None:
-    original, ending = (_parquet(), "parquet") if kind == "parquet" else (_tar(), "tar")
-    for number, data in mutants([original], count):
+    originals, ending = (_parquet(), "parquet") if kind == "parquet" else (_tar(), "tar")
+    for number, data in mutants(originals, count):
         file = tmp_path / f"shard-{number}.{ending}"
         file.write_bytes(data)
         config = ParquetData if kind == "parquet" else WebDatasetData

@@ -1,6 +1,7 @@
 """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, an integer label."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from msf_faiss.data.sources.labels import convert_labels, is_label_type, is_text
 from msf_faiss.data.sources.parquet_unpack import is_image_type, read, unpack
 from msf_faiss.data.sources.shards import find_shards
 from msf_faiss.errors import UserError
+from msf_faiss.text import printable
 
 
 class ParquetSource:
@@ -63,8 +65,8 @@ class ParquetSource:
 
     def name(self, index: int) -> str:
         shard, row = self._place(index)
-        path = self._rows()["path"][index].as_py()
-        return f"{shard}, row {row}" + (f" ({path})" if path else "")
+        path = self._path(index)
+        return printable(f"{shard}, row {row}" + (f" ({path})" if path else ""))
 
     def identity(self) -> str:
         return files_identity(self._shards, self._column)
@@ -76,9 +78,13 @@ class ParquetSource:
             yield path or f"an image of {size} bytes"
 
     def decode(self, index: int, reduce: Reduce | None = None) -> Tensor:
-        rows, shard = self._rows(), self._place(index)[0]
-        encoded, path = rows["bytes"][index].as_py(), rows["path"][index].as_py()
-        return decode_record(encoded, path, shard.parent, partial(self.name, index), reduce, self._max_pixels)
+        encoded, folder = self._rows()["bytes"][index].as_py(), self._place(index)[0].parent
+        return decode_record(encoded, self._path(index), folder, partial(self.name, index), reduce, self._max_pixels)
+
+    def _path(self, index: int) -> str | None:
+        """Path in a row, which need not be UTF-8."""
+        path = self._rows()["path"][index].as_buffer()
+        return None if path is None else os.fsdecode(path.to_pybytes())
 
     def _rows(self) -> pa.Table:
         if self._table is None:
@@ -166,4 +172,6 @@ def _read_labels(
 
 def _read_column(column: str, shard: Path) -> pa.ChunkedArray:
     with pq.ParquetFile(shard) as file:
-        return file.read(columns=[column]).column(0)
+        read_column = file.read(columns=[column]).column(0)
+    read_column.validate(full=True)  # that text is UTF-8
+    return read_column

@@ -29,7 +29,7 @@ def unpack(shard: Path, column: str, cache: Path) -> Path:
         UserError: if the disk is full, the cache not writable, or the shard damaged.
     """
     write = partial(_write, shard, column)
-    return cached_arrow(shard, column, cache, write, verb="unpack", size=partial(_unpacked_size, shard, column))
+    return cached_arrow(shard, column, cache, write, verb="unpack", size=partial(read, _unpacked_size, shard))
 
 
 def is_image_type(kind: pa.DataType) -> bool:
@@ -50,7 +50,7 @@ def read(reader: Callable[[Path], _Result], shard: Path) -> _Result:
     """
     try:
         return reader(shard)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise _damaged(shard, error) from error
 
 
@@ -64,18 +64,19 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _unpacked_size(shard: Path, column: str) -> int:
-    """Bytes of the uncompressed image column, from the footer."""
+def _unpacked_size(shard: Path) -> int:
+    """Bytes of the uncompressed columns, of which images are most, from the footer.
+
+    Damaged facts about single columns would abort the process.
+    """
     metadata = pq.read_metadata(shard)
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    chunks = (group.column(index) for group in groups for index in range(metadata.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(f"{column}."))
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
 
 def _write(shard: Path, column: str, target: Path) -> None:
     try:
         _copy(shard, column, target)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if getattr(error, "errno", None) is not None:  # of the disk
             raise
         raise _damaged(shard, error) from error
@@ -86,11 +87,15 @@ def _copy(shard: Path, column: str, target: Path) -> None:
     # Neither the file nor a row group has to fit into memory.
     with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as reader, target.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
+            rows = 0
             for batch in reader.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
+                rows += len(batch)
                 fields = _split(batch.column(0))
                 missing = pa.nulls(len(batch))
                 columns = [fields.get(field.name, missing).cast(field.type) for field in schema]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
+        if rows != reader.metadata.num_rows:
+            raise pa.ArrowInvalid(f"{rows:,} rows instead of {reader.metadata.num_rows:,}")
         file.flush()
         os.fsync(file.fileno())
 

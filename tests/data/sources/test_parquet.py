@@ -181,6 +181,19 @@ def test_a_zero_byte_in_a_path_is_an_unreadable_image(tmp_path: Path) -> None:
         source(tmp_path / "x.parquet").decode(0)
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    raw = pa.array([b"caf\xe9.png", None])
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(7))
+    pq.write_table(pa.table({"image": text}), tmp_path / "x.parquet")
+    opened = source(tmp_path / "x.parquet")
+    assert grays(opened, [0]) == [7]
+    assert opened.name(0).endswith(r"row 0 (caf\udce9.png)")
+    pq.write_table(pa.table({"image": [png(1)] * 2, "label": text}), tmp_path / "y.parquet")
+    with pytest.raises(UserError, match=r"y\.parquet is not a complete Parquet file: .*UTF8"):
+        source(tmp_path / "y.parquet")
+
+
 @pytest.mark.parametrize("problem", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_a_file_that_cannot_be_opened_is_not_incomplete(
     problem: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
