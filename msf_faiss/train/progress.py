@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from msf_faiss.config import Config
 from msf_faiss.data.source import Source, UnreadableImageError
+from msf_faiss.evaluate.images import is_labelled
 from msf_faiss.run.events import CollapseDetected, RunStarted, TimeEstimated, TrainingProgress
 from msf_faiss.train.clock import Clock
 from msf_faiss.train.monitors import Monitors, measure_spread
@@ -128,6 +130,16 @@ def note_small_images(source: Source, size: int) -> Iterator[str]:
             f"the images are about {side} px, but the views {size} px: views.size={side} shows as much and is about "
             f"{round((size / side) ** 2)} times as fast (with model.backbone.stem=cifar for a torchvision network)"
         )
+
+
+def note_missing_labels(config: Config, train: Source, test: Source | None) -> Iterator[str]:
+    """A note if kNN evaluations lack the labels of one set."""
+    if config.knn.every_epochs is None or test is None or is_labelled(train) == is_labelled(test):
+        return
+    if is_labelled(train):
+        yield "the held-out images have no labels, so kNN evaluations classify the training images by each other"
+    else:
+        yield "the training images have no labels, so there are no kNN evaluations of the held-out images"
 
 
 def run_started(

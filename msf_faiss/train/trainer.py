@@ -18,7 +18,6 @@ from msf_faiss.data.workers import warm_up, worker_count
 from msf_faiss.device import select_device
 from msf_faiss.distributed.ranks import ALONE, Ranks, is_peer_lost
 from msf_faiss.errors import PeerError, RestartError, UserError
-from msf_faiss.evaluate.images import is_labelled
 from msf_faiss.evaluate.knn import evaluate_knn
 from msf_faiss.models import best_memory_format
 from msf_faiss.run.directory import lock_run
@@ -32,7 +31,7 @@ from msf_faiss.train.monitors import Monitors, diverged
 from msf_faiss.train.optimizer import Schedule
 from msf_faiss.train.overlap import SequentialRetriever
 from msf_faiss.train.profiler import Profiler
-from msf_faiss.train.progress import Progress, note_small_images, run_started
+from msf_faiss.train.progress import Progress, note_missing_labels, note_small_images, run_started
 from msf_faiss.train.resume import Resume, find_resume_point
 from msf_faiss.train.state import TrainState
 from msf_faiss.train.step import train_step
@@ -153,7 +152,7 @@ class _Trainer:
             self.state,
             self.schedule,
             labelled=labelled,
-            notes=(*self.notes, *self._label_notes()),
+            notes=(*self.notes, *note_missing_labels(self.config, self.source, self.test_source)),
             evaluates_untrained=untrained,
         )
         yield from self._cache_images()
@@ -352,12 +351,3 @@ class _Trainer:
             best_step=best,
             warning=warning,
         )
-
-    def _label_notes(self) -> Iterator[str]:
-        """What labels the kNN evaluations lack."""
-        if self.config.knn.every_epochs is None or self.test_source is None:
-            return
-        if self.monitors.labelled and not is_labelled(self.test_source):
-            yield "the held-out images have no labels, so kNN evaluations classify the training images by each other"
-        elif not self.monitors.labelled and is_labelled(self.test_source):
-            yield "the training images have no labels, so there are no kNN evaluations of the held-out images"
