@@ -12,7 +12,7 @@ from .eval_session import Session, options
     "--epochs",
     type=click.IntRange(min=1),
     help="Epochs; the learning rate falls after 3/8 and 6/8 of them.  [default: 40, as in the paper; more on few "
-    "images, until 2,000 steps]",
+    "images, until 4,000 steps]",
 )
 def command(session: Session, fast: bool, epochs: int | None) -> int:
     """Score frozen features by a linear probe, the paper's protocol.

@@ -56,7 +56,7 @@ def _fraction(text: str) -> float:
     "--epochs",
     type=click.IntRange(min=1),
     help="Epochs; the learning rate falls at the same fractions of them.  [default: linear 40, or more "
-    "on few images, until 2,000 steps; fine-tune 20]",
+    "on few images, until 4,000 steps; fine-tune 20]",
 )
 @click.option(
     "--learning-rate",

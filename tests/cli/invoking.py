@@ -39,7 +39,7 @@ Invoke = Callable[..., Done]
 def invoker(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Invoke:
     from msf_faiss_cli.main import main
 
-    # 2,000 steps of a linear layer on 48 images would take a second and show no more.
+    # 4,000 steps of a linear layer on 48 images would take a second and show no more.
     monkeypatch.setattr("msf_faiss.evaluate.linear.MIN_STEPS", 80)
 
     def run(*arguments: str | Path) -> Done:
