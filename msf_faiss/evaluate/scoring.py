@@ -133,8 +133,10 @@ def notify_unconverged(setup: EvalSetup, what: str, score: TopScore) -> None:
 def linear_protocol(fast: bool, epochs: int | None, images: int) -> dict[str, Any]:
     """The part of a protocol that describes a linear layer trained on so many `images`."""
     minimum = {}
-    if epochs is None and (epochs := linear.default_epochs(images)) > linear.EPOCHS:
-        minimum = {"minimum_steps": linear.MIN_STEPS} | ({} if fast else {"epochs_with_new_views": linear.EPOCHS})
+    if epochs is None:
+        epochs = linear.default_epochs(images)
+        if epochs > linear.EPOCHS:
+            minimum = {"minimum_steps": linear.MIN_STEPS} | ({} if fast else {"epochs_with_new_views": linear.EPOCHS})
     return {
         "features": "L2-normalised, then standardised by the training set's mean and variance (centre views)",
         "training_view": "the centre view" if fast else {"random_resized_crop": [0.08, 1.0], "flip": 0.5},
