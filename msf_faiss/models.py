@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from msf_faiss.config import BackboneConfig, ModelConfig, NarrowBackbone
 from msf_faiss.errors import UserError
 
-LEAST_DIM = 64  # embeddings of fewer dimensions by default cost accuracy (docs/log.md)
+_LEAST_DIM = 64  # embeddings of fewer dimensions by default cost accuracy (docs/log.md)
 _COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
 
@@ -102,7 +102,7 @@ def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
         torch.manual_seed(seed)
         backbone, feature_dim = build_backbone(config.backbone)
         hidden = config.hidden or 2 * feature_dim
-        dim = config.dim or max(LEAST_DIM, feature_dim // 4)
+        dim = config.dim or max(_LEAST_DIM, feature_dim // 4)
         return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden)
 
 

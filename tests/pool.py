@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from msf_faiss.data.workers import warm_up
 from msf_faiss.distributed.ranks import Ranks
 from msf_faiss.search.faiss_setup import set_threads
 
@@ -67,7 +68,8 @@ class RankPool:
             pipe.close()
 
     def _start(self, size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        warm_up()
+        context = multiprocessing.get_context("forkserver")  # which has imported torch
         self._started += 1
         store = self._folder / f"store-{self._started}"
         self._members[size] = []

@@ -18,7 +18,7 @@ from msf_faiss.text import printable
 FILE = "data"
 
 
-class ImageChanges(NamedTuple):
+class _ImageChanges(NamedTuple):
     """In words; None: nothing."""
 
     images: str | None  # other images, or the same in another order
@@ -35,7 +35,7 @@ def describe_images(source: Source) -> Tensors:
     return tensors
 
 
-def find_changes(checkpoint: Checkpoint, source: Source) -> ImageChanges:
+def find_changes(checkpoint: Checkpoint, source: Source) -> _ImageChanges:
     """What differs between the images of a checkpoint and `source`. Before version 4 there is only their number.
 
     Raises:
@@ -45,7 +45,7 @@ def find_changes(checkpoint: Checkpoint, source: Source) -> ImageChanges:
     if len(source) != checkpoint.dataset_size:
         sizes = f"there were {checkpoint.dataset_size:,} training images, now there are {len(source):,}"
     if FILE + ENDING not in checkpoint.files:
-        return ImageChanges(sizes, None)
+        return _ImageChanges(sizes, None)
     saved = checkpoint.tensors(FILE)
     old = zlib.decompress(saved["names"].numpy().tobytes()).decode(errors="surrogateescape").split("\0")
     new = list(source.relative_names())
@@ -57,14 +57,14 @@ def find_changes(checkpoint: Checkpoint, source: Source) -> ImageChanges:
         if not parts:
             first = next(index for index, names in enumerate(zip(old, new, strict=True)) if names[0] != names[1])
             parts = [f"they have another order: image {first} was {printable(old[first])}, is {printable(new[first])}"]
-        return ImageChanges("; ".join(parts), None)
+        return _ImageChanges("; ".join(parts), None)
     before = saved["labels"].numpy() if "labels" in saved else np.full(len(new), -1)
     now = np.full(len(new), -1) if source.labels is None else source.labels
     different = np.flatnonzero(before != now)
     if not len(different):
-        return ImageChanges(None, None)
+        return _ImageChanges(None, None)
     first = int(different[0])
-    return ImageChanges(
+    return _ImageChanges(
         None,
         f"{len(different):,} of {len(new):,} labels have changed: that of {printable(new[first])} was {before[first]}, "
         f"is {now[first]}",

@@ -175,10 +175,10 @@ def top_scores(metric: str, score: TopScore, *, classes: int, **settings: int) -
         )
         for rank, correct in top.items()
     ]
-    return [*scores, mean_score(metric, score.mean_per_class, score.images, **settings)]
+    return [*scores, _mean_score(metric, score.mean_per_class, score.images, **settings)]
 
 
-def mean_score(metric: str, accuracy: float, images: int, **settings: float | None) -> Score:
+def _mean_score(metric: str, accuracy: float, images: int, **settings: float | None) -> Score:
     """The mean of the classes' accuracies, which no commonest class can flatter."""
     return Score(
         metric=f"{metric}, mean per class",
@@ -198,4 +198,4 @@ def _knn_scores(score: KnnScore) -> list[Score]:
     )
     if score.temperature is not None:
         return [accuracy]
-    return [accuracy, mean_score(metric, score.mean_per_class, score.images, **settings)]
+    return [accuracy, _mean_score(metric, score.mean_per_class, score.images, **settings)]

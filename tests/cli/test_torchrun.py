@@ -82,10 +82,9 @@ def test_only_rank_0_prints(reference: tuple[Path, str], msf_faiss: Cli) -> None
 
 
 def test_torchrun_restarts_a_killed_rank_and_no_bit_changes(reference: tuple[Path, str], tmp_path: Path) -> None:
-    with torchrun(*FEW, "--out", tmp_path / "run", restarts=2) as process:
-        for moment in ("step 8/", "step 32/"):
-            read_until(process, moment)
-            os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    with torchrun(*FEW, "--out", tmp_path / "run", restarts=1) as process:
+        read_until(process, "step 20/")
+        os.kill(ranks_of(process)[-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "resumed  after step" in errors

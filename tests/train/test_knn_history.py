@@ -55,8 +55,9 @@ def test_warnings_of_training_that_does_harm(accuracies: list[float], images: in
         assert f"{reference:.1%}" in (said[step] or "")
 
 
-def test_a_run_begins_with_the_untrained_network(finished: tuple[Path, list[Event]], tmp_path: Path) -> None:
-    run_dir, events = finished
+def test_a_run_begins_with_the_untrained_network(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    events = run(CONFIG, run_dir)
     assert isinstance(events[0], RunStarted)
     assert events[0].evaluates_untrained
     first, *later = evaluations(events)
