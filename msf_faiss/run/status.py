@@ -1,5 +1,6 @@
 """RUN/status.json: run status, readable from another process. Needs no torch."""
 
+import contextlib
 import json
 import os
 import socket
@@ -80,6 +81,7 @@ class StatusWriter:
                     started=now,
                     step=event.first_step,
                     total_steps=event.total_steps,
+                    **(self._earlier_knn() if event.first_step else {}),
                 )
                 self._update()
             case TimeEstimated() | TrainingProgress():
@@ -102,6 +104,13 @@ class StatusWriter:
             self._update(state="interrupted")
         else:
             self._update(state="failed", message=str(error) or type(error).__name__)
+
+    def _earlier_knn(self) -> dict[str, Any]:
+        """The kNN accuracies that the run had before it was resumed; the next ones may be far away."""
+        with contextlib.suppress(UserError):
+            if (earlier := _read_heartbeat(self._path)) is not None:
+                return {name: value for name, value in asdict(earlier).items() if name.startswith("knn_")}
+        return {}
 
     def _update(self, **changes: Any) -> None:
         if self._heartbeat is not None:  # otherwise the run has not started

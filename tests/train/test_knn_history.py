@@ -67,6 +67,11 @@ def test_a_run_begins_with_the_untrained_network(tmp_path: Path) -> None:
     heartbeat = json.loads((run_dir / "status.json").read_text())
     assert (heartbeat["knn_accuracy"], heartbeat["knn_untrained"]) == (later[-1].accuracy, first.accuracy)
     assert (heartbeat["knn_best"], heartbeat["knn_k"]) == (later[-1].best, 5)
+    run(CONFIG, run_dir, resume="auto")  # trains no step
+    again = json.loads((run_dir / "status.json").read_text())
+    assert {name: again[name] for name in again if name.startswith("knn_")} == {
+        name: heartbeat[name] for name in heartbeat if name.startswith("knn_")
+    }
     curve = read_metrics(run_dir / "metrics.jsonl").curves["knn_accuracy"]
     assert (curve.steps.tolist(), curve.values[0]) == ([0, 8, 12], first.accuracy)
     assert not evaluations(run(changed(knn={"every_epochs": None}), tmp_path / "never"))
