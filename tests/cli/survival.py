@@ -17,10 +17,10 @@ from runs import metrics, tensors
 
 LONG = [
     *TINY,
-    *("--set", "train.epochs=150", "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=20"),
+    *("--set", "train.epochs=50", "--set", "checkpoint.every_epochs=1", "--set", "knn.every_epochs=10"),
     *("--set", "train.log_every=4"),
 ]
-"""The tiny run with 450 steps, saved every third step."""
+"""The tiny run with 150 steps, saved every third step."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def interrupt_at_random(run_dir: Path, number: signal.Signals, *, times: int, se
     moments, ends = random.Random(seed), []
     for _ in range(times):
         with started(*LONG, "--out", run_dir) as process:
-            read_until(process, "/450 ")
+            read_until(process, "/150 ")
             time.sleep(moments.uniform(0, 0.1))
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
@@ -80,7 +80,7 @@ def assert_same_outcome(run_dir: Path, reference: Path) -> None:
     (tensors, lines), (expected, expected_lines) = outcome(run_dir), outcome(reference)
     assert tensors.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(tensors[name], expected[name])] == []
-    assert {"step": 450}.items() <= lines[-1].items()
+    assert {"step": 150}.items() <= lines[-1].items()
     assert lines == expected_lines
 
 

@@ -11,7 +11,7 @@ from invoking import TINY
 from survival import LONG, assert_same_outcome, finish, interrupt_at_random, read_until, started, workers_of
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_repeated_sigterm_changes_no_bit(tmp_path: Path, times: int) -> None:
     finish(tmp_path / "reference")
     ends = interrupt_at_random(tmp_path / "run", signal.SIGTERM, times=times, seed=0)
