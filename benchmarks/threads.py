@@ -1,10 +1,10 @@
-"""Measure commands on a busy machine, with the default threads and with one.
+"""Measure commands on a quiet or busy machine: default threads, one thread, and the libraries' own ways of waiting.
 
-    python benchmarks/threads.py [--rounds 3] [--images 2000] [--steps 50] [--busy 1] [--spinning]
+    python benchmarks/threads.py [--rounds 3] [--images 2000] [--steps 50] [--busy 1]
 
-Trains briefly on the demo's images, then runs eval-transfer, eval-linear --fast and inspect-neighbors next to processes
-that keep a core busy each. Variants take turns within each round. Times are medians in seconds of whole commands, start
-included; ratios are medians of the ratios to one thread of each round. --spinning adds the libraries' own waiting.
+Trains briefly on the demo's images, then runs pretrain, eval-transfer, eval-linear --fast and inspect-neighbors next to
+processes that keep a core busy each. Variants take turns within each round. Times are medians in seconds of whole
+commands, start included; ratios are medians of the ratios to one thread of each round.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from msf_faiss.threads import WAITING
 
 ONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 SPINNING = {"GOMP_SPINCOUNT": "300000", "OPENBLAS_THREAD_TIMEOUT": "26"}
 COMMANDS = (
     ("eval-transfer", "--no-keep"),
@@ -55,20 +56,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2_000, help="training images; a quarter as many are held out")
     parser.add_argument("--steps", type=int, default=50, help="training steps")
     parser.add_argument("--busy", type=int, default=1, help="other processes")
-    parser.add_argument("--spinning", action="store_true", help="measure the libraries' own waiting too")
     arguments = parser.parse_args()
-    variants = {"default": {}, "one thread": ONE, **({"spinning": SPINNING} if arguments.spinning else {})}
-    times: dict[tuple[str, str], list[float]] = {(name, variant): [] for name, *_ in COMMANDS for variant in variants}
+    variants = {"default": {}, "one thread": ONE, "sleeping": SLEEPING, "spinning": SPINNING}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sizes = (f"data.images={arguments.images}", f"data.test_images={arguments.images // 4}")
         settings = (*sizes, f"train.max_steps={arguments.steps}")
-        run(folder, "pretrain", "demo", "--out", "run", *(word for each in settings for word in ("--set", each)))
+        training = ("pretrain", "demo", *(word for each in settings for word in ("--set", each)))
+        run(folder, *training, "--out", "run")
+        commands = {name: (name, "run", *options) for name, *options in COMMANDS} | {"pretrain": training}
+        times: dict[tuple[str, str], list[float]] = {(name, variant): [] for name in commands for variant in variants}
         with busy(arguments.busy):
             for _ in range(arguments.rounds):
-                for name, *options in COMMANDS:
+                for name, command in commands.items():
                     for variant, environment in variants.items():
-                        times[name, variant].append(run(folder, name, "run", *options, **environment))
+                        times[name, variant].append(run(folder, *command, **environment))
     for (name, variant), found in times.items():
         ratio = statistics.median(own / one for own, one in zip(found, times[name, "one thread"], strict=True))
         print(f"{name:<18} {variant:<11} {statistics.median(found):7.1f} s  {ratio:5.2f} x")

@@ -1,8 +1,9 @@
 """Cores that this process may use, and how threads of the numerical libraries wait for work.
 
-torch, FAISS and scikit-learn have OpenMP pools; NumPy and SciPy have BLAS pools. An idle thread of a pool spins for
-milliseconds before it sleeps, so that the next call finds it awake. On a busy machine it takes the core from a thread
-with work, and commands take several times as long. torch, FAISS and BLAS do not heed the CPU quota of a container.
+torch, FAISS and scikit-learn have OpenMP pools; NumPy and SciPy have BLAS pools. By default an idle thread of a pool
+spins for many milliseconds before it sleeps, so that the next call finds it awake. On a busy machine it takes the core
+from a thread with work, and commands take several times as long. torch, FAISS and BLAS do not heed the CPU quota of a
+container.
 
 This module imports none of them, because `set_waiting` works only before they are loaded.
 """
@@ -22,9 +23,14 @@ _WORK_PER_THREAD = 1e8  # multiplications, a few milliseconds; for less, waking 
 
 
 def set_waiting() -> None:
-    """Let idle threads of libraries that are loaded later sleep; settings of the user are kept."""
+    """Let idle threads of libraries that are loaded later sleep soon; settings of the user are kept.
+
+    About a millisecond of spinning bridges the gaps within a training step, for which a thread that sleeps is woken too
+    late, and is less than a time slice of the scheduler, which a thread that spins for longer takes from one with work.
+    """
     if not any(name in os.environ for name in _OPENMP):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = "20000"  # of GNU's library; by default 300,000
+        os.environ["KMP_BLOCKTIME"] = "1"  # of LLVM's and Intel's, in ms; by default 200
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # 2^14 cycles: microseconds; by default 2^26
 
 

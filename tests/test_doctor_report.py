@@ -33,7 +33,7 @@ HEALTHY = Machine(
     torch_threads=2,  # torch counts physical cores
     faiss_threads=4,
     omp_num_threads=None,
-    waiting={"OMP_WAIT_POLICY": "PASSIVE"},
+    waiting={"GOMP_SPINCOUNT": "20000"},
     memory=16 << 30,
 )
 TIMED = SearchTiming(

@@ -63,7 +63,7 @@ def test_available_cores_by_affinity_and_quota(
 @pytest.mark.parametrize(
     ("environment", "added"),
     [
-        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "14"}),
+        ({}, {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1", "OPENBLAS_THREAD_TIMEOUT": "14"}),
         ({"GOMP_SPINCOUNT": "5"}, {"OPENBLAS_THREAD_TIMEOUT": "14"}),
         ({"OMP_WAIT_POLICY": "ACTIVE", "OPENBLAS_THREAD_TIMEOUT": "26"}, {}),
     ],

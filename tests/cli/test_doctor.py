@@ -91,8 +91,8 @@ def test_problems_are_printed_last_with_remedies(monkeypatch: pytest.MonkeyPatch
         ({"memory": None}, "memory     unknown"),
         ({"cores": 2, "cpu_quota": 1.5}, "cores      2 available, by a CPU quota of 1.5"),
         (
-            {"torch_threads": 2, "waiting": {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "14"}},
-            "threads    torch 2, FAISS 1; while idle: OMP_WAIT_POLICY=PASSIVE, OPENBLAS_THREAD_TIMEOUT=14",
+            {"torch_threads": 2, "waiting": {"GOMP_SPINCOUNT": "20000", "OPENBLAS_THREAD_TIMEOUT": "14"}},
+            "threads    torch 2, FAISS 1; while idle: GOMP_SPINCOUNT=20000, OPENBLAS_THREAD_TIMEOUT=14",
         ),
         ({"waiting": {}}, "threads    torch 1, FAISS 1; while idle: they spin"),
         ({"blas": "Zen", "blas_chosen_by": "user"}, "BLAS       Zen, set by OPENBLAS_CORETYPE"),
