@@ -183,6 +183,17 @@ def test_images_vanish(tmp_path: Path) -> None:
     assert_resumes(*arguments, run_dir=run_dir)
 
 
+def test_branch_from_a_run_that_is_training(tmp_path: Path) -> None:
+    """Whose checkpoints are deleted while they are being read: one is saved every few milliseconds."""
+    with started(*ENDLESS, "--out", tmp_path / "run") as run:
+        read_until(run, "saved checkpoint")
+        for number in range(5):
+            out = tmp_path / f"branch-{number}"
+            with started(*ENDLESS, "--resume", tmp_path / "run", "--out", out) as branch:
+                read_until(branch, "step ")
+        assert run.poll() is None
+
+
 def test_data_worker_is_killed(tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
     arguments = [*ENDLESS, "--set", "data.workers=1", "--out", tmp_path / "run"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pool import RankPool
 from runs import assert_same_tensors, metrics, tensors
 
@@ -15,6 +16,7 @@ from msf_faiss.config import (
     Config,
     DemoData,
     FlatBankConfig,
+    FolderData,
     IvfBankConfig,
     IvfConfig,
     KnnConfig,
@@ -70,12 +72,20 @@ def config(
     )
 
 
-def train(ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None = None) -> str:
-    """Train as the command line does; returns how the run ended."""
+def train(
+    ranks: Ranks, settings: Config, run_dir: Path, stop_after: int | None = None, lost: Path | None = None
+) -> str:
+    """Train as the command line does; returns how the run ended.
+
+    After `stop_after` steps it is asked to stop or, if a file is to be `lost`, that is removed instead.
+    """
     asked = itertools.count()
 
     def should_stop() -> bool:
-        return next(asked) == stop_after and ranks.rank == ranks.size - 1  # all stop when one is asked to
+        chosen = next(asked) == stop_after and ranks.rank == ranks.size - 1  # all stop when one is asked to
+        if chosen and lost is not None:
+            lost.unlink()
+        return chosen and lost is None
 
     record = Recorder(run_dir)
     try:
@@ -189,6 +199,30 @@ def test_non_finite_loss_is_reported_by_rank_0(pool: RankPool, tmp_path: Path) -
     ends = pool.run(2, train, settings, tmp_path / "run")
     assert ends[0].startswith("own: the loss of step ")
     assert ends[1] == ends[0].replace("own: ", "peer: ")
+
+
+def test_image_that_vanishes_loses_no_step(pool: RankPool, tmp_path: Path) -> None:
+    """One rank cannot read its image, and all save what they have before the error ends the run."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(70):
+        Image.new("RGB", (20, 20), (3 * number, 99, 255 - 3 * number)).save(images / f"{number:02d}.png")
+    settings = config("sharded").model_copy(
+        update={
+            "data": FolderData(path=images, workers=0, cache="none"),
+            "checkpoint": CheckpointConfig(every_epochs=1000),
+        }
+    )
+    assert pool.run(2, train, settings, tmp_path / "whole") == ["finished 0 to 12"] * 2
+    kept = (images / "05.png").read_bytes()
+    ends = sorted(pool.run(2, train, settings, tmp_path / "run", 5, images / "05.png"))
+    assert ends[0].startswith(f"own: {images / '05.png'}")
+    assert ends[1].startswith("peer: ")
+    saved = find_checkpoint(tmp_path / "run").step
+    assert 5 < saved < 12
+    (images / "05.png").write_bytes(kept)
+    assert pool.run(2, train, settings, tmp_path / "run") == [f"finished {saved} to 12"] * 2
+    assert_same_tensors(tmp_path / "run", tmp_path / "whole", 12)
 
 
 def test_bank_that_cannot_be_sharded(pool: RankPool, tmp_path: Path) -> None:
