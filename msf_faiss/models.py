@@ -75,10 +75,10 @@ class MeanShift(nn.Module):
     from its own forward passes.
     """
 
-    def __init__(self, online: Encoder, hidden: int) -> None:
+    def __init__(self, online: Encoder, hidden: int, *, predictor: bool = True) -> None:
         super().__init__()
         self.online = online
-        self.predictor = mlp(online.dim, hidden, online.dim)
+        self.predictor = mlp(online.dim, hidden, online.dim) if predictor else nn.Identity()
         self.target = copy.deepcopy(online).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def build_model(config: ModelConfig, *, seed: int) -> MeanShift:
         backbone, feature_dim = build_backbone(config.backbone)
         hidden = config.hidden or 2 * feature_dim
         dim = config.dim or max(_LEAST_DIM, feature_dim // 4)
-        return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden)
+        return MeanShift(Encoder(backbone, feature_dim, hidden, dim), hidden, predictor=config.predictor)
 
 
 def best_memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:

@@ -61,6 +61,13 @@ def test_seed_alone_determines_the_weights() -> None:
     assert not torch.equal(first["online.backbone.stem.0.weight"], other["online.backbone.stem.0.weight"])
 
 
+def test_without_predictor_queries_are_embeddings() -> None:
+    model = build_model(ModelConfig(backbone=NarrowBackbone(), predictor=False), seed=0)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(model(images), model.embed_target(images))  # the target still equals the online encoder
+    assert not [name for name in model.state_dict() if "predictor" in name]
+
+
 def test_online_and_target_start_equal() -> None:
     model = build_model(ModelConfig(backbone=NarrowBackbone()), seed=0)
     online, target = model.online.state_dict(), model.target.state_dict()

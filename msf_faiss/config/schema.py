@@ -308,6 +308,9 @@ class ModelConfig(_Section):
     """Width of the heads' hidden layer. null: twice the backbone's features (4096 for ResNet-50)."""
     dim: Positive | None = None
     """Dimension of the embeddings. null: a quarter of the backbone's features (512 for ResNet-50), but at least 64."""
+    predictor: bool = True
+    """Whether the online encoder has a predictor, as in the paper. With `train.temperature` short runs learn faster
+    without one (docs/log.md)."""
 
 
 class RecallCheckConfig(_Section):
@@ -462,6 +465,10 @@ class TrainConfig(_Section):
     batch statistics."""
     max_steps: Positive | None = None
     """End after this many steps, without shortening the schedules. null: end after the last epoch."""
+    temperature: _AboveZero | None = None
+    """Contrast the mean of a query's neighbours with those of the other images of the batch, in a softmax of this
+    temperature (InfoNCE; with `bank.k: 1` the loss of MoCo v3). Short runs learn far more by it (docs/log.md). null:
+    the paper's loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16": forward and backward passes under autocast; weights, loss and optimizer stay in float32."""
     compile: bool = False
@@ -529,6 +536,13 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     knn: KnnConfig = KnnConfig()
+
+    @model_validator(mode="after")
+    def _check_predictor(self) -> Config:
+        if not self.model.predictor and self.train.temperature is None:
+            problem = "false needs a train.temperature: without a predictor or a contrast, all embeddings become equal"
+            raise _broken_rule(problem, "model.predictor", "train.temperature")
+        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Config:

@@ -186,6 +186,10 @@ class Ranks:
             return self._counts
         return tuple(self.gather_objects(mine))
 
+    def first_row(self, mine: int) -> int:
+        """The row of `gather_rows` where the `mine` rows of this rank begin."""
+        return sum(self.counts(mine)[: self.rank])
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of `tensor` over the ranks, as a new tensor."""
         total = tensor.clone()

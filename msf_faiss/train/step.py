@@ -11,7 +11,7 @@ from torch import Tensor
 from msf_faiss.distributed.ranks import no_gradient_sync
 from msf_faiss.search.neighbors import Neighbors
 from msf_faiss.train.clock import Clock
-from msf_faiss.train.loss import mean_shift_loss
+from msf_faiss.train.loss import contrastive_loss, mean_shift_loss
 from msf_faiss.train.state import TrainState
 
 
@@ -25,6 +25,7 @@ def train_step(
     learning_rate: float,
     momentum: float,
     precision: torch.dtype = torch.float32,
+    temperature: float | None = None,
     loss_weight: float = 1.0,
     micro_batches: int = 1,
     clock: Clock | None = None,
@@ -43,6 +44,7 @@ def train_step(
         learning_rate: of the online encoder and the predictor.
         momentum: EMA momentum of the target.
         precision: bfloat16 runs the forwards under autocast; any other dtype runs them in the model's own dtype.
+        temperature: of `contrastive_loss`, with the images of all ranks; None: `mean_shift_loss`.
         loss_weight: this rank's ratio of the images of the step, 0..1.
         micro_batches: number of forwards that the batch is divided into, at most B and equal on all ranks. The bank is
             pushed and searched once for the whole batch; batch statistics are those of each micro-batch.
@@ -59,6 +61,7 @@ def train_step(
         targets = state.embed_target(target_view, micro_batches)  # [B, D]
     retrieval = state.retrieve(targets, ids, k, clock)
     losses: list[Tensor] = []
+    first = 0  # row of the micro-batch
     for view in online_view.tensor_split(micro_batches):  # [b, 3, S, S]
         last = len(losses) == micro_batches - 1
         with contextlib.nullcontext() if last else no_gradient_sync(state.network):
@@ -66,7 +69,13 @@ def train_step(
                 queries = state.network(view)  # [b, D]
             means, neighbors = retrieval.result()  # [B, D], [B, K]: the first forward overlaps with the retrieval
             with clock.on_device("backward"):
-                loss = mean_shift_loss(queries, means.tensor_split(micro_batches)[len(losses)])
+                if temperature is None:
+                    loss = mean_shift_loss(queries, means[first : first + len(view)])
+                else:
+                    if not losses:
+                        everyone, mine = state.ranks.gather_rows(means), state.ranks.first_row(len(means))  # [W B, D]
+                    loss = contrastive_loss(queries, everyone, mine + first, temperature)
+                first += len(view)
                 loss = loss * (loss_weight * len(view) / len(online_view))
                 # DDP averages the gradients over the ranks; this loss is a summand.
                 (loss * state.ranks.size).backward()  # type: ignore[no-untyped-call]

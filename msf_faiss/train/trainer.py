@@ -246,6 +246,7 @@ class _Trainer:
                 learning_rate=self.schedule.learning_rate(step),
                 momentum=self.schedule.ema_momentum(step),
                 precision=getattr(torch, config.train.precision),
+                temperature=config.train.temperature,
                 loss_weight=len(ids) / sum(images),
                 micro_batches=max(1, min(config.train.accumulate, min(images) // _MIN_MICRO_BATCH)),
                 clock=self.clock,

@@ -10,7 +10,7 @@ from msf_faiss.config import Config, FolderData, ParquetData, TrainConfig
 from msf_faiss.config.load import config_schema, dump_config, load_config, shipped_configs
 from msf_faiss.errors import UserError
 
-SHIPPED = ["cifar10", "demo", "folder", "imagenet", "imagenet_large", "stl10"]
+SHIPPED = ["cifar10", "cifar10_laptop", "demo", "folder", "imagenet", "imagenet_large", "stl10"]
 
 
 def write(folder: Path, text: str) -> Path:

@@ -64,6 +64,7 @@ KINDS = "must be demo, folder, parquet, webdataset, huggingface, cifar10, cifar1
             "model.backbone.strides: must be as many as depths, one per",
         ),
         ("train: {batch_size: 8, accumulate: 5}", "train.accumulate: must be at most half of batch_size (8), as a"),
+        ("model: {predictor: false}", "model.predictor: false needs a train.temperature: without"),
         (
             "optimizer: {warmup_epochs: 9}\ntrain: {epochs: 9}",
             "optimizer.warmup_epochs: must be below train.epochs (9) unless optimizer.schedule is constant, found 9.0",

@@ -55,7 +55,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return views[0], views[1], torch.arange(100, 100 + BATCH), filling, torch.arange(PUSHED)
 
 
-def dense_step(k: int, micro_batches: int = 1) -> Step:
+def dense_step(k: int, micro_batches: int = 1, temperature: float | None = None) -> Step:
     model = fresh_model()
     online_view, target_view, ids, filling, filling_ids = inputs()
     before = {name: parameter.detach().clone() for name, parameter in model.online.named_parameters()}
@@ -75,6 +75,11 @@ def dense_step(k: int, micro_batches: int = 1) -> Step:
         [(queries[b] - entries[slot]).square().sum() for b in range(BATCH) for slot in nearest[b].tolist()]
     )
     loss = squared.mean()
+    if temperature is not None:
+        means = torch.stack([entries[slots].mean(0) for slots in nearest])
+        cosines = queries @ (means / means.square().sum(1, keepdim=True).sqrt()).T  # [B, B]
+        shares = (cosines / temperature).exp()
+        loss = -(shares.diagonal() / shares.sum(1)).log().mean()
     trained = {n: p for n, p in model.named_parameters() if not n.startswith("target.")}
     gradients = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
     decay = OptimizerConfig().weight_decay
@@ -88,7 +93,15 @@ def dense_step(k: int, micro_batches: int = 1) -> Step:
     )
 
 
-def our_step(k: int, bank: Bank, *, precision: torch.dtype, micro_batches: int = 1, threaded: bool = False) -> Step:
+def our_step(
+    k: int,
+    bank: Bank,
+    *,
+    precision: torch.dtype,
+    micro_batches: int = 1,
+    threaded: bool = False,
+    temperature: float | None = None,
+) -> Step:
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     model = fresh_model().to(dtype)
     online_view, target_view, ids, filling, filling_ids = inputs()
@@ -112,6 +125,7 @@ def our_step(k: int, bank: Bank, *, precision: torch.dtype, micro_batches: int =
         momentum=MOMENTUM,
         precision=precision,
         micro_batches=micro_batches,
+        temperature=temperature,
     )
     assert found.slots.shape == (BATCH, k)
     assert not loss.requires_grad
@@ -137,10 +151,12 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     )
 
 
+@pytest.mark.parametrize("temperature", [None, 0.2])
 @pytest.mark.parametrize("k", [1, 5, 10])
-def test_step_in_float64_matches_the_method(k: int) -> None:
-    expected = dense_step(k)
-    found = our_step(k, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64)
+def test_step_in_float64_matches_the_method(k: int, temperature: float | None) -> None:
+    expected = dense_step(k, temperature=temperature)
+    bank = ReferenceBank(RingSpec(CAPACITY, 24, torch.float64))
+    found = our_step(k, bank, precision=torch.float64, temperature=temperature)
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 1e-9
     assert relative(found.online, expected.online) <= 1e-9
@@ -149,13 +165,13 @@ def test_step_in_float64_matches_the_method(k: int) -> None:
     assert found.ids == expected.ids
 
 
+@pytest.mark.parametrize("temperature", [None, 0.2])
 @pytest.mark.parametrize("micro_batches", [2, 3, 5])
-def test_micro_batches_are_one_step(micro_batches: int) -> None:
+def test_micro_batches_are_one_step(micro_batches: int, temperature: float | None) -> None:
     """Micro-batches of 6, of 4, and of 3 and 2 images, which differ only in their batch statistics."""
-    expected = dense_step(5, micro_batches)
-    found = our_step(
-        5, ReferenceBank(RingSpec(CAPACITY, 24, torch.float64)), precision=torch.float64, micro_batches=micro_batches
-    )
+    expected = dense_step(5, micro_batches, temperature)
+    bank = ReferenceBank(RingSpec(CAPACITY, 24, torch.float64))
+    found = our_step(5, bank, precision=torch.float64, micro_batches=micro_batches, temperature=temperature)
     assert abs(found.loss - expected.loss) <= 1e-9 * expected.loss
     assert relative(found.gradients, expected.gradients) <= 1e-9
     assert relative(found.online, expected.online) <= 1e-9

@@ -41,6 +41,7 @@ def config(
     bank: str = "flat",
     batch_size: int = 16,
     accumulate: int = 1,
+    temperature: float | None = None,
 ) -> Config:
     kinds = {
         "flat": FlatBankConfig(capacity=50, k=3, placement=placement),
@@ -66,6 +67,7 @@ def config(
             device="cpu",
             threads=1,
             batch_norm=batch_norm,
+            temperature=temperature,
         ),
         checkpoint=CheckpointConfig(every_epochs=1, keep_last=10),
         knn=KnnConfig(every_epochs=3, k=5),
@@ -108,7 +110,7 @@ def train(
     [
         (2, config("replicated")),
         (2, config("sharded")),
-        (3, config("sharded", "sync", accumulate=2)),
+        (3, config("sharded", "sync", accumulate=2, temperature=0.2)),
         (3, config("sharded", bank="ivf")),
         (2, config("replicated", bank="ivf")),
     ],
@@ -130,9 +132,9 @@ def test_interrupted_ranks_resume_bit_for_bit(pool: RankPool, tmp_path: Path, si
     assert (len(bank), bank.capacity, bank.pushed) == (50, 50, 12 * 16)
 
 
-@pytest.mark.parametrize("placement", ["replicated", "sharded"])
-def test_two_ranks_match_one_rank(pool: RankPool, tmp_path: Path, placement: str) -> None:
-    settings = config(placement, "sync")
+@pytest.mark.parametrize(("placement", "temperature"), [("replicated", None), ("sharded", None), ("sharded", 0.2)])
+def test_two_ranks_match_one_rank(pool: RankPool, tmp_path: Path, placement: str, temperature: float | None) -> None:
+    settings = config(placement, "sync", temperature=temperature)
     settings = settings.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.005)})
     assert train(ALONE, settings, tmp_path / "one") == "finished 0 to 12"
     assert pool.run(2, train, settings, tmp_path / "two") == ["finished 0 to 12"] * 2
