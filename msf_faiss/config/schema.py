@@ -5,180 +5,15 @@ The string below a field is its description in the JSON Schema and the documenta
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from msf_faiss.config.base import AboveZero, Fraction, Memory, Positive, Section, broken_rule
+from msf_faiss.config.data_schema import DataConfig, DemoData
 
 
-def _expand_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~name without a user of that name: a file whose name starts with ~
-        return path
-
-
-_IMAGE_KEYS = (
-    *("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "avif", "heic", "heif", "hif", "jp2", "j2k"),
-    *("j2c", "jpc", "jpf", "jpx", "jpe", "jfif", "mpo", "gif", "apng", "avifs", "tga", "dib", "pbm", "pnm", "pcx"),
-)
-_MEMORY = r"^\d+(\.\d+)?(MiB|GiB|TiB|MB|GB|TB)$"
-
-
-def _check_memory(value: object) -> object:
-    if isinstance(value, str) and re.match(_MEMORY, value):
-        return value
-    raise PydanticCustomError("memory", "an amount of memory such as 8GiB")
-
-
-def _broken_rule(problem: str, *keys: str) -> PydanticCustomError:
-    """The error of a rule between `keys`, dotted names within the section; `problem` is said of the first."""
-    return PydanticCustomError("rule", "{key}: {problem}", {"key": keys[0], "problem": problem, "keys": keys})
-
-
-_UserPath = Annotated[Path, AfterValidator(_expand_home)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-_AboveZero = Annotated[float, Field(gt=0)]
-Positive = Annotated[int, Field(ge=1)]
-Memory = Annotated[str, Field(pattern=_MEMORY), BeforeValidator(_check_memory)]
-
-
-class _Section(BaseModel):
-    """Base of all sections: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class SourceConfig(_Section):
-    """Settings of every kind of data."""
-
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Number of processes that decode images and make views. "auto": one per core, at most 16; none for images in
-    memory, unless a GPU trains on views of 96 px or more."""
-    cache: Literal["auto", "none", "memory"] = "auto"
-    """Whether to decode all images once, before the first step, and keep them in memory (in that of each rank). "auto":
-    if they take at most an eighth of the free memory. The views are the same either way."""
-    unreadable: Literal["error", "skip"] = "error"
-    """Whether an image that cannot be decoded ends the run ("error") or is left out and counted ("skip")."""
-    unreadable_limit: Annotated[int, Field(ge=0)] = 100
-    """With `unreadable: skip`, the run ends if more images than this are unreadable."""
-    max_pixels: Positive = 178_956_970
-    """Images of more pixels, height times width, are unreadable: decoding one takes at least 3 bytes per pixel."""
-
-
-class DemoData(SourceConfig):
-    """Built-in images: ten kinds of generated textures. Nothing to download."""
-
-    kind: Literal["demo"] = "demo"
-    images: Annotated[int, Field(ge=10)] = 4_000
-    """Number of training images."""
-    test_images: Annotated[int, Field(ge=10)] = 1_000
-    """Number of held-out images; none of them is a training image."""
-    size: Annotated[int, Field(ge=8)] = 32
-    """Height and width, in pixels."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the textures. It is not the run's seed, so runs with different seeds train on the same images."""
-
-
-class CachedSource(SourceConfig):
-    """Settings of data that take long to open the first time, and are indexed on disk for the next."""
-
-    cache_dir: _UserPath | None = None
-    """Folder for lists of large folders, unpacked Parquet files and indices of tar files. null: `msf-faiss` in the
-    user's cache folder."""
-
-
-class FolderData(CachedSource):
-    """Image files in a folder: one subfolder per class, or any tree of unlabelled images."""
-
-    kind: Literal["folder"] = "folder"
-    path: _UserPath
-    """Folder with the training images."""
-    test_path: _UserPath | None = None
-    """Folder with held-out images. null: evaluations use the training images, leaving out the one being classified."""
-    labels: Literal["auto", "folders", "none"] = "auto"
-    """"folders": the first level of subfolders names the class. "none": unlabelled. "auto": "folders" if every image is
-    exactly one level deep, else "none", with a warning if only some images are."""
-
-
-class ParquetData(CachedSource):
-    """Parquet files in the Hugging Face convention: a column `image{bytes, path}` and, optionally, a label."""
-
-    kind: Literal["parquet"] = "parquet"
-    path: _UserPath
-    """File, folder of files (read in the order of their names) or pattern such as train-*.parquet. Of a folder with
-    several splits by the names of the Hugging Face Hub, the training split is used."""
-    test_path: _UserPath | None = None
-    """The same for held-out images; of several splits, the test split is used. null: none."""
-    image_column: str = "image"
-    """Name of the column with the images: structs of bytes and path, plain bytes, or paths."""
-    label_column: str | None = "label"
-    """Name of the column with the classes, integers or text; without it the images are unlabelled. null: ignore
-    labels."""
-
-
-class WebDatasetData(CachedSource):
-    """Local, uncompressed tar files in the WebDataset convention: consecutive files that differ only in their extension
-    form a sample, such as 0001.jpg and 0001.cls."""
-
-    kind: Literal["webdataset"] = "webdataset"
-    path: _UserPath
-    """Tar file, folder of *.tar files (read in the order of their names), or pattern such as train-{0000..0146}.tar. Of
-    a folder with several splits by the names of the Hugging Face Hub, the training split is used."""
-    test_path: _UserPath | None = None
-    """The same for held-out images; of several splits, the test split is used. null: none."""
-    image_keys: Annotated[tuple[str, ...], Field(min_length=1)] = _IMAGE_KEYS
-    """Extensions of image files. Of several images in a sample, the one whose extension comes first here is used;
-    samples without an image are left out and counted."""
-    label_key: str | None = "cls"
-    """Extension of the file with the number of the class; samples without it are unlabelled. null: ignore labels."""
-    class_names: _UserPath | None = None
-    """Text file with the names of the classes, one per line. null: classes are named by their numbers."""
-
-
-class HuggingFaceData(SourceConfig):
-    """Any image data set that the Hugging Face library `datasets` can open."""
-
-    kind: Literal["huggingface"] = "huggingface"
-    path: _UserPath
-    """Folder (written by `save_to_disk`, or of images or Parquet files), or name on the hub, such as ylecun/mnist."""
-    name: str | None = None
-    """Configuration of the data set, if it has several. null: its default."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; a commit pins the data. null: the latest."""
-    split: str = "train"
-    """Split with the training images; parts are written as in train[:80%]."""
-    test_split: str | None = None
-    """Split with held-out images. null: none."""
-    image_column: str = "image"
-    """Name of the column with the images."""
-    label_column: str | None = "label"
-    """Name of the column with the classes; without it the images are unlabelled. null: ignore labels."""
-    cache_dir: _UserPath | None = None
-    """Folder in which `datasets` keeps downloads and converted files. null: its own cache folder (HF_HOME)."""
-
-
-class TorchvisionData(SourceConfig):
-    """A data set that torchvision can download."""
-
-    kind: Literal["cifar10", "cifar100", "stl10"]
-    root: Annotated[_UserPath, Field(validate_default=False)] = Path("data")  # validated JSON has no paths
-    """Folder that contains the data set, or to which it is downloaded."""
-    download: bool = True
-    """Whether to download a missing data set. false: a missing data set is an error."""
-
-
-DataConfig = Annotated[
-    DemoData | FolderData | ParquetData | WebDatasetData | HuggingFaceData | TorchvisionData,
-    Field(discriminator="kind"),
-]
-
-
-class WeakView(_Section):
+class WeakView(Section):
     """Random resized crop and horizontal flip."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
@@ -190,7 +25,7 @@ class WeakView(_Section):
     def _check_crop_scale(self) -> WeakView:
         low, high = self.crop_scale
         if not 0 < low <= high:
-            raise _broken_rule(f"must be two numbers above 0 in ascending order, found [{low}, {high}]", "crop_scale")
+            raise broken_rule(f"must be two numbers above 0 in ascending order, found [{low}, {high}]", "crop_scale")
         return self
 
 
@@ -211,17 +46,17 @@ class StrongView(WeakView):
     """Probability of conversion to grayscale."""
     blur: Fraction = 0.5
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[_AboveZero, _AboveZero] = (0.1, 2.0)
+    blur_sigma: tuple[AboveZero, AboveZero] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     @model_validator(mode="after")
     def _check_blur_sigma(self) -> StrongView:
         if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise _broken_rule(f"must be two numbers in ascending order, found {list(self.blur_sigma)}", "blur_sigma")
+            raise broken_rule(f"must be two numbers in ascending order, found {list(self.blur_sigma)}", "blur_sigma")
         return self
 
 
-class ViewsConfig(_Section):
+class ViewsConfig(Section):
     """The two random views of a training image, and the centre view that evaluations use."""
 
     size: Annotated[int, Field(ge=8)] = 224
@@ -238,7 +73,7 @@ class ViewsConfig(_Section):
     for 224, as in the paper), and `size` below that."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue (from 0 to 1), which is subtracted; by default ImageNet's."""
-    std: tuple[_AboveZero, _AboveZero, _AboveZero] = (0.229, 0.224, 0.225)
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue, by which they are divided; by default ImageNet's."""
 
     @property
@@ -252,11 +87,11 @@ class ViewsConfig(_Section):
     def _check_eval_resize(self) -> ViewsConfig:
         if self.resize < self.size:
             problem = f"must be at least size ({self.size}), the side of the centre crop; found {self.eval_resize}"
-            raise _broken_rule(problem, "eval_resize", "size")
+            raise broken_rule(problem, "eval_resize", "size")
         return self
 
 
-class TorchvisionBackbone(_Section):
+class TorchvisionBackbone(Section):
     """A ResNet of torchvision, randomly initialised."""
 
     kind: Literal["torchvision"] = "torchvision"
@@ -278,7 +113,7 @@ class TorchvisionBackbone(_Section):
     about 32 px."""
 
 
-class NarrowBackbone(_Section):
+class NarrowBackbone(Section):
     """A small residual network of basic blocks, for training on a CPU."""
 
     kind: Literal["narrow"] = "narrow"
@@ -293,14 +128,14 @@ class NarrowBackbone(_Section):
     def _check_strides(self) -> NarrowBackbone:
         if len(self.depths) != len(self.strides):
             problem = f"must be as many as depths, one per stage; found {len(self.strides)} for {len(self.depths)}"
-            raise _broken_rule(problem, "strides", "depths")
+            raise broken_rule(problem, "strides", "depths")
         return self
 
 
 BackboneConfig = Annotated[TorchvisionBackbone | NarrowBackbone, Field(discriminator="kind")]
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The encoder's backbone and heads."""
 
     backbone: BackboneConfig = TorchvisionBackbone()
@@ -313,7 +148,7 @@ class ModelConfig(_Section):
     without one (docs/log.md)."""
 
 
-class RecallCheckConfig(_Section):
+class RecallCheckConfig(Section):
     """The check of an approximate bank's recall: every so many steps, a few queries are also searched exactly."""
 
     every_steps: Positive = 100
@@ -322,7 +157,7 @@ class RecallCheckConfig(_Section):
     """Queries in a check."""
 
 
-class _RingConfig(_Section):
+class _RingConfig(Section):
     """Settings of every kind of bank."""
 
     capacity: Positive | Memory | Literal["dataset"] = 131_072
@@ -345,9 +180,9 @@ class _RingConfig(_Section):
     @model_validator(mode="after")
     def _check_k(self) -> _RingConfig:
         if isinstance(self.capacity, int) and self.k > self.capacity:
-            raise _broken_rule(f"must be at most capacity ({self.capacity}), found {self.k}", "k", "capacity")
+            raise broken_rule(f"must be at most capacity ({self.capacity}), found {self.k}", "k", "capacity")
         if self.max_age is not None and self.k > self.max_age + 1:
-            raise _broken_rule(f"must be at most max_age + 1 ({self.max_age + 1}), found {self.k}", "k", "max_age")
+            raise broken_rule(f"must be at most max_age + 1 ({self.max_age + 1}), found {self.k}", "k", "max_age")
         return self
 
 
@@ -382,7 +217,7 @@ class ScanBankConfig(_RingConfig):
     recall_check: RecallCheckConfig = RecallCheckConfig()
 
 
-class IvfConfig(_Section):
+class IvfConfig(Section):
     """The inverted file (IVF) of an approximate bank."""
 
     lists: Positive | Literal["auto"] = "auto"
@@ -412,13 +247,13 @@ BankConfig = Annotated[
 ]
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """SGD as in the paper, or LARS for large batches."""
 
     kind: Literal["sgd", "lars"] = "sgd"
     """"lars" (You et al., 2017): the update of each weight tensor is proportional to its norm, which keeps batches of
     thousands of images stable; needs the extra `lars`."""
-    learning_rate: _AboveZero = 0.05
+    learning_rate: AboveZero = 0.05
     """Peak learning rate, for `train.batch_size` images or, if it is set, for `base_batch_size` images."""
     base_batch_size: Positive | None = None
     """Scale the learning rate by `train.batch_size` / `base_batch_size` (Goyal et al., 2017). null: do not scale it."""
@@ -427,7 +262,7 @@ class OptimizerConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """With sgd it applies to all parameters (as in the authors' code); with lars not to biases and batch norms, whose
     updates are not made proportional to their norms either (as in BYOL and SimCLR)."""
-    trust: _AboveZero = 0.001
+    trust: AboveZero = 0.001
     """Trust coefficient of lars: norm of an update at learning rate 1, relative to the norm of the weight tensor."""
     schedule: Literal["epoch", "step", "constant"] = "epoch"
     """"epoch" (as in the paper) or "step": cosine decay to zero, updated once per epoch or per step. "constant": no
@@ -440,7 +275,7 @@ class OptimizerConfig(_Section):
         return self.learning_rate * (1 if self.base_batch_size is None else batch_size / self.base_batch_size)
 
 
-class TargetConfig(_Section):
+class TargetConfig(Section):
     """The exponential moving average (EMA) by which the target encoder follows the online encoder."""
 
     momentum: Fraction = 0.99
@@ -449,7 +284,7 @@ class TargetConfig(_Section):
     """EMA momentum at the last step, approached on a cosine. null: constant momentum."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Length, batch size, precision and device of a run."""
 
     epochs: Positive = 200
@@ -465,7 +300,7 @@ class TrainConfig(_Section):
     batch statistics."""
     max_steps: Positive | None = None
     """End after this many steps, without shortening the schedules. null: end after the last epoch."""
-    temperature: _AboveZero | None = None
+    temperature: AboveZero | None = None
     """Contrast the mean of a query's neighbours with those of the other images of the batch, in a softmax of this
     temperature (InfoNCE; with `bank.k: 1` the loss of MoCo v3). Short runs learn far more by it (docs/log.md). null:
     the paper's loss."""
@@ -480,7 +315,7 @@ class TrainConfig(_Section):
     """CPU threads of torch and FAISS. null: one per core."""
     log_every: Positive = 10
     """Steps between two reports on the terminal, in metrics.jsonl and in TensorBoard."""
-    hang_seconds: _AboveZero | None = None
+    hang_seconds: AboveZero | None = None
     """End the process with exit code 75 (start again) if a step takes longer than this. null: never."""
 
     @model_validator(mode="after")
@@ -490,16 +325,16 @@ class TrainConfig(_Section):
                 f"must be at most half of batch_size ({self.batch_size}), as a micro-batch needs two images;"
                 f" found {self.accumulate}"
             )
-            raise _broken_rule(problem, "accumulate", "batch_size")
+            raise broken_rule(problem, "accumulate", "batch_size")
         return self
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When checkpoints are written, and which are kept."""
 
     every_epochs: Positive = 10
     """Epochs between two checkpoints; the end of the run always writes one."""
-    every_minutes: _AboveZero | None = 30.0
+    every_minutes: AboveZero | None = 30.0
     """Also write a checkpoint at the first step that is this many minutes after the last one. null: only after
     epochs."""
     background: bool = True
@@ -511,7 +346,7 @@ class CheckpointConfig(_Section):
     """Also keep checkpoints whose epoch is a multiple of this. null: none."""
 
 
-class KnnConfig(_Section):
+class KnnConfig(Section):
     """kNN evaluations during training; without labels there are none."""
 
     every_epochs: Positive | None = 10
@@ -522,7 +357,7 @@ class KnnConfig(_Section):
     """Most training and most held-out images to use; of larger sets a fixed sample."""
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that determines a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -541,7 +376,7 @@ class Config(_Section):
     def _check_predictor(self) -> Config:
         if not self.model.predictor and self.train.temperature is None:
             problem = "false needs a train.temperature: without a predictor or a contrast, all embeddings become equal"
-            raise _broken_rule(problem, "model.predictor", "train.temperature")
+            raise broken_rule(problem, "model.predictor", "train.temperature")
         return self
 
     @model_validator(mode="after")
@@ -549,5 +384,5 @@ class Config(_Section):
         warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
         if warmup >= epochs and self.optimizer.schedule != "constant":
             problem = f"must be below train.epochs ({epochs}) unless optimizer.schedule is constant, found {warmup}"
-            raise _broken_rule(problem, "optimizer.warmup_epochs", "train.epochs", "optimizer.schedule")
+            raise broken_rule(problem, "optimizer.warmup_epochs", "train.epochs", "optimizer.schedule")
         return self

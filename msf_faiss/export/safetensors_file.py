@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from msf_faiss.config import BackboneConfig
-from msf_faiss.config.schema import Positive
+from msf_faiss.config.base import Positive
 from msf_faiss.embeddings.encoder import TrainedEncoder
 from msf_faiss.errors import UserError
 from msf_faiss.export.torchvision_timm import WEIGHTS, weights_of
